@@ -1,0 +1,1 @@
+"""Agents that learn in, or stand as references beside, the environments."""

@@ -1,0 +1,1 @@
+"""The main job, speed and result scripts."""

@@ -1,0 +1,28 @@
+"""Shared fixtures: where the research data lie, and one torch thread."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("VMR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of the research data and goldens; tests that need it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"research data not found at {SHARED} (set VMR_SHARED)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def data(shared: Path) -> Path:
+    """Folder of annotations and predictions."""
+    return shared / "data"
+
+
+@pytest.fixture(scope="session")
+def goldens(shared: Path) -> Path:
+    """Folder of GIRL-DETR reference tensors."""
+    return shared / "girl_detr" / "goldens"
