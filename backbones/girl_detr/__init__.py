@@ -1,0 +1,1 @@
+"""GIRL-DETR: the moment retrieval backbone."""
