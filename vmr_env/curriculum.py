@@ -1,0 +1,239 @@
+"""TPRL's three stages and its published schedules, as data.
+
+`STAGES` is the one table of the curriculum. The environments read from it which potential rewards a step,
+where an episode starts and which actions are free; the TPRL trainer (`agents.tprl`) reads what is trained and
+with which loss coefficients. `SCHEDULES` names the published schedules; `coefficients` evaluates one of them.
+"""
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """Multiplier of a loss coefficient within one phase: a linear rise, then level."""
+
+    height: float = 1.0
+    """Level at the end of the rise; 0 switches the loss off."""
+    epochs: int | None = 0
+    """Epochs until `height` is reached: 0 for at once, None for the last epoch of the phase."""
+
+    def at(self, epoch: int, length: int) -> float:
+        """Multiplier at `epoch` (from 0) of a phase of `length` epochs."""
+        rise = length if self.epochs is None else self.epochs
+        return self.height * min(1.0, (epoch + 1) / rise) if rise else self.height
+
+
+OFF = Ramp(0.0)
+FULL = Ramp()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of the curriculum, for the environments and for the TPRL trainer."""
+
+    number: int
+    """1, 2 or 3, as in environment ids and `set_stage`."""
+    name: str
+    """What the stage does, in one word or two."""
+    trains: tuple[str, ...]
+    """Modules of the detection head that a loss of this stage reaches."""
+    reward: str
+    """Name of the potential whose gain rewards a step of the environment."""
+    start: str
+    """Where an episode starts: "top" is the backbone's best proposal, "sampled" a random one of the best
+    `start_k`."""
+    start_k: int
+    """Number of best proposals that an episode may start from."""
+    actions: frozenset[str]
+    """Free action groups among "move", "switch" and "stop"; the others are masked."""
+    top1: float
+    """Coefficient of the top-1 refinement loss L_top1 (not scaled by the schedule)."""
+    span: Ramp
+    """Multiplier of the schedule's coefficient for L_span, the reward-weighted span regression."""
+    score: Ramp
+    """Multiplier of the schedule's coefficient for L_score, the policy gradient over proposals."""
+    decays: bool
+    """Whether the schedule's decay applies in this stage."""
+
+
+STAGES: dict[int, Stage] = {
+    stage.number: stage
+    for stage in (
+        # Analogue of L1 + GIoU on the best-scored proposal; GIoU also guides spans that miss the moment.
+        Stage(
+            number=1,
+            name="top-1 refinement",
+            trains=("span_embed",),
+            reward="giou",
+            start="top",
+            start_k=1,
+            actions=frozenset({"move", "stop"}),
+            top1=1.0,
+            span=OFF,
+            score=OFF,
+            decays=False,
+        ),
+        # Refinement learnt from any good proposal, so that choosing among them later does not cost precision.
+        Stage(
+            number=2,
+            name="reward-weighted refinement",
+            trains=("span_embed",),
+            reward="tiou",
+            start="sampled",
+            start_k=3,
+            actions=frozenset({"move", "stop"}),
+            top1=1.0,
+            span=Ramp(epochs=None),
+            score=OFF,
+            decays=False,
+        ),
+        # Everything free: the choice among proposals joins the moves.
+        Stage(
+            number=3,
+            name="policy gradient",
+            trains=("span_embed", "class_embed"),
+            reward="tiou",
+            start="top",
+            start_k=1,
+            actions=frozenset({"move", "switch", "stop"}),
+            top1=1.0,
+            span=FULL,
+            score=Ramp(epochs=10),
+            decays=True,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A run of epochs under one rule for the loss coefficients."""
+
+    epochs: int
+    """Length of the phase; 0 leaves it out."""
+    stage: int | None
+    """Stage of the curriculum; None for schedules without stages."""
+    span: Ramp
+    """Multiplier for L_span."""
+    score: Ramp
+    """Multiplier for L_score."""
+    cosine: bool = False
+    """Multiply both by 0.2 + 0.4 (1 + cos(pi t)), t from 0 to 1 over the phase: a decay from 1 to 0.2."""
+
+    def multipliers(self, epoch: int) -> tuple[float, float]:
+        """Multipliers (score, span) at `epoch`, counted from 0 within the phase."""
+        decay = 0.2 + 0.4 * (1 + math.cos(math.pi * epoch / self.epochs)) if self.cosine else 1.0
+        return self.score.at(epoch, self.epochs) * decay, self.span.at(epoch, self.epochs) * decay
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Phases in order, and the coefficient that their multipliers scale."""
+
+    rl_coef: float
+    """Full coefficient of L_score and L_span (the published option `rl_coef`)."""
+    phases: tuple[Phase, ...]
+    """The phases, in order."""
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs of the whole schedule."""
+        return sum(phase.epochs for phase in self.phases)
+
+
+class Coefficients(NamedTuple):
+    """Loss coefficients of one epoch."""
+
+    stage: int | None
+    """Stage of the curriculum; None for schedules without stages."""
+    score: float
+    """Coefficient of L_score."""
+    span: float
+    """Coefficient of L_span."""
+
+
+def three_stages(
+    rl_coef: float, epochs: tuple[int, int, int], *, cosine: bool = False, span_only: bool = False
+) -> Schedule:
+    """Build a schedule through the three stages of `STAGES`.
+
+    Args:
+        rl_coef: Full coefficient of L_score and L_span.
+        epochs: Length of each stage; 0 leaves a stage out.
+        cosine: Cosine decay to a fifth over the stages that decay (stage 3).
+        span_only: Leave L_score out of every stage.
+
+    Raises:
+        ValueError: A length is negative or all are 0.
+    """
+    if min(epochs) < 0 or sum(epochs) == 0:
+        raise ValueError(f"epochs must be three lengths >= 0, not all 0; got {epochs}")
+    return Schedule(
+        rl_coef,
+        tuple(
+            Phase(
+                length,
+                stage.number,
+                span=stage.span,
+                score=OFF if span_only else stage.score,
+                cosine=cosine and stage.decays,
+            )
+            for stage, length in zip(STAGES.values(), epochs, strict=True)
+        ),
+    )
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "charades": three_stages(0.03, (8, 12, 60), cosine=True),
+    "charades_v15c": three_stages(0.03, (20, 20, 40)),
+    "charades_span_only": three_stages(0.03, (8, 12, 60), cosine=True, span_only=True),
+    "qvhighlights": three_stages(0.05, (20, 20, 20)),
+    "tacos": three_stages(0.02, (10, 10, 40)),
+    "linear": Schedule(0.1, (Phase(20, None, span=Ramp(epochs=10), score=Ramp(epochs=10)),)),
+    "constant": Schedule(0.1, (Phase(5, None, span=FULL, score=FULL),)),
+}
+"""Published schedules: one per training script, and the variants that the published options allow."""
+
+
+def get_stage(number: int) -> Stage:
+    """Stage `number` of the curriculum.
+
+    Raises:
+        ValueError: There is no such stage.
+    """
+    if number not in STAGES:
+        raise ValueError(f"stage must be one of {sorted(STAGES)}, got {number!r}")
+    return STAGES[number]
+
+
+def get_schedule(name: str) -> Schedule:
+    """Published schedule `name`.
+
+    Raises:
+        ValueError: There is no such schedule; the message suggests the nearest name.
+    """
+    if name not in SCHEDULES:
+        near = difflib.get_close_matches(name, SCHEDULES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown schedule {name!r}, expected one of {sorted(SCHEDULES)}{hint}")
+    return SCHEDULES[name]
+
+
+def coefficients(schedule: Schedule | str, epoch: int) -> Coefficients:
+    """Stage and loss coefficients at `epoch` (counted from 0) of a schedule or of a published one by name.
+
+    Raises:
+        ValueError: The name is unknown or the schedule has no such epoch.
+    """
+    if isinstance(schedule, str):
+        schedule = get_schedule(schedule)
+    left = epoch
+    for phase in schedule.phases:
+        if 0 <= left < phase.epochs:
+            score, span = phase.multipliers(left)
+            return Coefficients(phase.stage, schedule.rl_coef * score, schedule.rl_coef * span)
+        left -= phase.epochs
+    raise ValueError(f"epoch must be from 0 to {schedule.epochs - 1}, got {epoch}")
