@@ -1,0 +1,66 @@
+"""One error class for bad data, and the problem records it carries."""
+
+import reprlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+SHOWN_PROBLEMS = 20
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+_short.maxlist = _short.maxtuple = _short.maxarray = _short.maxdict = 4
+_short.maxlevel = 3
+
+
+def shorten(value: object) -> str:
+    """`repr` of a value, cut so that a million-character line still gives a readable message."""
+    return _short.repr(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in a file or an argument.
+
+    Attributes:
+        where: file path or argument name.
+        row: line of the file, or position in a list of rows, counted from 1; None for the whole input.
+        field: name of the field, with an index where one element is meant (`relevant_windows[2]`).
+        message: the value found and what was expected.
+        severity: "error" stops a reader; "warning" is legal but deserves a look, and only validators tell it.
+    """
+
+    where: str
+    row: int | None
+    field: str | None
+    message: str
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        row = "" if self.row is None else f", row {self.row}"
+        field = "" if self.field is None else f", {self.field}"
+        return f"{self.where}{row}{field}: {self.message}"
+
+
+class DataError(ValueError):
+    """Data that cannot be used as they are: unreadable files, broken rows, arguments that do not fit.
+
+    The message lists the first problems and counts the rest; `problems` has them all.
+    """
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        if not self.problems:
+            raise ValueError("a DataError needs at least one problem")
+        lines = [str(problem) for problem in self.problems[:SHOWN_PROBLEMS]]
+        if hidden := len(self.problems) - len(lines):
+            lines.append(f"… and {hidden} more problems")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type["DataError"], tuple[tuple[Problem, ...]]]:
+        # Exceptions pickle by their message; worker processes need the problems back.
+        return type(self), (self.problems,)
+
+
+class DataWarning(UserWarning):
+    """Data were changed by a rule the caller asked for; the message counts how often."""

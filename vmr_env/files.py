@@ -1,0 +1,92 @@
+"""Reading and writing whole text files, plain or gzipped by suffix; every failure is one `DataError`."""
+
+import contextlib
+import gzip
+import os
+import secrets
+import zlib
+from pathlib import Path
+from typing import TypeAlias
+
+from vmr_env.errors import DataError, Problem, shorten
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+_BOM = b"\xef\xbb\xbf"
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def _fail(path: PathLike, message: str, row: int | None = None) -> DataError:
+    return DataError(Problem(os.fspath(path), row, None, message))
+
+
+def _read_bytes(path: PathLike) -> bytes:
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        missing = path if path.parent.is_dir() else path.parent
+        raise _fail(path, f"{missing} does not exist; expected a readable file") from None
+    except IsADirectoryError:
+        raise _fail(path, "is a folder; expected a file") from None
+    except (OSError, ValueError) as error:
+        raise _fail(path, f"cannot be read ({error}); expected a readable file") from error
+    if path.suffix != ".gz":
+        if raw.startswith(_GZIP_MAGIC):
+            raise _fail(path, "holds gzip data; expected plain text, or a name that ends in .gz")
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _fail(
+            path, f"is no complete gzip file ({error}); expected one, as its name ends in .gz"
+        ) from error
+
+
+def read_lines(path: PathLike) -> list[str]:
+    """Lines of a UTF-8 text file, without line ends; `.gz` files are unpacked.
+
+    Raises:
+        DataError: the file is missing, a folder, unreadable, damaged, empty, or not plain UTF-8.
+    """
+    raw = _read_bytes(path)
+    if not raw.strip():
+        raise _fail(path, "is empty; expected one row per line")
+    if raw.startswith(_BOM):
+        raise _fail(path, "starts with a byte-order mark; expected UTF-8 without one", row=1)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        row = raw.count(b"\n", 0, error.start) + 1
+        found = shorten(raw[error.start : error.start + 8])
+        raise _fail(path, f"bytes {found} are not UTF-8 text ({error.reason})", row) from None
+    # Not str.splitlines: it also splits at characters that may stand inside a JSON string.
+    return text.removesuffix("\n").split("\n")
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write a UTF-8 text file in one step: the target is either replaced whole or left as it was.
+
+    Names that end in `.gz` are compressed, without name and time stamp, so that equal text gives equal bytes.
+
+    Raises:
+        DataError: the folder is missing, the target is a folder, or writing fails; nothing is left behind.
+    """
+    path = Path(path)
+    raw = text.encode("utf-8")
+    if path.suffix == ".gz":
+        raw = gzip.compress(raw, mtime=0)
+    # Beside the target, so that it can be renamed onto it.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, ValueError) as error:
+        message = f"cannot be written ({error}); expected a file in an existing, writable folder"
+        raise _fail(path, message) from error
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            os.unlink(temporary)

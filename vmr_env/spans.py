@@ -1,0 +1,70 @@
+"""Pure functions on spans: arrays (..., 2) of [start, end], in any one unit, broadcasting over leading axes.
+
+The metrics module keeps the evaluators' own two IoU formulas, whose last bits differ from each other.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+
+
+def lengths(spans: Floats) -> Floats:
+    """Length of each span: (..., 2) -> (...)."""
+    result: Floats = spans[..., 1] - spans[..., 0]
+    return result
+
+
+def intersection(a: Floats, b: Floats) -> Floats:
+    """Length of the common part of two spans, 0 where they do not meet: (..., 2), (..., 2) -> (...)."""
+    overlap = np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0])
+    result: Floats = np.maximum(overlap, 0)
+    return result
+
+
+def tiou(a: Floats, b: Floats) -> Floats:
+    """Temporal intersection over union: (..., 2), (..., 2) -> (...), in [0, 1].
+
+    Two empty spans have a union of 0 and a tIoU of 0, also at the same place.
+    """
+    common = intersection(a, b)
+    union = lengths(a) + lengths(b) - common
+    positive = union > 0
+    result: Floats = np.where(positive, common / np.where(positive, union, 1), 0)
+    return result
+
+
+def best_tiou(spans: Floats, moments: Floats, counts: NDArray[np.integer[Any]] | None = None) -> Floats:
+    """Highest tIoU with any of a query's moments: (..., 2), (..., M, 2) -> (...).
+
+    `counts` (...) says how many of the M moments are real where the rest is padding; None means all M.
+    """
+    overlaps = tiou(spans[..., None, :], moments)
+    if counts is not None:
+        overlaps = np.where(np.arange(moments.shape[-2]) < counts[..., None], overlaps, 0)
+    result: Floats = overlaps.max(axis=-1)
+    return result
+
+
+def pairwise_tiou(a: Floats, b: Floats) -> Floats:
+    """tIoU of every span of `a` with every span of `b`: (..., A, 2), (..., B, 2) -> (..., A, B)."""
+    return tiou(a[..., :, None, :], b[..., None, :, :])
+
+
+def clip(spans: Floats, low: float | Floats, high: float | Floats) -> Floats:
+    """Both boundaries moved into [low, high]; a span outside becomes empty at the border."""
+    result: Floats = np.clip(spans, low, high)
+    return result
+
+
+def to_cxw(spans: Floats) -> Floats:
+    """[start, end] -> [centre, width]."""
+    return np.stack([(spans[..., 0] + spans[..., 1]) / 2, spans[..., 1] - spans[..., 0]], axis=-1)
+
+
+def from_cxw(cxw: Floats) -> Floats:
+    """[centre, width] -> [start, end]."""
+    half = cxw[..., 1] / 2
+    return np.stack([cxw[..., 0] - half, cxw[..., 0] + half], axis=-1)
