@@ -1,6 +1,6 @@
 """Detection head: from decoder states to class logits, spans and IoU estimates.
 
-A module of its own because it is all that reinforcement learning may change; everything before it stays frozen.
+A module of its own because it is all that reinforcement learning may change: what comes before stays frozen.
 """
 
 from typing import NamedTuple
@@ -41,7 +41,7 @@ class DetectionHead(nn.Module):
         self.iou_embed = MLP(hidden_dim, hidden_dim, 1, 3)
 
     def forward(self, states: Tensor, references: Tensor) -> Detections:
-        """Detections for ``states (..., Q, d)`` and their ``references (..., Q, 2)``, spans as (centre, width)."""
+        """Detections for ``states (..., Q, d)`` and ``references (..., Q, 2)``, spans as (centre, width)."""
         return Detections(
             logits=self.class_embed(states),
             spans=torch.sigmoid(self.span_embed(states) + inverse_sigmoid(references)),

@@ -1,0 +1,181 @@
+"""Decoder with anchor references: each query is an anchor (centre, width), moved by every layer."""
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from backbones.girl_detr.config import GirlDetrConfig
+from backbones.girl_detr.layers import (
+    MLP,
+    Dropout,
+    FeedForward,
+    attend,
+    inverse_sigmoid,
+    residual,
+    split_heads,
+)
+from backbones.girl_detr.positions import span_positions
+from backbones.girl_detr.tgg import TextGuidedGating
+
+ANCHOR_WIDTH_FLOOR = 0.01
+
+
+class DecoderStates(NamedTuple):
+    """What the decoder says about its queries, one entry per layer."""
+
+    states: Tensor  # (layers, B, Q, d)
+    references: Tensor  # (layers, B, Q, 2): the anchor (centre, width) that each layer started from
+
+
+class AnchorSelfAttention(nn.Module):
+    """Self-attention among queries; projections of content and of anchor position are added."""
+
+    def __init__(self, config: GirlDetrConfig) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.heads, self.p = config.nheads, config.dropout
+        self.query_content, self.query_position = nn.Linear(width, width), nn.Linear(width, width)
+        self.key_content, self.key_position = nn.Linear(width, width), nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        """Map content ``x (B, Q, d)`` of queries at ``position (B, Q, d)`` to the same shape."""
+        query = self.query_content(x) + self.query_position(position)
+        key = self.key_content(x) + self.key_position(position)
+        q, k, v = (split_heads(y, self.heads) for y in (query, key, self.value(x)))
+        return cast(Tensor, self.out(attend(q, k, v, None, self.p if self.training else 0.0)))
+
+
+class AnchorCrossAttention(nn.Module):
+    """Attention from queries to clips; in each head, content and position stand side by side.
+
+    Only the first layer also adds the positions to the contents: ``adds_position``.
+    """
+
+    def __init__(self, config: GirlDetrConfig, adds_position: bool) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.heads, self.p = config.nheads, config.dropout
+        self.query_content, self.query_sine = nn.Linear(width, width), nn.Linear(width, width)
+        self.key_content, self.key_position = nn.Linear(width, width), nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.query_position = nn.Linear(width, width) if adds_position else None
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        sine: Tensor,
+        memory: Tensor,
+        memory_positions: Tensor,
+        visible: Tensor,
+    ) -> Tensor:
+        """Read ``memory (B, Lv, d)``; content ``x``, ``position``, modulated ``sine`` are ``(B, Q, d)``."""
+        query, key, key_place = (
+            self.query_content(x),
+            self.key_content(memory),
+            self.key_position(memory_positions),
+        )
+        if self.query_position is not None:
+            query, key = query + self.query_position(position), key + key_place
+        q, q_place, k, k_place, v = (
+            split_heads(y, self.heads)
+            for y in (query, self.query_sine(sine), key, key_place, self.value(memory))
+        )
+        p = self.p if self.training else 0.0
+        return cast(
+            Tensor, self.out(attend(torch.cat((q, q_place), -1), torch.cat((k, k_place), -1), v, visible, p))
+        )
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention, feed-forward, each with residual and norm."""
+
+    def __init__(self, config: GirlDetrConfig, first: bool) -> None:
+        super().__init__()
+        width, p = config.hidden_dim, config.dropout
+        self.pre_norm = config.pre_norm
+        self.self_attention = AnchorSelfAttention(config)
+        self.cross_attention = AnchorCrossAttention(config, adds_position=first)
+        self.feed_forward = FeedForward(width, config.dim_feedforward, p)
+        self.dropout = Dropout(p)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        sine: Tensor,
+        memory: Tensor,
+        memory_positions: Tensor,
+        visible: Tensor,
+    ) -> Tensor:
+        """Map content ``x (B, Q, d)`` to the same shape; other arguments as in `AnchorCrossAttention`."""
+
+        def read_queries(y: Tensor) -> Tensor:
+            return cast(Tensor, self.dropout(self.self_attention(y, position)))
+
+        def read_memory(y: Tensor) -> Tensor:
+            read = self.cross_attention(y, position, sine, memory, memory_positions, visible)
+            return cast(Tensor, self.dropout(read))
+
+        x = residual(x, read_queries, self.norm1, self.pre_norm)
+        x = residual(x, read_memory, self.norm2, self.pre_norm)
+        return residual(x, lambda y: self.dropout(self.feed_forward(y)), self.norm3, self.pre_norm)
+
+
+class Decoder(nn.Module):
+    """Decoder layers around anchors that are learned at first and then moved layer by layer."""
+
+    def __init__(self, config: GirlDetrConfig) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.anchors = nn.Parameter(torch.randn(config.num_queries, 2))  # logits of (centre, width)
+        self.content: Tensor  # (Q, d): what the queries start from, learned or the official zeros
+        if config.repaired("query_content"):
+            self.content = nn.Parameter(torch.randn(config.num_queries, width))
+        else:
+            self.register_buffer("content", torch.zeros(config.num_queries, width), persistent=False)
+        self.width_floor = ANCHOR_WIDTH_FLOOR if config.repaired("anchor_width_floor") else 0.0
+        self.tgg = TextGuidedGating(config) if config.decoder_sent_gate else None
+        self.layers = nn.ModuleList(DecoderLayer(config, first=i == 0) for i in range(config.dec_layers))
+        self.norm = nn.LayerNorm(width)
+        self.position_head = MLP(width, width, width, 2)
+        self.sine_scale = MLP(width, width, width, 2)
+        self.width_head = MLP(width, width, 1, 2)
+        self.anchor_update = MLP(width, width, 2, 3)
+
+    def forward(
+        self, memory: Tensor, memory_positions: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor
+    ) -> DecoderStates:
+        """Decode ``memory (B, Lv, d)`` with ``video_mask (B, Lv)``; ``text (B, Lt, d)`` guides the gate."""
+        batch, visible = len(memory), video_mask.bool()[:, None, None]
+        reference = self.anchors.sigmoid().expand(batch, -1, -1)
+        x = self.content.expand(batch, -1, -1)
+        states, references = [], [reference]
+        for i, layer in enumerate(self.layers):
+            anchor = (
+                reference if i == 0 else reference.detach()
+            )  # the loss of a layer moves its own anchors only
+            sine = span_positions(anchor, x.shape[-1])
+            position = self.position_head(sine)
+            if i > 0:
+                sine = sine * self.sine_scale(x)
+            sine = sine * self._modulation(x, anchor)
+            if i == 0 and self.tgg is not None:
+                x = self.tgg(x, text, text_mask)
+            x = layer(x, position, sine, memory, memory_positions, visible)
+            states.append(self.norm(x))
+            if i + 1 < len(self.layers):
+                reference = torch.sigmoid(self.anchor_update(x) + inverse_sigmoid(anchor))
+                references.append(reference)
+        return DecoderStates(torch.stack(states), torch.stack(references))
+
+    def _modulation(self, x: Tensor, anchor: Tensor) -> Tensor:
+        """Expected width over anchor width, ``(B, Q, 1)``."""
+        return cast(Tensor, self.width_head(x).sigmoid()) / anchor[..., 1:].clamp(min=self.width_floor)
