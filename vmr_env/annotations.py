@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.errors import DataError, DataWarning, Problem, shorten
 from vmr_env.files import PathLike, read_lines
-from vmr_env.rows import Qid, Row, check_unique_qids, read_rows
+from vmr_env.rows import Fault, Qid, Row, collect, given_rows, identity_faults, is_number, read_rows
 
 PastEnd: TypeAlias = Literal["error", "clip", "keep"]
 """What to do with moments that end after the video.
@@ -27,6 +27,8 @@ as they stand, as the official evaluator scores them.
 
 SALIENCY_CLIP_SECONDS = 2.0
 """Length of the clips that saliency annotations rate; the official evaluator knows no other."""
+
+MAX_RATING = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,64 +57,52 @@ class Annotation:
     saliency: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
-        problems = list(check_identity(self.qid, self.vid, self.query))
-        duration = self.duration
-        if not (np.isfinite(duration) and duration > 0):
-            problems.append(("duration", f"is {shorten(duration)}; expected seconds, finite and above 0"))
-        moments = np.asarray(self.moments, dtype=np.float64)
-        object.__setattr__(self, "moments", moments)
-        if moments.ndim != 2 or moments.shape[1] != 2 or not len(moments):
-            problems.append(
-                ("relevant_windows", f"has shape {moments.shape}; expected at least one [start, end]")
-            )
+        problems = [*identity_faults(self.qid, self.vid, self.query), *self._faults()]
+        if problems:
+            raise DataError(Problem("Annotation", None, field, message) for field, message in problems)
+        object.__setattr__(self, "moments", np.asarray(self.moments, dtype=np.float64))
+
+    def _faults(self) -> Iterable[Fault]:
+        known = is_number(self.duration) and 0 < self.duration < np.inf
+        if not known:
+            yield "duration", f"is {shorten(self.duration)}; expected seconds, finite and above 0"
+        moments = np.asarray(self.moments)
+        if moments.ndim != 2 or moments.shape[1] != 2 or not len(moments) or moments.dtype.kind not in "fiu":
+            yield "relevant_windows", f"is {shorten(self.moments)}; expected one or more [start, end]"
         else:
             for i, (start, end) in enumerate(moments.tolist()):
                 if not 0 <= start < end < np.inf:
-                    message = f"is {shorten([start, end])}; expected finite seconds with 0 <= start < end"
-                    problems.append((f"relevant_windows[{i}]", message))
-        if self.clip_ids is not None or self.saliency is not None:
-            problems.extend(self._check_saliency())
-        if problems:
-            raise DataError(Problem("Annotation", None, field, message) for field, message in problems)
+                    message = f"is [{start}, {end}]; expected finite seconds with 0 <= start < end"
+                    yield f"relevant_windows[{i}]", message
+        if self.clip_ids is not None and self.saliency is not None:
+            yield from self._saliency_faults(self.clip_ids, self.saliency, self.duration if known else np.inf)
+        elif self.clip_ids is not None:
+            yield "saliency_scores", "is missing; expected it beside relevant_clip_ids"
+        elif self.saliency is not None:
+            yield "relevant_clip_ids", "is missing; expected it beside saliency_scores"
 
-    def _check_saliency(self) -> Iterable[tuple[str, str]]:
-        if self.clip_ids is None or self.saliency is None:
-            given, absent = ("relevant_clip_ids", "saliency_scores")[:: 1 if self.saliency is None else -1]
-            yield absent, f"is missing; expected it beside {given}"
-            return
-        ids = np.asarray(self.clip_ids)
-        scores = np.asarray(self.saliency)
-        if ids.ndim != 1:
-            yield "relevant_clip_ids", f"has shape {ids.shape}; expected a list of clip numbers"
-        elif scores.shape != (len(ids), 3):
-            yield (
-                "saliency_scores",
-                f"has shape {scores.shape}; expected ({len(ids)}, 3), three ratings per clip",
+    @staticmethod
+    def _saliency_faults(
+        clip_ids: NDArray[np.int64], saliency: NDArray[np.int64], duration: float
+    ) -> Iterable[Fault]:
+        found = shorten(clip_ids.tolist())
+        if clip_ids.ndim != 1 or saliency.shape != (len(clip_ids), 3):
+            message = (
+                f"has shape {saliency.shape} for clips of shape {clip_ids.shape}; expected three per clip"
             )
-        elif (
-            not (np.mod(ids, 1) == 0).all()
-            or (ids < 0).any()
-            or (ids * SALIENCY_CLIP_SECONDS >= self.duration).any()
-        ):
-            message = f"is {shorten(ids.tolist())}; expected whole numbers of clips inside {self.duration} s"
-            yield "relevant_clip_ids", message
-        elif len(np.unique(ids)) < len(ids):
-            yield "relevant_clip_ids", f"is {shorten(ids.tolist())}; expected each clip once"
-        elif not np.isin(scores, range(5)).all():
-            i = int(np.flatnonzero(~np.isin(scores, range(5)).all(axis=1))[0])
-            yield f"saliency_scores[{i}]", f"is {shorten(scores[i].tolist())}; expected whole numbers 0 to 4"
-        else:
-            object.__setattr__(self, "clip_ids", ids.astype(np.int64))
-            object.__setattr__(self, "saliency", scores.astype(np.int64))
-
-
-def check_identity(qid: object, vid: object, query: object) -> Iterable[tuple[str, str]]:
-    """(field, message) for each of the three that is no usable name."""
-    if isinstance(qid, bool) or not isinstance(qid, (int, str)) or qid == "":
-        yield "qid", f"is {shorten(qid)}; expected an int or a non-empty string"
-    for field, value in (("vid", vid), ("query", query)):
-        if not isinstance(value, str) or not value.strip():
-            yield field, f"is {shorten(value)}; expected a non-empty string"
+            yield "saliency_scores", message
+        elif not len(clip_ids):
+            return
+        elif clip_ids.min() < 0 or clip_ids.max() >= duration // SALIENCY_CLIP_SECONDS:
+            yield "relevant_clip_ids", f"is {found}; expected two-second clips of a video of {duration} s"
+        elif len(set(clip_ids.tolist())) < len(clip_ids):
+            yield "relevant_clip_ids", f"is {found}; expected each clip once"
+        elif saliency.min() < 0 or saliency.max() > MAX_RATING:
+            i = int(((saliency < 0) | (saliency > MAX_RATING)).any(axis=1).argmax())
+            yield (
+                f"saliency_scores[{i}]",
+                f"is {saliency[i].tolist()}; expected ratings from 0 to {MAX_RATING}",
+            )
 
 
 def read_annotations(path: PathLike, *, past_end: PastEnd = "error") -> list[Annotation]:
@@ -128,93 +118,91 @@ def read_annotations(path: PathLike, *, past_end: PastEnd = "error") -> list[Ann
     Raises:
         DataError: all problems of the file at once.
     """
-    annotations, problems = parse_annotations(path, past_end=past_end)
+    problems: list[Problem] = []
+    annotations = parse_annotations(path, problems, past_end=past_end)
     if problems:
         raise DataError(problems)
     return annotations
 
 
-def parse_annotations(path: PathLike, *, past_end: PastEnd) -> tuple[list[Annotation], list[Problem]]:
-    """Usable rows of an annotation file, and the problems of all others."""
-    problems: list[Problem] = []
-    annotations = annotations_of_rows(os.fspath(path), read_rows(path, problems), problems, past_end)
-    return annotations, sorted(problems, key=lambda problem: problem.row or 0)
+def parse_annotations(path: PathLike, problems: list[Problem], *, past_end: PastEnd) -> list[Annotation]:
+    """Usable rows of an annotation file; the problems of the others are added to `problems`."""
+    return _collect(os.fspath(path), read_rows(path, problems), problems, past_end)
 
 
-def annotations_of_rows(
-    where: str, rows: Iterable[Row], problems: list[Problem], past_end: PastEnd
+def annotations_from(
+    rows: Iterable[Annotation | Mapping[str, Any]], where: str, *, past_end: PastEnd = "error"
 ) -> list[Annotation]:
-    """Annotations of checked rows; what does not fit is added to `problems`."""
+    """Rows made in memory: `Annotation` objects as they are, dicts with the fields of a file under its rules.
+
+    Args:
+        rows: the rows.
+        where: name of the argument, for messages.
+        past_end: rule for moments of dicts that end after the video; see `PastEnd`.
+
+    Raises:
+        DataError: all problems at once.
+    """
+    problems: list[Problem] = []
+    annotations = _collect(where, given_rows(where, rows, Annotation, problems), problems, past_end)
+    if problems:
+        raise DataError(problems)
+    return annotations
+
+
+def _collect(
+    where: str, rows: Iterable[tuple[int, Row | Annotation]], problems: list[Problem], past_end: PastEnd
+) -> list[Annotation]:
     if past_end not in ("error", "clip", "keep"):
         raise DataError(
             Problem("past_end", None, None, f'is {past_end!r}; expected "error", "clip" or "keep"')
         )
-    annotations: list[Annotation] = []
-    numbers: list[int] = []
     clipped = 0
-    for row in rows:
+
+    def build(row: Row) -> Annotation | None:
+        nonlocal clipped
         annotation = _annotation(row)
         if annotation is not None and past_end != "keep":
-            changed = _settle_past_end(row, annotation, past_end)
-            clipped += changed
-        problems.extend(row.problems)
-        if annotation is not None and not row.problems:
-            annotations.append(annotation)
-            numbers.append(row.number)
-    problems.extend(check_unique_qids(where, zip(numbers, (a.qid for a in annotations), strict=True)))
-    problems.extend(
-        check_all_or_none(where, numbers, [a.saliency is not None for a in annotations], "saliency_scores")
-    )
+            clipped += _settle_past_end(row, annotation, past_end)
+        return None if row.problems else annotation
+
+    annotations = collect(where, rows, build, "saliency_scores", problems)
     if clipped and not problems:
-        warnings.warn(
-            f"{where}: {clipped} moments that end after their video were cut at its end", DataWarning, 3
-        )
+        message = f"{where}: {clipped} moments that end after their video were cut at its end"
+        warnings.warn(message, DataWarning, stacklevel=4)
     return annotations
 
 
 def _annotation(row: Row) -> Annotation | None:
     qid, vid, query = row.qid(), row.text("vid"), row.text("query")
     duration = row.number_of("duration")
-    moments = row.table("relevant_windows", "start, end")
-    clip_ids = row.vector("relevant_clip_ids") if "relevant_clip_ids" in row.values else None
-    saliency = row.table("saliency_scores", "a, b, c") if "saliency_scores" in row.values else None
+    moments = row.table("relevant_windows", "start, end", np.float64)
+    clip_ids = row.vector("relevant_clip_ids", np.int64) if "relevant_clip_ids" in row.values else None
+    saliency = row.table("saliency_scores", "a, b, c", np.int64) if "saliency_scores" in row.values else None
     if row.problems or qid is None or vid is None or query is None or duration is None or moments is None:
         return None
     try:
-        # Whole floats are checked and cast by the constructor.
-        return Annotation(qid, vid, query, duration, moments, clip_ids, saliency)  # type: ignore[arg-type]
+        return Annotation(qid, vid, query, duration, moments, clip_ids, saliency)
     except DataError as error:
-        for problem in error.problems:
-            row.note(problem.field, problem.message)
+        row.adopt(error)
         return None
 
 
 def _settle_past_end(row: Row, annotation: Annotation, past_end: PastEnd) -> int:
-    """Report or clip moments past the end; the number clipped."""
+    """Report or clip the moments of a fresh annotation that end after its video; the number clipped."""
     moments, duration = annotation.moments, annotation.duration
-    changed = 0
+    clipped = 0
     for i, (start, end) in enumerate(moments.tolist()):
         if end <= duration:
             continue
         if past_end == "clip" and start < duration:
             moments[i, 1] = duration
-            changed += 1
+            clipped += 1
         else:
             verb = "starts" if start >= duration else "ends"
             message = f"is [{start}, {end}] and {verb} after the video; expected at most its {duration} s"
             row.note(f"relevant_windows[{i}]", message)
-    return changed
-
-
-def check_all_or_none(where: str, numbers: list[int], present: list[bool], field: str) -> list[Problem]:
-    """A problem if a field stands in some rows only."""
-    if all(present) or not any(present):
-        return []
-    row = numbers[present.index(False)]
-    message = (
-        f"is missing here and given in {sum(present)} of {len(present)} rows; expected it in all or in none"
-    )
-    return [Problem(where, row, field, message)]
+    return clipped
 
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -247,7 +235,7 @@ def read_charades_text(
         message = f'is {reversed_moments!r}; expected "error" or "drop"'
         raise DataError(Problem("reversed_moments", None, None, message))
     problems: list[Problem] = []
-    rows: list[Row] = []
+    rows: list[tuple[int, Row]] = []
     dropped = 0
     for number, line in enumerate(read_lines(path), start=1):
         match = _TEXT_LINE.fullmatch(line.rstrip())
@@ -271,10 +259,10 @@ def read_charades_text(
             "duration": durations[vid],
             "relevant_windows": [[float(start), float(end)]],
         }
-        rows.append(Row(where, number, values))
-    annotations = annotations_of_rows(where, rows, problems, past_end)
+        rows.append((number, Row(where, number, values)))
+    annotations = _collect(where, rows, problems, past_end)
     if problems:
-        raise DataError(sorted(problems, key=lambda problem: problem.row or 0))
+        raise DataError(problems)
     if dropped:
         warnings.warn(f"{where}: {dropped} lines with end <= start were left out", DataWarning, 2)
     return annotations

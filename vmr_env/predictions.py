@@ -2,17 +2,18 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.annotations import check_all_or_none, check_identity
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files import PathLike, write_text
-from vmr_env.rows import Qid, Row, check_unique_qids, read_rows
+from vmr_env.rows import Fault, Qid, Row, collect, given_rows, identity_faults, read_rows
+
+MAX_SALIENCY = float(np.finfo(np.float32).max)
 
 BeforeStart: TypeAlias = Literal["error", "keep"]
 """What to do with windows that start before 0 s: report them, or keep them as they stand.
@@ -44,30 +45,32 @@ class Prediction:
     saliency: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        problems = list(check_identity(self.qid, self.vid, self.query))
-        windows = np.asarray(self.windows, dtype=np.float64)
-        object.__setattr__(self, "windows", windows)
-        if windows.ndim != 2 or windows.shape[1] != 3 or not len(windows):
-            message = f"has shape {windows.shape}; expected at least one [start, end, score]"
-            problems.append(("pred_relevant_windows", message))
-        elif not (np.isfinite(windows).all() and (windows[:, 0] <= windows[:, 1]).all()):
-            for i in np.flatnonzero(~np.isfinite(windows).all(axis=1) | ~(windows[:, 0] <= windows[:, 1])):
-                message = f"is {shorten(windows[i].tolist())}; expected finite numbers with start <= end"
-                problems.append((f"pred_relevant_windows[{i}]", message))
-        if self.saliency is not None:
-            problems.extend(self._check_saliency())
+        problems = [*identity_faults(self.qid, self.vid, self.query), *self._faults()]
         if problems:
             raise DataError(Problem("Prediction", None, field, message) for field, message in problems)
+        object.__setattr__(self, "windows", np.asarray(self.windows, dtype=np.float64))
+        if self.saliency is not None:
+            object.__setattr__(self, "saliency", np.asarray(self.saliency, dtype=np.float32))
 
-    def _check_saliency(self) -> Iterable[tuple[str, str]]:
-        with np.errstate(over="ignore"):  # what overflows becomes infinite and is reported
-            saliency = np.asarray(self.saliency, dtype=np.float32)
-        object.__setattr__(self, "saliency", saliency)
-        if saliency.ndim != 1 or not len(saliency):
-            yield "pred_saliency_scores", f"has shape {saliency.shape}; expected one number per clip"
-        elif not np.isfinite(saliency).all():
-            i = int(np.flatnonzero(~np.isfinite(saliency))[0])
-            yield f"pred_saliency_scores[{i}]", "is not finite; expected a number that fits a 32-bit float"
+    def _faults(self) -> Iterable[Fault]:
+        windows = np.asarray(self.windows)
+        if windows.ndim != 2 or windows.shape[1] != 3 or not len(windows) or windows.dtype.kind not in "fiu":
+            yield (
+                "pred_relevant_windows",
+                f"is {shorten(self.windows)}; expected one or more [start, end, score]",
+            )
+        else:
+            bad = ~np.isfinite(windows).all(axis=1) | ~(windows[:, 0] <= windows[:, 1])
+            for i in np.flatnonzero(bad):
+                message = f"is {windows[i].tolist()}; expected finite numbers with start <= end"
+                yield f"pred_relevant_windows[{i}]", message
+        if self.saliency is not None:
+            saliency = np.asarray(self.saliency)
+            if saliency.ndim != 1 or not len(saliency) or saliency.dtype.kind not in "fiu":
+                yield "pred_saliency_scores", f"is {shorten(self.saliency)}; expected one number per clip"
+                return
+            for i in np.flatnonzero(~(np.abs(saliency) <= MAX_SALIENCY)):
+                yield f"pred_saliency_scores[{i}]", f"is {saliency[i]}; expected a finite 32-bit number"
 
 
 def read_predictions(path: PathLike, *, before_start: BeforeStart = "error") -> list[Prediction]:
@@ -83,60 +86,77 @@ def read_predictions(path: PathLike, *, before_start: BeforeStart = "error") -> 
     Raises:
         DataError: all problems of the file at once.
     """
-    predictions, problems = parse_predictions(path, before_start=before_start)
+    problems: list[Problem] = []
+    predictions = parse_predictions(path, problems, before_start=before_start)
     if problems:
         raise DataError(problems)
     return predictions
 
 
-def parse_predictions(path: PathLike, *, before_start: BeforeStart) -> tuple[list[Prediction], list[Problem]]:
-    """Usable rows of a prediction file, and the problems of all others."""
-    problems: list[Problem] = []
-    predictions = predictions_of_rows(os.fspath(path), read_rows(path, problems), problems, before_start)
-    return predictions, sorted(problems, key=lambda problem: problem.row or 0)
-
-
-def predictions_of_rows(
-    where: str, rows: Iterable[Row], problems: list[Problem], before_start: BeforeStart
+def parse_predictions(
+    path: PathLike, problems: list[Problem], *, before_start: BeforeStart
 ) -> list[Prediction]:
-    """Predictions of checked rows; what does not fit is added to `problems`."""
+    """Usable rows of a prediction file; the problems of the others are added to `problems`."""
+    return _collect(os.fspath(path), read_rows(path, problems), problems, before_start)
+
+
+def predictions_from(
+    rows: Iterable[Prediction | Mapping[str, Any]], where: str, *, before_start: BeforeStart = "error"
+) -> list[Prediction]:
+    """Rows made in memory: `Prediction` objects as they are, dicts with the fields of a file under its rules.
+
+    Args:
+        rows: the rows.
+        where: name of the argument, for messages.
+        before_start: rule for windows of dicts that start before 0 s; see `BeforeStart`.
+
+    Raises:
+        DataError: all problems at once.
+    """
+    problems: list[Problem] = []
+    predictions = _collect(where, given_rows(where, rows, Prediction, problems), problems, before_start)
+    if problems:
+        raise DataError(problems)
+    return predictions
+
+
+def _collect(
+    where: str,
+    rows: Iterable[tuple[int, Row | Prediction]],
+    problems: list[Problem],
+    before_start: BeforeStart,
+) -> list[Prediction]:
     if before_start not in ("error", "keep"):
         raise DataError(
             Problem("before_start", None, None, f'is {before_start!r}; expected "error" or "keep"')
         )
-    predictions: list[Prediction] = []
-    numbers: list[int] = []
-    for row in rows:
+
+    def build(row: Row) -> Prediction | None:
         prediction = _prediction(row)
         if prediction is not None and before_start == "error":
             for i in np.flatnonzero(prediction.windows[:, 0] < 0):
-                found = shorten(prediction.windows[i].tolist())
+                found = prediction.windows[i].tolist()
                 row.note(
                     f"pred_relevant_windows[{i}]",
                     f"is {found} and starts before the video; expected start >= 0",
                 )
-        problems.extend(row.problems)
-        if prediction is not None and not row.problems:
-            predictions.append(prediction)
-            numbers.append(row.number)
-    problems.extend(check_unique_qids(where, zip(numbers, (p.qid for p in predictions), strict=True)))
-    present = [p.saliency is not None for p in predictions]
-    problems.extend(check_all_or_none(where, numbers, present, "pred_saliency_scores"))
-    return predictions
+        return None if row.problems else prediction
+
+    return collect(where, rows, build, "pred_saliency_scores", problems)
 
 
 def _prediction(row: Row) -> Prediction | None:
     qid, vid, query = row.qid(), row.text("vid"), row.text("query")
-    windows = row.table("pred_relevant_windows", "start, end, score")
-    saliency = row.vector("pred_saliency_scores") if "pred_saliency_scores" in row.values else None
+    windows = row.table("pred_relevant_windows", "start, end, score", np.float64)
+    given = "pred_saliency_scores" in row.values
+    # Wider than it will be kept: the constructor reports what does not fit 32 bits.
+    saliency: NDArray[Any] | None = row.vector("pred_saliency_scores", np.float64) if given else None
     if row.problems or qid is None or vid is None or query is None or windows is None:
         return None
     try:
-        # The constructor casts float64 saliency and reports what does not fit.
-        return Prediction(qid, vid, query, windows, saliency)  # type: ignore[arg-type]
+        return Prediction(qid, vid, query, windows, saliency)
     except DataError as error:
-        for problem in error.problems:
-            row.note(problem.field, problem.message)
+        row.adopt(error)
         return None
 
 
@@ -148,16 +168,8 @@ def write_predictions(path: PathLike, rows: Iterable[Prediction]) -> None:
     Raises:
         DataError: no rows, a qid twice, saliency in some rows only, or the file cannot be written.
     """
-    rows = list(rows)
-    where = os.fspath(path)
-    if not rows:
-        raise DataError(Problem("rows", None, None, "is empty; expected at least one prediction"))
-    numbers = list(range(1, len(rows) + 1))
-    problems = check_unique_qids("rows", zip(numbers, (row.qid for row in rows), strict=True))
-    problems += check_all_or_none("rows", numbers, [row.saliency is not None for row in rows], "saliency")
-    if problems:
-        raise DataError(problems)
-    write_text(where, "".join(json.dumps(_official(row), ensure_ascii=False) + "\n" for row in rows))
+    rows = predictions_from(rows, "rows")
+    write_text(path, "".join(json.dumps(_official(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def _official(prediction: Prediction) -> dict[str, Any]:

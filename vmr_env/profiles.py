@@ -4,13 +4,21 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 Quantiles = tuple[float, ...]
 
-# jayleicn/moment_detr `standalone_eval`: low < length <= high, in seconds, for every data set.
-LENGTH_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {"short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, 150.0)}
-)
+
+class LengthRange(NamedTuple):
+    """Moments with low < length <= high, in seconds."""
+
+    name: str
+    low: float
+    high: float
+
+
+# jayleicn/moment_detr `standalone_eval` has these for every data set.
+LENGTH_RANGES = (LengthRange("short", 0, 10), LengthRange("middle", 10, 30), LengthRange("long", 30, 150))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +35,7 @@ class DatasetProfile:
         max_clips: clips read of a video; longer ones are cut there.
         max_query_tokens: text tokens read of a query.
         max_windows: ground-truth moments used of a query in training.
-        length_ranges: name -> (low, high] of ground-truth lengths in seconds, for mAP by length.
+        length_ranges: lengths of ground truth that mAP is told apart by.
         has_saliency: whether annotations rate clips, so that highlight metrics exist.
         splits: names of the splits, in the order train, validation, test.
         submission_step: published detectors round their submission windows to multiples of this (seconds).
@@ -54,7 +62,7 @@ class DatasetProfile:
     queries_per_video: float
     max_query_tokens: int = 32
     max_windows: int = 5
-    length_ranges: Mapping[str, tuple[float, float]] = LENGTH_RANGES
+    length_ranges: tuple[LengthRange, ...] = LENGTH_RANGES
 
 
 _PROFILES = (

@@ -2,20 +2,21 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.errors import Problem, shorten
+from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files import PathLike, read_lines
 
 Qid: TypeAlias = int | str
-
-_JSON_NUMBERS = {int, float}
+Number = TypeVar("Number", np.float64, np.int64)
+Fault: TypeAlias = tuple[str, str]
+"""Field and message: a problem before it is known where the value stands."""
 
 
 class _DuplicateKey(ValueError):
@@ -36,7 +37,8 @@ _decode = json.JSONDecoder(object_pairs_hook=_object).decode
 class Row:
     """One row under inspection: typed access to its fields, noting a problem for each one that does not fit.
 
-    Getters return None where the field is unusable; the problem then stands in `problems`.
+    Getters return None where the field is unusable; the problem then stands in `problems`. Beside JSON's own
+    types they take NumPy's numbers and arrays, for rows made in memory.
     """
 
     def __init__(self, where: str, number: int, values: Mapping[str, Any]) -> None:
@@ -49,21 +51,18 @@ class Row:
         """Add a problem of this row."""
         self.problems.append(Problem(self.where, self.number, field, message))
 
-    def _get(self, field: str) -> Any:
-        if field not in self.values:
-            found = ", ".join(str(key) for key in list(self.values)[:12])
-            self.note(field, f"is missing; the row has {shorten(found)}")
-            return None
-        value = self.values[field]
-        if value is None:
-            self.note(field, "is null; expected a value")
-        return value
+    def adopt(self, error: DataError) -> None:
+        """Add the problems of an object that could not be made of this row."""
+        for problem in error.problems:
+            self.note(problem.field, problem.message)
 
     def qid(self) -> Qid | None:
         """The query id: an int or a string."""
         value = self._get("qid")
-        if value is None or (isinstance(value, (int, str, np.integer)) and not isinstance(value, bool)):
-            return int(value) if isinstance(value, np.integer) else value
+        if value is None or isinstance(value, str):
+            return value
+        if _is(Integral, value):
+            return int(value)
         self.note("qid", f"is {shorten(value)}; expected an int or a string")
         return None
 
@@ -80,7 +79,7 @@ class Row:
         value = self._get(field)
         if value is None:
             return None
-        if not _is_number(value):
+        if not _is(Real, value):
             self.note(field, f"is {shorten(value)}; expected a number")
             return None
         try:
@@ -89,76 +88,94 @@ class Row:
             self.note(field, f"is {shorten(value)}; expected a number that fits a float")
             return None
 
-    def table(self, field: str, columns: str) -> NDArray[np.float64] | None:
+    def vector(self, field: str, dtype: type[Number]) -> NDArray[Number] | None:
+        """A list of numbers (of whole numbers, where dtype is int64), as an array (length,)."""
+        values = self._list(field, "numbers")
+        if values is None:
+            return None
+        if not set(map(type, values)) <= _JSON_TYPES[dtype]:
+            bad = [(i, value) for i, value in enumerate(values) if not _is(_ABSTRACT[dtype], value)]
+            for i, value in bad:
+                self.note(f"{field}[{i}]", f"is {shorten(value)}; expected a {_NAMES[dtype]}")
+            if bad:
+                return None
+        return self._array(field, values, (len(values),), dtype)
+
+    def table(self, field: str, columns: str, dtype: type[Number]) -> NDArray[Number] | None:
         """A list of lists of numbers as an array (rows, columns); `columns` names them in messages."""
-        value = self._get(field)
-        if value is None:
+        values = self._list(field, f"[{columns}]")
+        if values is None:
             return None
         width = columns.count(",") + 1
-        expected = f"expected [{columns}] as numbers"
-        if not _is_list(value):
-            self.note(field, f"is {shorten(value)}; expected a list of [{columns}]")
-            return None
-        if not _is_json_table(value, width):
+        # Plain lists of plain numbers are all there is in a good file; only the others are looked at one by
+        # one.
+        if not (
+            set(map(type, values)) <= {list}
+            and set(map(len, values)) <= {width}
+            and set(map(type, chain.from_iterable(values))) <= _JSON_TYPES[dtype]
+        ):
             bad = [
-                (i, item)
-                for i, item in enumerate(value)
-                if not (_is_list(item) and len(item) == width and all(map(_is_number, item)))
+                (i, value)
+                for i, value in enumerate(values)
+                if not (
+                    _is_list(value) and len(value) == width and all(_is(_ABSTRACT[dtype], x) for x in value)
+                )
             ]
-            for i, item in bad:
-                self.note(f"{field}[{i}]", f"is {shorten(item)}; {expected}")
+            for i, value in bad:
+                self.note(
+                    f"{field}[{i}]", f"is {shorten(value)}; expected [{columns}], each a {_NAMES[dtype]}"
+                )
             if bad:
                 return None
-        return self._floats(field, value, (len(value), width))
+        return self._array(field, values, (len(values), width), dtype)
 
-    def vector(self, field: str) -> NDArray[np.float64] | None:
-        """A list of numbers, as an array (length,)."""
-        value = self._get(field)
+    def _get(self, field: str) -> Any:
+        if field not in self.values:
+            self.note(field, f"is missing; the row has {shorten(list(self.values))}")
+            return None
+        value = self.values[field]
         if value is None:
-            return None
-        if not _is_list(value):
-            self.note(field, f"is {shorten(value)}; expected a list of numbers")
-            return None
-        if not set(map(type, value)) <= _JSON_NUMBERS:
-            bad = [(i, item) for i, item in enumerate(value) if not _is_number(item)]
-            for i, item in bad:
-                self.note(f"{field}[{i}]", f"is {shorten(item)}; expected a number")
-            if bad:
-                return None
-        return self._floats(field, value, (len(value),))
+            self.note(field, "is null; expected a value")
+        return value
 
-    def _floats(self, field: str, value: Sequence[Any], shape: tuple[int, ...]) -> NDArray[np.float64] | None:
+    def _list(self, field: str, items: str) -> Sequence[Any] | None:
+        value = self._get(field)
+        if value is not None and not _is_list(value):
+            self.note(field, f"is {shorten(value)}; expected a list of {items}")
+            return None
+        values: Sequence[Any] | None = value
+        return values
+
+    def _array(
+        self, field: str, values: Sequence[Any], shape: tuple[int, ...], dtype: type[Number]
+    ) -> NDArray[Number] | None:
         try:
-            return np.array(value, dtype=np.float64).reshape(shape)
+            return np.array(values, dtype=dtype).reshape(shape)
         except OverflowError:
-            self.note(field, f"is {shorten(value)}; expected numbers that fit a float")
+            self.note(field, f"is {shorten(values)}; expected each to fit 64 bits")
             return None
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+_JSON_TYPES: dict[type, set[type]] = {np.float64: {int, float}, np.int64: {int}}
+_ABSTRACT: dict[type, type] = {np.float64: Real, np.int64: Integral}
+_NAMES: dict[type, str] = {np.float64: "number", np.int64: "whole number"}
+
+
+def _is(kind: type, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number and no bool."""
+    return _is(Real, value)
 
 
 def _is_list(value: object) -> bool:
     return isinstance(value, (list, tuple, np.ndarray))
 
 
-def _is_json_table(value: Sequence[Any], width: int) -> bool:
-    """Whether it is plain lists of plain numbers: the fast way through for rows read from files."""
-    return (
-        set(map(type, value)) <= {list}
-        and set(map(len, value)) <= {width}
-        and set(map(type, chain.from_iterable(value))) <= _JSON_NUMBERS
-    )
-
-
-def is_integral(value: object) -> bool:
-    """Whether a value is a whole number and no bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def read_rows(path: PathLike, problems: list[Problem]) -> Iterator[Row]:
-    """The JSON objects of a `.jsonl` or `.jsonl.gz` file; lines that hold none are added to `problems`.
+def read_rows(path: PathLike, problems: list[Problem]) -> Iterator[tuple[int, Row]]:
+    """The numbered JSON objects of a `.jsonl` or `.jsonl.gz` file; `problems` tells of other lines.
 
     Raises:
         DataError: the file itself cannot be read (see `files.read_lines`).
@@ -168,27 +185,87 @@ def read_rows(path: PathLike, problems: list[Problem]) -> Iterator[Row]:
         try:
             values = _decode(line)
         except _DuplicateKey as error:
-            problems.append(Problem(where, number, None, f"key {error} stands twice in one object"))
+            problems.append(
+                Problem(where, number, None, f"has the key {error} twice; expected each key once")
+            )
         except (ValueError, RecursionError) as error:
             found = f"{shorten(line)} is no JSON ({error})" if line.strip() else "is blank"
             problems.append(Problem(where, number, None, f"{found}; expected one JSON object a line"))
         else:
             if isinstance(values, dict):
-                yield Row(where, number, values)
+                yield number, Row(where, number, values)
             else:
                 problems.append(Problem(where, number, None, f"is {shorten(values)}; expected a JSON object"))
 
 
-def check_unique_qids(where: str, numbered: Iterable[tuple[int, Qid]]) -> list[Problem]:
-    """Problems of rows whose qid stood before; qids are the same when their text is equal (7 and "7")."""
-    first: dict[str, int] = {}
-    problems = []
-    for number, qid in numbered:
-        earlier = first.setdefault(str(qid), number)
+def identity_faults(qid: object, vid: object, query: object) -> Iterable[Fault]:
+    """Faults of the three fields that say which query a row is about."""
+    if isinstance(qid, bool) or not isinstance(qid, (int, str)) or qid == "":
+        yield "qid", f"is {shorten(qid)}; expected an int or a non-empty string"
+    for field, value in (("vid", vid), ("query", query)):
+        if not isinstance(value, str) or not value.strip():
+            yield field, f"is {shorten(value)}; expected a non-empty string"
+
+
+class _Record(Protocol):
+    @property
+    def qid(self) -> Qid: ...
+
+    @property
+    def saliency(self) -> object: ...
+
+
+Record = TypeVar("Record", bound=_Record)
+
+
+def given_rows(
+    where: str, rows: Iterable[Record | Mapping[str, Any]], kind: type[Record], problems: list[Problem]
+) -> Iterator[tuple[int, Row | Record]]:
+    """Numbered rows made in memory: records, and dicts for inspection; `problems` tells of all else."""
+    number = 0
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, kind):
+            yield number, row
+        elif isinstance(row, Mapping):
+            yield number, Row(where, number, row)
+        else:
+            message = f"is {shorten(row)}; expected {kind.__name__} or a dict"
+            problems.append(Problem(where, number, None, message))
+    if not number:
+        problems.append(Problem(where, None, None, "is empty; expected at least one row"))
+
+
+def collect(
+    where: str,
+    rows: Iterable[tuple[int, Row | Record]],
+    build: Callable[[Row], Record | None],
+    saliency_field: str,
+    problems: list[Problem],
+) -> list[Record]:
+    """The records of numbered rows; problems of rows, alone and beside each other, are added to `problems`.
+
+    Two qids are the same when their text is equal (7 and "7"). Saliency stands in all rows or in none.
+    """
+    records: list[Record] = []
+    row_of_qid: dict[str, int] = {}
+    lacking: list[int] = []
+    for number, row in rows:
+        record = build(row) if isinstance(row, Row) else row
+        if isinstance(row, Row):
+            problems.extend(row.problems)
+        if record is None:
+            continue
+        earlier = row_of_qid.setdefault(str(record.qid), number)
         if earlier != number:
-            problems.append(
-                Problem(
-                    where, number, "qid", f"is {shorten(qid)}, as in row {earlier}; expected each qid once"
-                )
-            )
-    return problems
+            message = f"is {shorten(record.qid)}, as in row {earlier}; expected each qid once"
+            problems.append(Problem(where, number, "qid", message))
+        if record.saliency is None:
+            lacking.append(number)
+        records.append(record)
+    if 0 < len(lacking) < len(records):
+        message = (
+            f"is missing in {len(lacking)} of {len(records)} rows, here first; expected it in all or in none"
+        )
+        problems.append(Problem(where, lacking[0], saliency_field, message))
+    problems.sort(key=lambda problem: problem.row or 0)
+    return records
