@@ -222,6 +222,11 @@ def _span_weights(tiou: Tensor, weighting: Weighting, policy: Tensor | None) -> 
     return tiou
 
 
+def log_odds(logits: Tensor) -> Tensor:
+    """Log-odds of the foreground, ``(B, Q)``, from class logits ``(B, Q, 2)``: foreground, background."""
+    return logits[..., 0] - logits[..., 1]
+
+
 def log_policy(logits: Tensor, *, on: PolicyInput = "probability", temperature: float = 0.5) -> Tensor:
     """Log-probabilities of choosing each proposal, ``(B, Q)``.
 
@@ -233,7 +238,7 @@ def log_policy(logits: Tensor, *, on: PolicyInput = "probability", temperature: 
             certain.
         temperature: Divisor.
     """
-    odds = logits[..., 0] - logits[..., 1]
+    odds = log_odds(logits)
     preference = torch.sigmoid(odds) if on == "probability" else odds
     return torch.log_softmax(preference / temperature, -1)
 

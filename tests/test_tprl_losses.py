@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from head_goldens import load_head, load_moments, load_states
 from torch import Tensor
 
 from agents import tprl_losses as losses
 from agents.tprl_losses import Moments
 from backbones.girl_detr.head import DetectionHead, Detections
 
-TARGETS = {"single": "targets_single.npz", "close": "targets_close_spans.npz"}
+TARGETS = {"single": "single", "close": "close_spans"}  # entry of the record -> target file
 
 # Published argument names -> ours.
 SPAN_ARGUMENTS = {"span_weight_mode": "weighting", "threshold_aware": "threshold_aware", "use_giou": "giou"}
@@ -30,23 +31,6 @@ def renamed(arguments: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     return {names[key]: value for key, value in arguments.items() if key in names}
 
 
-def load_head(goldens: Path) -> DetectionHead:
-    from safetensors.torch import load_file
-
-    head = DetectionHead(32)
-    weights = load_file(goldens / "tiny" / "state_dict.safetensors")
-    head.load_state_dict({key: weights[key] for key in head.state_dict()})
-    return head
-
-
-def load_moments(path: Path) -> Moments:
-    arrays = np.load(path)
-    spans = [torch.from_numpy(arrays[f"spans{i}"]) for i in range(3)]
-    counts = torch.tensor([len(s) for s in spans])
-    padded = torch.nn.utils.rnn.pad_sequence(spans, batch_first=True)
-    return Moments(padded, torch.arange(padded.shape[1]) < counts[:, None])
-
-
 @pytest.fixture(scope="module")
 def recorded(goldens: Path) -> dict[str, Any]:
     return json.loads((goldens / "losses" / "tprl.json").read_text())
@@ -55,9 +39,7 @@ def recorded(goldens: Path) -> dict[str, Any]:
 @pytest.fixture
 def detections(goldens: Path) -> tuple[DetectionHead, Detections]:
     head = load_head(goldens)
-    arrays = np.load(goldens / "tiny" / "intermediates.npz")
-    states, references = (torch.from_numpy(arrays[name][-1]) for name in ("hs", "reference_points"))
-    return head, head(states, references)
+    return head, head(*load_states(goldens))
 
 
 def loss_of(name: str, entry: dict[str, Any], out: Detections, moments: Moments, forced: Tensor) -> Tensor:
@@ -97,7 +79,7 @@ def test_values_and_gradients_equal_the_recorded_ones(
     goldens: Path, recorded: dict[str, Any], detections: tuple[DetectionHead, Detections], targets: str
 ) -> None:
     head, out = detections
-    moments = load_moments(goldens / "losses" / TARGETS[targets])
+    moments = load_moments(goldens, TARGETS[targets])
     forced = torch.tensor(recorded["forced_sample_order"]["indices"]).reshape(3, 3)
     entries = {name: entry for name, entry in recorded[targets].items() if "grads" in entry}
     assert len(entries) == 24
@@ -119,7 +101,7 @@ def test_matches_equal_the_recorded_ones(
     goldens: Path, recorded: dict[str, Any], detections: tuple[DetectionHead, Detections], targets: str
 ) -> None:
     _, out = detections
-    moments = load_moments(goldens / "losses" / TARGETS[targets])
+    moments = load_moments(goldens, TARGETS[targets])
     matches = losses.match(out.spans, moments)
     torch.testing.assert_close(
         matches.tiou, torch.tensor(recorded[targets]["per_query_best_iou"]), rtol=1e-4, atol=1e-5

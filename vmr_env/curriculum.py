@@ -32,7 +32,10 @@ FULL = Ramp()
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage of the curriculum, for the environments and for the TPRL trainer."""
+    """One stage of the curriculum, for the environments and for the TPRL trainer.
+
+    L_top1, the refinement of the best-scored proposal, has the same coefficient in all stages.
+    """
 
     number: int
     """1, 2 or 3, as in environment ids and `set_stage`."""
@@ -49,8 +52,6 @@ class Stage:
     """Number of best proposals that an episode may start from."""
     actions: frozenset[str]
     """Free action groups among "move", "switch" and "stop"; the others are masked."""
-    top1: float
-    """Coefficient of the top-1 refinement loss L_top1 (not scaled by the schedule)."""
     span: Ramp
     """Multiplier of the schedule's coefficient for L_span, the reward-weighted span regression."""
     score: Ramp
@@ -71,7 +72,6 @@ STAGES: dict[int, Stage] = {
             start="top",
             start_k=1,
             actions=frozenset({"move", "stop"}),
-            top1=1.0,
             span=OFF,
             score=OFF,
             decays=False,
@@ -85,7 +85,6 @@ STAGES: dict[int, Stage] = {
             start="sampled",
             start_k=3,
             actions=frozenset({"move", "stop"}),
-            top1=1.0,
             span=Ramp(epochs=None),
             score=OFF,
             decays=False,
@@ -99,7 +98,6 @@ STAGES: dict[int, Stage] = {
             start="top",
             start_k=1,
             actions=frozenset({"move", "switch", "stop"}),
-            top1=1.0,
             span=FULL,
             score=Ramp(epochs=10),
             decays=True,

@@ -1,0 +1,386 @@
+"""TPRL on cached decoder states: progressive reinforcement learning of a frozen detector's detection head.
+
+The backbone is frozen, so nothing but the head runs: batches come straight from a memory-mapped cache, and
+the policy is the head itself. Three stages (`vmr_env.curriculum`) refine the best-scored proposal, then
+regress several proposals weighted by their quality, then add the policy gradient over the choice among
+proposals (`agents.tprl_losses`). The trained head goes back into its backbone with `load_state_dict`:
+
+    trainer = TprlTrainer(head, paper_config("qvhighlights"), seed=0)
+    result = trainer.fit(DecoderStateCache.open("cache/train"), DecoderStateCache.open("cache/val"))
+    head.load_state_dict(result.head)
+"""
+
+import copy
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from agents.tprl_batches import Batch, StateBatches
+from agents.tprl_config import TprlConfig
+from agents.tprl_losses import (
+    SAMPLED,
+    Matches,
+    Moments,
+    log_odds,
+    log_policy,
+    match,
+    mean_over,
+    rank_loss,
+    rewards,
+    score_loss,
+    span_loss,
+    top1_loss,
+)
+from agents.tprl_validation import Validator
+from vmr_env.cache import DecoderStateCache
+from vmr_env.curriculum import STAGES, Coefficients, coefficients
+from vmr_env.errors import DataError, Problem, shorten
+
+FORMAT = "vmr-env-tprl"
+VERSION = 1
+
+TRAINED = tuple(dict.fromkeys(name for stage in STAGES.values() for name in stage.trains))
+"""Modules of the head that TPRL changes; the IoU layers stay as they are."""
+
+
+class StepLosses(NamedTuple):
+    """Losses of one step, scalars; those that the stage leaves out are 0."""
+
+    total: Tensor
+    top1: Tensor
+    span: Tensor
+    score: Tensor
+    rank: Tensor
+    tiou: Tensor  # no loss: mean tIoU of the best-scored proposals
+
+
+@dataclass(slots=True)
+class TprlResult:
+    """What training gave; while it runs, what it has so far."""
+
+    head: dict[str, Tensor]
+    """Weights of the chosen head, under the names of the head that was passed in."""
+    epoch: int = -1
+    """Epoch (from 0) after which it was chosen; -1 for the head as it came."""
+    selection: float = 0.0
+    """Its selection score."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row per evaluation: epoch, stage (0 for schedules without), mean losses since the last evaluation,
+    validation metrics. The first row, epoch -1, is the head as it came."""
+
+
+class TprlTrainer:
+    """Trains a detection head on cached decoder states.
+
+    Args:
+        head: Module with ``forward(states (B, Q, D), references (B, Q, 2))`` that gives `.logits (B, Q,
+            2)` and `.spans (B, Q, 2)` as (centre, width), and with submodules named "iou_embed" and as in
+            `TRAINED`. It is trained in place, and left with the raw (not averaged) weights of the last
+            step.
+        config: Settings.
+        seed: Seed of the order of samples, of draws and of dropout.
+    """
+
+    def __init__(self, head: nn.Module, config: TprlConfig, seed: int = 0) -> None:
+        self.head, self.config, self.seed = head, config, seed
+        self.averaged = copy.deepcopy(head).requires_grad_(False)
+        self._policy = _without_iou(head)
+        self._class_embed = head.get_submodule("class_embed")
+        self._trained, self._shadow = _parameters(head, *TRAINED), _parameters(self.averaged, *TRAINED)
+        self._average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if config.class_lr is None:
+            groups = [{"params": self._trained, "lr": config.lr}]
+            # The published code computes L_score times 0 in stages 1 and 2: AdamW sees zeros, not nothing.
+            self._at_rest = [(p, torch.zeros_like(p)) for p in self._class_embed.parameters()]
+        else:
+            groups = [
+                {"params": _parameters(head, "span_embed"), "lr": config.lr},
+                {"params": _parameters(head, "class_embed"), "lr": config.class_lr},
+            ]
+            self._at_rest = []
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+        self._generator = torch.Generator()
+
+    def fit(
+        self,
+        train: DecoderStateCache,
+        validation: DecoderStateCache,
+        *,
+        checkpoint: Path | None = None,
+        resume: bool = False,
+        progress: bool = True,
+    ) -> TprlResult:
+        """Train through the whole schedule and choose the averaged head that does best on validation samples.
+
+        Args:
+            train: Samples to learn from.
+            validation: Samples to choose by.
+            checkpoint: File to write after every evaluation, in one step; None for none.
+            resume: Continue from `checkpoint` if it exists; the result equals that of an uninterrupted run.
+            progress: Show a progress bar.
+
+        Raises:
+            DataError: A cache has no decoder states, or the checkpoint is damaged or of another run.
+            FloatingPointError: A loss is not finite.
+        """
+        config = self.config
+        batches = StateBatches(train, config.target_length)
+        validate = Validator(StateBatches(validation), config.selection)
+        run = {
+            "config": asdict(config),
+            "seed": self.seed,
+            "train": train.manifest["files"]["states.npy"]["sha256"],
+            "validation": validation.manifest["files"]["states.npy"]["sha256"],
+        }
+        if resume and checkpoint is not None and checkpoint.exists():
+            first, result = self._load(checkpoint, run)
+        else:
+            first, result = 0, self._start(validate(self.head))
+
+        epochs, steps = config.schedule.epochs, -(-len(batches) // config.batch_size)
+        sums, count = torch.zeros(len(StepLosses._fields)), 0
+        with tqdm(
+            total=epochs * steps, initial=first * steps, desc="TPRL", unit="step", disable=not progress
+        ) as bar:
+            for epoch in range(first, epochs):
+                now = self.start_epoch(epoch)
+                for batch in batches.shuffled(config.batch_size, np.random.default_rng((self.seed, epoch))):
+                    sums += torch.stack(self.step(batch, now))
+                    bar.update()
+                count += steps
+                if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == epochs:
+                    means = dict(zip(StepLosses._fields, (sums / count).tolist(), strict=True))
+                    sums, count = torch.zeros_like(sums), 0
+                    self._record(result, epoch, now, means, validate(self.averaged))
+                    bar.set_postfix(stage=now.stage, selection=result.history[-1]["selection"])
+                    if checkpoint is not None:
+                        self._save(checkpoint, run, epoch + 1, result)
+        return result
+
+    def start_epoch(self, epoch: int) -> Coefficients:
+        """Coefficients of an epoch (from 0); seeds the draws and sets the learning rates of its steps."""
+        now = coefficients(self.config.schedule, epoch)
+        self._generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0]))
+        if self.config.class_lr is not None:
+            ramp = now.score / self.config.schedule.rl_coef
+            self._optimizer.param_groups[1]["lr"] = self.config.class_lr * ramp
+        return now
+
+    def step(self, batch: Batch, now: Coefficients, draws: Tensor | None = None) -> StepLosses:
+        """One step of optimiser and average; arguments as for `losses`.
+
+        Returns:
+            The losses before the step, detached.
+        """
+        out = self.losses(batch, now, draws)
+        self._optimizer.zero_grad()
+        out.total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for parameter, zeros in self._at_rest:
+            if parameter.grad is None:
+                parameter.grad = zeros
+        for group in self._optimizer.param_groups:
+            clip_grad_norm_(group["params"], self.config.clip)
+        self._optimizer.step()
+        self._average(self._shadow, self._trained, 0)
+        return StepLosses(*(loss.detach() for loss in out))
+
+    def losses(self, batch: Batch, now: Coefficients, draws: Tensor | None = None) -> StepLosses:
+        """Losses of a batch, differentiable.
+
+        Args:
+            batch: Samples.
+            now: Stage and coefficients.
+            draws: Proposals drawn by the sampled estimators, ``(B, S)`` int64, as ranks by score from 0;
+                None to draw them from the policy.
+        """
+        config, moments = self.config, batch.moments
+        states = self._with_dropout(batch.states)
+        logits = self._class_embed(states)
+        # Ranks of the proposals by score; everything below is in this order.
+        order = log_odds(logits.detach()).argsort(-1, descending=True)
+        regressed = (config.top_k or order.shape[1]) if now.span else 1
+        spans = self._spans(states, batch.references, order[:, :regressed])
+        with torch.no_grad():
+            known = spans.detach()
+            if (now.score or config.rank_coef) and regressed < order.shape[1]:
+                rest = self._spans(states, batch.references, order[:, regressed:])
+                known = torch.cat([known, rest], 1)
+            matches = match(known, moments)
+
+        valid = moments.valid
+        top1 = mean_over(top1_loss(spans[:, 0], matches.moment[:, 0]), valid)
+        span = score = rank = logits.new_zeros(())
+        ranked = _pick(logits, order)
+        log_pi = log_policy(ranked, on=config.policy_input, temperature=config.temperature)
+        if now.span:
+            span = mean_over(self._span_loss(spans, matches.top(regressed), log_pi), valid)
+        if now.score:
+            reward = self._rewards(known, moments, matches)
+            score = mean_over(self._score_loss(log_pi, reward, draws), valid)
+        if config.rank_coef:
+            scores = log_odds(ranked).sigmoid()
+            rank = rank_loss(scores, matches.tiou, margin=config.rank_margin, threshold=config.rank_threshold)
+        # With a learning rate of its own, the class layer follows the schedule by that rate.
+        score_coef = now.score if config.class_lr is None else 1.0
+        total = config.top1_coef * top1 + now.span * span + score_coef * score + config.rank_coef * rank
+        return StepLosses(total, top1, span, score, rank, mean_over(matches.tiou[:, 0], valid))
+
+    def _spans(self, states: Tensor, references: Tensor, order: Tensor) -> Tensor:
+        """Spans ``(B, k, 2)`` of the proposals at ``order (B, k)``."""
+        spans: Tensor = self._policy(_pick(states, order), _pick(references, order)).spans
+        return spans
+
+    def _span_loss(self, spans: Tensor, matches: Matches, log_pi: Tensor) -> Tensor:
+        config = self.config
+        return span_loss(
+            spans,
+            matches,
+            weighting=config.weighting,
+            policy=log_pi[:, : spans.shape[1]].exp() if config.weighting == "policy" else None,
+            threshold_aware=config.threshold_aware,
+            distance=config.distance,
+            giou=config.giou,
+        )
+
+    def _rewards(self, spans: Tensor, moments: Moments, matches: Matches) -> Tensor:
+        config = self.config
+        return rewards(
+            spans,
+            moments,
+            matches,
+            mode=config.reward,
+            boundary_bonus=config.boundary_bonus,
+            threshold_steps=config.threshold_steps,
+            ic_weight=config.ic_weight,
+            centre_weight=config.centre_weight,
+        )
+
+    def _score_loss(self, log_pi: Tensor, reward: Tensor, draws: Tensor | None) -> Tensor:
+        config = self.config
+        if draws is None and config.estimator in SAMPLED:
+            draws = torch.multinomial(
+                log_pi.detach().exp(), config.samples, replacement=True, generator=self._generator
+            )
+        return score_loss(
+            log_pi, reward, estimator=config.estimator, draws=draws, clip_advantage=config.clip_advantage
+        )
+
+    def _with_dropout(self, states: Tensor) -> Tensor:
+        keep = 1 - self.config.state_dropout
+        if keep == 1:
+            return states
+        return states * torch.empty_like(states).bernoulli_(keep, generator=self._generator).div_(keep)
+
+    def _start(self, metrics: dict[str, float]) -> TprlResult:
+        """The head as it came, which training must beat if it is a candidate itself."""
+        result = TprlResult(_copy(self.head.state_dict()), history=[{"epoch": -1.0, **metrics}])
+        if self.config.start_is_candidate:
+            result.selection = metrics["selection"]
+        return result
+
+    def _record(
+        self,
+        result: TprlResult,
+        epoch: int,
+        now: Coefficients,
+        means: dict[str, float],
+        metrics: dict[str, float],
+    ) -> None:
+        """Add an evaluation to the history, and keep the averaged head if it is the best so far."""
+        if not np.isfinite(list(means.values())).all():
+            raise FloatingPointError(f"losses up to epoch {epoch} are not all finite: {means}")
+        row = {"epoch": float(epoch), "stage": float(now.stage or 0)}
+        result.history.append(
+            {**row, **{f"losses/{name}": value for name, value in means.items()}, **metrics}
+        )
+        if metrics["selection"] > result.selection:
+            result.head, result.epoch = _copy(self.averaged.state_dict()), epoch
+            result.selection = metrics["selection"]
+
+    def _save(self, path: Path, run: dict[str, Any], epochs: int, result: TprlResult) -> None:
+        """Write a checkpoint after `epochs` epochs; the file is replaced whole or left as it was."""
+        state = {
+            "format": FORMAT,
+            "version": VERSION,
+            "run": run,
+            "epochs": epochs,
+            "head": self.head.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "result": {field.name: getattr(result, field.name) for field in fields(result)},
+        }
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
+            with open(temporary, "xb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                os.unlink(temporary)
+
+    def _load(self, path: Path, run: dict[str, Any]) -> tuple[int, TprlResult]:
+        """Continue from a checkpoint: epochs done, and the result so far."""
+        try:
+            state = torch.load(path, weights_only=True)
+        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+            raise DataError(Problem(str(path), None, None, f"is no TPRL checkpoint ({error})")) from error
+        if not isinstance(state, dict) or (state.get("format"), state.get("version")) != (FORMAT, VERSION):
+            message = f"is no TPRL checkpoint, expected format {FORMAT!r}, version {VERSION}"
+            raise DataError(Problem(str(path), None, None, message))
+        problems = [
+            Problem(
+                str(path), None, key, f"{shorten(state['run'][key])}, expected {shorten(value)} to resume"
+            )
+            for key, value in run.items()
+            if state["run"][key] != value
+        ]
+        if problems:
+            raise DataError(problems)
+        self.head.load_state_dict(state["head"])
+        self.averaged.load_state_dict(state["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        return state["epochs"], TprlResult(**state["result"])
+
+
+class _FirstChannel(nn.Module):
+    """Stands for layers whose output nobody reads."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """One channel of ``states (..., D)``."""
+        return states[..., :1]
+
+
+def _without_iou(head: nn.Module) -> nn.Module:
+    """The same head, parameters shared, that skips its IoU layers: no loss here reads them, and they cost
+    as much as the spans."""
+    slim = copy.copy(head)
+    slim._modules = {**head._modules, "iou_embed": _FirstChannel()}
+    return slim
+
+
+def _parameters(head: nn.Module, *names: str) -> list[nn.Parameter]:
+    return [parameter for name in names for parameter in head.get_submodule(name).parameters()]
+
+
+def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
+def _pick(values: Tensor, order: Tensor) -> Tensor:
+    """Rows of ``values (B, Q, C)`` at ``order (B, k)``: ``(B, k, C)``."""
+    batch, proposals, channels = values.shape
+    rows = order + torch.arange(0, batch * proposals, proposals)[:, None]
+    return values.reshape(-1, channels).index_select(0, rows.reshape(-1)).view(*order.shape, channels)

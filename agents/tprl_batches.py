@@ -1,0 +1,86 @@
+"""Batches of decoder states and moments, straight from a memory-mapped cache."""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.tprl_losses import Moments
+from vmr_env.cache import DecoderStateCache
+from vmr_env.errors import DataError, Problem
+
+VideoLength = Literal["duration", "clips"]
+
+
+class Batch(NamedTuple):
+    """What one step of TPRL needs of B samples."""
+
+    states: Tensor  # (B, Q, D) float32
+    references: Tensor  # (B, Q, 2) float32: centre, width
+    moments: Moments  # (B, M, 2), M the most moments of a sample of this batch
+
+
+class StateBatches:
+    """Batches of a cache that has decoder states; memory does not grow with the number of samples.
+
+    Args:
+        cache: Open cache of a backbone with a detection head.
+        length: What moments are normalised by: "duration" as at inference, or "clips", the number of clips
+            times their length, as GIRL-DETR's training does (the two differ by up to a clip).
+
+    Raises:
+        DataError: The cache has no decoder states or references, or samples with fewer proposals than others.
+    """
+
+    def __init__(self, cache: DecoderStateCache, length: VideoLength = "duration") -> None:
+        where = str(cache.path)
+        if cache.states is None or cache.references is None:
+            message = "no decoder states and references, expected a cache written by a backbone"
+            raise DataError(Problem(where, None, "states", message))
+        if (fewest := int(cache.counts.min())) < cache.states.shape[1]:
+            message = f"a sample has {fewest} proposals, expected {cache.states.shape[1]} for every sample"
+            raise DataError(Problem(where, None, "counts", message))
+        self.cache = cache
+        self._states, self._references = cache.states, cache.references
+        self._clip_seconds = cache.manifest["clip_seconds"] if length == "clips" else None
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def take(self, rows: NDArray[np.integer]) -> Batch:
+        """The samples at ``rows (B,)``, in that order."""
+        states = np.take(self._states, rows, axis=0).astype(np.float32, copy=False)
+        references = np.take(self._references, rows, axis=0)
+        return Batch(torch.from_numpy(states), torch.from_numpy(references), self._moments(rows))
+
+    def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """Every sample once, in random order; the last batch may be smaller."""
+        order = rng.permutation(len(self))
+        for first in range(0, len(order), batch_size):
+            yield self.take(order[first : first + batch_size])
+
+    def ordered(self, batch_size: int) -> Iterator[Batch]:
+        """Every sample once, in the order of the cache."""
+        for first in range(0, len(self), batch_size):
+            yield self.take(np.arange(first, min(first + batch_size, len(self))))
+
+    def _moments(self, rows: NDArray[np.integer]) -> Moments:
+        offsets, values = self.cache.moments.offsets, self.cache.moments.values
+        first = offsets[rows]
+        counts = offsets[rows + 1] - first
+        column = np.arange(counts.max())
+        mask = column < counts[:, None]
+        # Padding repeats a sample's first moment: finite, inside the array, and masked.
+        bounds = values[first[:, None] + column * mask]
+        if self._clip_seconds is not None:
+            scale = self.cache.durations[rows] / (self.cache.n_clips[rows] * np.float32(self._clip_seconds))
+            bounds = bounds * scale[:, None, None]
+        start, end = bounds[..., 0], bounds[..., 1]
+        spans = np.empty_like(bounds)
+        np.add(start, end, out=spans[..., 0])
+        spans[..., 0] *= 0.5
+        np.subtract(end, start, out=spans[..., 1])
+        return Moments(torch.from_numpy(spans), torch.from_numpy(mask))

@@ -1,0 +1,157 @@
+"""Settings of TPRL: the published ones, and the departures that can be measured against them."""
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from agents.tprl_batches import VideoLength
+from agents.tprl_losses import Distance, Estimator, PolicyInput, RewardMode, Weighting
+from agents.tprl_validation import Selection
+from vmr_env.curriculum import Schedule, get_schedule, three_stages
+from vmr_env.profiles import get_profile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TprlConfig:
+    """Settings of `agents.tprl.TprlTrainer`; the values given here are those published for every data set."""
+
+    schedule: Schedule
+    """Stages, their lengths and the coefficients of L_span and L_score, epoch by epoch."""
+    batch_size: int
+    """Samples of one step; the last step of an epoch may have fewer."""
+    lr: float
+    """Learning rate of AdamW."""
+    class_lr: float | None = None
+    """Learning rate of the class layer at the schedule's full coefficient of L_score; the schedule then
+    scales the rate and not the loss. None trains the head with one rate, scales the loss, and so (Adam
+    being invariant to the scale of a loss) hardly scales the step."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay."""
+    clip: float = 0.1
+    """Bound of the gradient norm, over all that shares a learning rate."""
+    ema: float = 0.999
+    """Decay of the averaged weights, which are what is evaluated and returned; 0 turns averaging off."""
+    state_dropout: float = 0.0
+    """Dropout on decoder states. Published training runs the frozen backbone with its dropout on, which a
+    cache of states does not show; this is a plain regulariser."""
+    top1_coef: float = 1.0
+    """Coefficient of L_top1, in all stages."""
+    top_k: int | None = 3
+    """Best-scored proposals that L_span regresses; None for all."""
+    weighting: Weighting = "improvement"
+    """Weight of a proposal in L_span (`tprl_losses.span_loss`)."""
+    threshold_aware: bool = False
+    """Raise those weights near a tIoU of 0.7."""
+    distance: Distance = "l1"
+    """What L_span makes small."""
+    giou: bool = False
+    """Add 1 - GIoU to L_span."""
+    policy_input: PolicyInput = "probability"
+    """What the policy over proposals is a softmax of (`tprl_losses.log_policy`)."""
+    temperature: float = 0.5
+    """Temperature of that softmax."""
+    estimator: Estimator = "score_greedy"
+    """Baseline and gradient estimator of L_score (`tprl_losses.score_loss`)."""
+    samples: int = 3
+    """Proposals drawn per sample by the sampled estimators."""
+    clip_advantage: float = 0.0
+    """Bound of the standardised advantages of "grpo"; 0 for none."""
+    reward: RewardMode = "iou"
+    """Reward of a proposal (`tprl_losses.rewards`)."""
+    boundary_bonus: bool = False
+    """Reward small errors of start and end."""
+    threshold_steps: bool = False
+    """Reward passing tIoU thresholds."""
+    ic_weight: float = 0.0
+    """Reward for the part of the proposal inside the moment."""
+    centre_weight: float = 0.0
+    """Weight of the closeness of the centres in the reward."""
+    rank_coef: float = 0.0
+    """Coefficient of L_rank."""
+    rank_margin: float = 0.1
+    """Margin of L_rank."""
+    rank_threshold: float = 0.1
+    """Lead in tIoU that makes a pair for L_rank."""
+    target_length: VideoLength = "clips"
+    """What training normalises moments by (`tprl_batches.StateBatches`); evaluation always uses the
+    duration."""
+    evaluate_every: int = 5
+    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
+    selection: Selection = "official"
+    """What chooses among evaluations: the published weighted score, or the mean tIoU of the first moments."""
+    start_is_candidate: bool = False
+    """Whether the head as it came can be chosen, so that training never loses on validation data."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            allowed = get_args(hints[field.name])
+            value = getattr(self, field.name)
+            if get_origin(hints[field.name]) is Literal and value not in allowed:
+                raise ValueError(f"{field.name} must be one of {allowed}, got {value!r}")
+        for name, holds, expected in (
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("lr", self.lr > 0, "above 0"),
+            ("class_lr", self.class_lr is None or self.class_lr > 0, "above 0, or None"),
+            ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("clip", self.clip > 0, "above 0"),
+            ("ema", 0 <= self.ema < 1, "in [0, 1)"),
+            ("state_dropout", 0 <= self.state_dropout < 1, "in [0, 1)"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"),
+            ("temperature", self.temperature > 0, "above 0"),
+            ("samples", self.samples >= 1, "at least 1"),
+            ("centre_weight", 0 <= self.centre_weight <= 1, "in [0, 1]"),
+            ("evaluate_every", self.evaluate_every >= 1, "at least 1"),
+        ):
+            if not holds:
+                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+
+# Batch size and learning rate of each training script.
+_PAPER = {
+    "charades": (128, 5e-5),
+    "charades_v15c": (128, 5e-5),
+    "qvhighlights": (128, 2e-4),
+    "tacos": (32, 2e-5),
+}
+
+
+def paper_config(dataset: str) -> TprlConfig:
+    """Published settings for "charades", "charades_v15c", "qvhighlights" or "tacos".
+
+    Raises:
+        ValueError: No settings were published under that name.
+    """
+    if dataset not in _PAPER:
+        raise ValueError(f"no published TPRL settings for {dataset!r}, expected one of {sorted(_PAPER)}")
+    batch_size, lr = _PAPER[dataset]
+    return TprlConfig(schedule=get_schedule(dataset), batch_size=batch_size, lr=lr)
+
+
+def default_config(dataset: str) -> TprlConfig:
+    """Our settings: the policy gradient and the regression are exact gradients of the policy's expected tIoU.
+
+    Departures from the published ones: softmax of the class logits and not of probabilities; no sampling; the
+    regression weighs a proposal by the probability of its choice, not by how bad it is; own learning rate
+    for the class layer, which the schedule scales; moments normalised as at inference; the head as it came
+    may be kept.
+
+    Raises:
+        ValueError: There is no such data set.
+    """
+    get_profile(dataset)
+    return TprlConfig(
+        schedule=three_stages(1.0, (2, 4, 24), cosine=True),
+        batch_size=128,
+        lr=2e-4,
+        class_lr=2e-4,
+        top_k=None,
+        weighting="policy",
+        distance="tiou",
+        policy_input="logit",
+        temperature=1.0,
+        estimator="expected",
+        target_length="duration",
+        evaluate_every=1,
+        selection="miou",
+        start_is_candidate=True,
+    )
