@@ -122,11 +122,11 @@ def read_annotations(path: PathLike, *, past_end: PastEnd = "error") -> list[Ann
     annotations = parse_annotations(path, problems, past_end=past_end)
     if problems:
         raise DataError(problems)
-    return annotations
+    return list(annotations.values())
 
 
-def parse_annotations(path: PathLike, problems: list[Problem], *, past_end: PastEnd) -> list[Annotation]:
-    """Usable rows of an annotation file; the problems of the others are added to `problems`."""
+def parse_annotations(path: PathLike, problems: list[Problem], *, past_end: PastEnd) -> dict[int, Annotation]:
+    """Usable rows of an annotation file by line; the problems of the others are added to `problems`."""
     return _collect(os.fspath(path), read_rows(path, problems), problems, past_end)
 
 
@@ -147,12 +147,12 @@ def annotations_from(
     annotations = _collect(where, given_rows(where, rows, Annotation, problems), problems, past_end)
     if problems:
         raise DataError(problems)
-    return annotations
+    return list(annotations.values())
 
 
 def _collect(
     where: str, rows: Iterable[tuple[int, Row | Annotation]], problems: list[Problem], past_end: PastEnd
-) -> list[Annotation]:
+) -> dict[int, Annotation]:
     if past_end not in ("error", "clip", "keep"):
         raise DataError(
             Problem("past_end", None, None, f'is {past_end!r}; expected "error", "clip" or "keep"')
@@ -200,8 +200,10 @@ def _settle_past_end(row: Row, annotation: Annotation, past_end: PastEnd) -> int
             clipped += 1
         else:
             verb = "starts" if start >= duration else "ends"
-            message = f"is [{start}, {end}] and {verb} after the video; expected at most its {duration} s"
-            row.note(f"relevant_windows[{i}]", message)
+            found = f"is [{start}, {end}] and {verb} after the video"
+            row.note(
+                f"relevant_windows[{i}]", f"{found}; expected at most its {duration} s, or another past_end"
+            )
     return clipped
 
 
@@ -264,8 +266,9 @@ def read_charades_text(
     if problems:
         raise DataError(problems)
     if dropped:
-        warnings.warn(f"{where}: {dropped} lines with end <= start were left out", DataWarning, 2)
-    return annotations
+        message = f"{where}: {dropped} lines with end <= start were left out"
+        warnings.warn(message, DataWarning, stacklevel=2)
+    return list(annotations.values())
 
 
 def read_durations(path: PathLike) -> dict[str, float]:

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.annotations import SALIENCY_CLIP_SECONDS, Annotation, annotations_from, read_annotations
-from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.errors import DataError, Problem
 from vmr_env.files import PathLike, write_text
 from vmr_env.predictions import Prediction, predictions_from, read_predictions
 from vmr_env.profiles import LENGTH_RANGES
+from vmr_env.validation import qid_mismatches, video_mismatches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,38 +141,18 @@ def _join(
     else:
         predicted = predictions_from(predictions, "predictions", before_start=outside)
 
-    by_qid = {str(prediction.qid): prediction for prediction in predicted}
-    wanted = {str(annotation.qid) for annotation in annotations}
-    if match_number and by_qid.keys() != wanted:
-        raise DataError(_qid_mismatch(by_qid.keys() - wanted, wanted - by_qid.keys()))
-    pairs = [(by_qid[str(a.qid)], a) for a in annotations if str(a.qid) in by_qid]
-    if not pairs:
-        raise DataError(
-            Problem("predictions", None, "qid", "shares no query with the ground truth; expected some")
-        )
-    problems = [
-        Problem(
-            "predictions",
-            None,
-            "vid",
-            f"is {p.vid!r} for qid {p.qid!r}; expected {a.vid!r} as in the ground truth",
-        )
-        for p, a in pairs
-        if p.vid != a.vid
-    ]
+    where = os.fspath(predictions) if isinstance(predictions, (str, os.PathLike)) else "predictions"
+    numbered = dict(enumerate(predicted, start=1))
+    problems = video_mismatches(where, numbered, annotations)
+    if match_number:
+        problems += qid_mismatches(where, numbered, annotations)
     if problems:
         raise DataError(problems)
+    by_qid = {str(prediction.qid): prediction for prediction in predicted}
+    pairs = [(by_qid[str(a.qid)], a) for a in annotations if str(a.qid) in by_qid]
+    if not pairs:
+        raise DataError(Problem(where, None, "qid", "has no query of the ground truth; expected some"))
     return _Joined([p for p, _ in pairs], [a for _, a in pairs])
-
-
-def _qid_mismatch(unknown: set[str], missing: set[str]) -> Problem:
-    parts = [
-        f"{len(qids)} {kind} ({shorten(sorted(qids)[:4])}{' …' if len(qids) > 4 else ''})"
-        for qids, kind in ((missing, "of the ground truth missing"), (unknown, "unknown to it"))
-        if qids
-    ]
-    message = f"{' and '.join(parts)}; expected equal qids, or match_number=False to score the shared"
-    return Problem("predictions", None, "qid", message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,13 +90,13 @@ def read_predictions(path: PathLike, *, before_start: BeforeStart = "error") -> 
     predictions = parse_predictions(path, problems, before_start=before_start)
     if problems:
         raise DataError(problems)
-    return predictions
+    return list(predictions.values())
 
 
 def parse_predictions(
     path: PathLike, problems: list[Problem], *, before_start: BeforeStart
-) -> list[Prediction]:
-    """Usable rows of a prediction file; the problems of the others are added to `problems`."""
+) -> dict[int, Prediction]:
+    """Usable rows of a prediction file by line; the problems of the others are added to `problems`."""
     return _collect(os.fspath(path), read_rows(path, problems), problems, before_start)
 
 
@@ -117,7 +117,7 @@ def predictions_from(
     predictions = _collect(where, given_rows(where, rows, Prediction, problems), problems, before_start)
     if problems:
         raise DataError(problems)
-    return predictions
+    return list(predictions.values())
 
 
 def _collect(
@@ -125,7 +125,7 @@ def _collect(
     rows: Iterable[tuple[int, Row | Prediction]],
     problems: list[Problem],
     before_start: BeforeStart,
-) -> list[Prediction]:
+) -> dict[int, Prediction]:
     if before_start not in ("error", "keep"):
         raise DataError(
             Problem("before_start", None, None, f'is {before_start!r}; expected "error" or "keep"')

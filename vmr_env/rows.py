@@ -61,7 +61,7 @@ class Row:
         value = self._get("qid")
         if value is None or isinstance(value, str):
             return value
-        if _is(Integral, value):
+        if _is(np.int64, value):
             return int(value)
         self.note("qid", f"is {shorten(value)}; expected an int or a string")
         return None
@@ -79,7 +79,7 @@ class Row:
         value = self._get(field)
         if value is None:
             return None
-        if not _is(Real, value):
+        if not _is(np.float64, value):
             self.note(field, f"is {shorten(value)}; expected a number")
             return None
         try:
@@ -94,7 +94,7 @@ class Row:
         if values is None:
             return None
         if not set(map(type, values)) <= _JSON_TYPES[dtype]:
-            bad = [(i, value) for i, value in enumerate(values) if not _is(_ABSTRACT[dtype], value)]
+            bad = [(i, value) for i, value in enumerate(values) if not _is(dtype, value)]
             for i, value in bad:
                 self.note(f"{field}[{i}]", f"is {shorten(value)}; expected a {_NAMES[dtype]}")
             if bad:
@@ -117,9 +117,7 @@ class Row:
             bad = [
                 (i, value)
                 for i, value in enumerate(values)
-                if not (
-                    _is_list(value) and len(value) == width and all(_is(_ABSTRACT[dtype], x) for x in value)
-                )
+                if not (_is_list(value) and len(value) == width and all(_is(dtype, x) for x in value))
             ]
             for i, value in bad:
                 self.note(
@@ -161,13 +159,14 @@ _ABSTRACT: dict[type, type] = {np.float64: Real, np.int64: Integral}
 _NAMES: dict[type, str] = {np.float64: "number", np.int64: "whole number"}
 
 
-def _is(kind: type, value: object) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+def _is(dtype: type, value: object) -> bool:
+    plain = type(value) in _JSON_TYPES[dtype]
+    return plain or (isinstance(value, _ABSTRACT[dtype]) and not isinstance(value, bool))
 
 
 def is_number(value: object) -> bool:
     """Whether a value is a real number and no bool."""
-    return _is(Real, value)
+    return _is(np.float64, value)
 
 
 def _is_list(value: object) -> bool:
@@ -241,12 +240,12 @@ def collect(
     build: Callable[[Row], Record | None],
     saliency_field: str,
     problems: list[Problem],
-) -> list[Record]:
-    """The records of numbered rows; problems of rows, alone and beside each other, are added to `problems`.
+) -> dict[int, Record]:
+    """Records by row number; problems of rows, alone and beside each other, are added to `problems`.
 
     Two qids are the same when their text is equal (7 and "7"). Saliency stands in all rows or in none.
     """
-    records: list[Record] = []
+    records: dict[int, Record] = {}
     row_of_qid: dict[str, int] = {}
     lacking: list[int] = []
     for number, row in rows:
@@ -261,7 +260,7 @@ def collect(
             problems.append(Problem(where, number, "qid", message))
         if record.saliency is None:
             lacking.append(number)
-        records.append(record)
+        records[number] = record
     if 0 < len(lacking) < len(records):
         message = (
             f"is missing in {len(lacking)} of {len(records)} rows, here first; expected it in all or in none"
