@@ -3,6 +3,7 @@
 Field names are those of the official options, so that an ``opt.json`` reads directly (see `checkpoint`).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -142,6 +143,10 @@ class GirlDetrConfig:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 self._refuse(name, f"{getattr(self, name)}; expected at least 1")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                self._refuse(field.name, f"{value}; expected a finite number")
         for name in ("input_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 self._refuse(name, f"{getattr(self, name)}; expected 0 <= p < 1")

@@ -136,11 +136,8 @@ class Decoder(nn.Module):
         super().__init__()
         width = config.hidden_dim
         self.anchors = nn.Parameter(torch.randn(config.num_queries, 2))  # logits of (centre, width)
-        self.content: Tensor  # (Q, d): what the queries start from, learned or the official zeros
-        if config.repaired("query_content"):
-            self.content = nn.Parameter(torch.randn(config.num_queries, width))
-        else:
-            self.register_buffer("content", torch.zeros(config.num_queries, width), persistent=False)
+        learns_content = config.repaired("query_content")
+        self.content = nn.Parameter(torch.randn(config.num_queries, width)) if learns_content else None
         self.width_floor = ANCHOR_WIDTH_FLOOR if config.repaired("anchor_width_floor") else 0.0
         self.tgg = TextGuidedGating(config) if config.decoder_sent_gate else None
         self.layers = nn.ModuleList(DecoderLayer(config, first=i == 0) for i in range(config.dec_layers))
@@ -156,7 +153,7 @@ class Decoder(nn.Module):
         """Decode ``memory (B, Lv, d)`` with ``video_mask (B, Lv)``; ``text (B, Lt, d)`` guides the gate."""
         batch, visible = len(memory), video_mask.bool()[:, None, None]
         reference = self.anchors.sigmoid().expand(batch, -1, -1)
-        x = self.content.expand(batch, -1, -1)
+        x = self._initial_content(memory)
         states, references = [], [reference]
         for i, layer in enumerate(self.layers):
             anchor = (
@@ -179,3 +176,9 @@ class Decoder(nn.Module):
     def _modulation(self, x: Tensor, anchor: Tensor) -> Tensor:
         """Expected width over anchor width, ``(B, Q, 1)``."""
         return cast(Tensor, self.width_head(x).sigmoid()) / anchor[..., 1:].clamp(min=self.width_floor)
+
+    def _initial_content(self, memory: Tensor) -> Tensor:
+        """What the queries start from, ``(B, Q, d)``: learned content, officially zeros."""
+        if self.content is None:
+            return memory.new_zeros(len(memory), len(self.anchors), memory.shape[-1])
+        return self.content.expand(len(memory), -1, -1)

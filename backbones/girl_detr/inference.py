@@ -52,8 +52,8 @@ def windows(output: GirlDetrOutput, seconds: ArrayLike, settings: WindowSettings
 
     Args:
         output: of the model.
-        seconds: ``(B,)``, length in seconds that a span of 1 stands for. Official predictions take the duration
-            of the annotation, though training normalises by the number of clips times their length (Q32).
+        seconds: ``(B,)``, length in seconds that a span of 1 stands for. Official predictions take the
+            annotation's duration, though training normalises by the number of clips times their length (Q32).
         settings: see `WindowSettings`.
     """
     lengths = np.asarray(seconds, dtype=np.float64)
@@ -68,7 +68,7 @@ def windows(output: GirlDetrOutput, seconds: ArrayLike, settings: WindowSettings
         rows = np.column_stack((span * length, score))
         if settings.sort:
             rows = rows[np.argsort(-score, kind="stable")]
-        results.append(post_process(rows.round(DECIMALS), float(length), settings))
+        results.append(post_process(_rounded(rows), float(length), settings))
     return results
 
 
@@ -82,14 +82,14 @@ def post_process(rows: Windows, length: float, settings: WindowSettings) -> Wind
     times = (times / settings.clip_seconds).round() * settings.clip_seconds
     if settings.inside_video:
         times = times.clip(0, length)  # the last multiple may lie beyond the end
-    return np.column_stack((times, rows[:, 2].round(DECIMALS)))
+    return np.column_stack((times, _rounded(rows[:, 2])))
 
 
 def suppress(rows: Windows, threshold: float, before: int = 10, after: int = 10) -> Windows:
     """Greedy non-maximum suppression of windows ``(K, 3)``.
 
-    From the ``before`` best, windows are kept by descending score, each removing those that overlap it by more
-    than ``threshold``; at most ``after`` are kept. Overlap is intersection over hull, not over union.
+    From the ``before`` best, windows are kept by descending score, each removing those that overlap it by
+    more than ``threshold``; at most ``after`` are kept. Overlap is intersection over hull, not over union.
     """
     if len(rows) <= 1:
         return rows
@@ -110,3 +110,8 @@ def saliency_curves(output: GirlDetrOutput) -> list[NDArray[np.float32]]:
     counts = output.video_mask.sum(1).long().tolist()
     scores = output.saliency_scores.half().float().cpu().numpy()
     return [row[:count] for row, count in zip(scores, counts, strict=True)]
+
+
+def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """To `DECIMALS` decimals, as Python rounds; NumPy's rounding of 0.55555 differs in the last digit."""
+    return np.array([round(value, DECIMALS) for value in values.flat]).reshape(values.shape)

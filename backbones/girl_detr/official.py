@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from backbones.girl_detr.config import GirlDetrConfig
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, Problem, shorten
 
 _PROJECTION = {"norm": "LayerNorm", "linear": "net.1.conv1d"}
 # Our prefix -> official prefix, and the parts of the name behind it that differ.
@@ -90,6 +90,18 @@ _FIXED_OPTIONS: Mapping[str, Any] = {
     "task_decouple_gate": False,
     "span_gaussian_mask": False,
 }
+_NEEDED_OPTIONS = (
+    "v_feat_dim",
+    "t_feat_dim",
+    "hidden_dim",
+    "nheads",
+    "dim_feedforward",
+    "num_queries",
+    "enc_layers",
+    "dec_layers",
+    "cmi_layers",
+    "decoder_sent_gate",
+)
 
 
 def official_name(name: str, config: GirlDetrConfig) -> str:
@@ -115,16 +127,23 @@ def config_from_options(options: Mapping[str, Any], where: str, *, adds_tef: boo
     """
     options = {_OLD_OPTIONS.get(name, name): value for name, value in options.items()}
     problems = [
-        Problem(where, None, name, f"{options[name]!r}; only {value!r} is supported")
+        Problem(where, None, name, f"{shorten(options[name])}; only {value!r} is supported")
         for name, value in _FIXED_OPTIONS.items()
-        if options.get(name, value) != value
+        if name in options and not _equal(options[name], value)
     ]
-    names = {field.name for field in fields(GirlDetrConfig)} - {"behaviour", "repairs"}
-    needed = ("v_feat_dim", "t_feat_dim", "hidden_dim", "nheads", "enc_layers", "dec_layers", "cmi_layers")
-    problems += [Problem(where, None, name, "missing option") for name in needed if name not in options]
+    problems += [
+        Problem(where, None, name, "missing option") for name in _NEEDED_OPTIONS if name not in options
+    ]
     if problems:
         raise DataError(problems)
+    names = {field.name for field in fields(GirlDetrConfig)} - {"behaviour", "repairs"}
     chosen = {name: value for name, value in options.items() if name in names}
-    if adds_tef and "tef" in options.get("ctx_mode", "video_tef"):
+    has_tef = "tef" in str(options.get("ctx_mode", "video_tef"))
+    if adds_tef and has_tef and isinstance(chosen["v_feat_dim"], int):
         chosen["v_feat_dim"] += 2
     return GirlDetrConfig.from_dict({**chosen, "behaviour": "official"}, where)
+
+
+def _equal(value: object, expected: object) -> bool:
+    """Equality of plain values; anything else that a file may hold, such as a tensor, is unequal."""
+    return isinstance(value, type(expected)) and value == expected

@@ -21,8 +21,8 @@ def learning_rate(
     Args:
         epoch: the epoch.
         base: the full learning rate.
-        scheduler: ``step`` divides by 10 every ``lr_drop`` epochs; ``cosine`` falls to a hundredth of ``base``
-            over the epochs after the warm-up.
+        scheduler: ``step`` divides by 10 every ``lr_drop`` epochs; ``cosine`` falls to a hundredth of
+            ``base`` over the epochs after the warm-up.
         lr_drop: see ``scheduler``.
         n_epoch: length of the training.
         warmup_epochs: epochs over which the rate rises linearly from a hundredth of ``base``; the scheduler
