@@ -124,11 +124,11 @@ def load_official(
     Args:
         path: the checkpoint.
         options: an `opt.json`, in place of the options inside the checkpoint.
-        repairs: names from `config.REPAIRS` to make, such as ``cmi_masks`` and ``sentence_padding``, with which
-            predictions do not depend on the batch. Those that change the parameters do not fit the weights.
+        repairs: names from `config.REPAIRS` to make, such as ``cmi_masks`` and ``sentence_padding``, with
+            which predictions do not depend on the batch. Those that change the parameters do not fit the weights.
         weights: ``model`` (the moving average, where there is one) or ``model_raw``.
-        allow_missing_iou: accept a checkpoint whose ``iou_embed.*`` was removed, as a tool of theirs does; the
-            IoU branch then gives 0.5 for everything.
+        allow_missing_iou: accept a checkpoint whose ``iou_embed.*`` was removed, as a tool of theirs does;
+            the IoU branch then gives 0.5 for everything.
     """
     content = _unpickle(Path(path))
     state = _official_state(content, weights, path)
@@ -238,9 +238,9 @@ def _unpickle(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file can make the restricted unpickler raise anything
-        reason = str(error).strip().split("\n")[0]
-        raise _bad(
-            path, f"no checkpoint that can be read safely ({type(error).__name__}: {reason})"
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {found[1]}" if found else type(error).__name__
+        raise _bad(path, f"cannot be read as a checkpoint of tensors and options ({reason})") from error
         ) from error
     if not isinstance(content, dict):
         raise _bad(
