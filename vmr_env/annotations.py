@@ -1,20 +1,17 @@
 """Ground truth: queries with their moments, from moment-detr `.jsonl` and Charades-STA's text files."""
 
-import csv
-import json
-import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.errors import DataError, DataWarning, Problem, shorten
-from vmr_env.files import PathLike, read_lines
+from vmr_env.durations import NUMBER
+from vmr_env.errors import DataError, DataWarning, Problem, check_choice, shorten
+from vmr_env.files import PathLike, name_of, read_lines
 from vmr_env.rows import Fault, Qid, Row, collect, given_rows, identity_faults, is_number, read_rows
 
 PastEnd: TypeAlias = Literal["error", "clip", "keep"]
@@ -127,7 +124,7 @@ def read_annotations(path: PathLike, *, past_end: PastEnd = "error") -> list[Ann
 
 def parse_annotations(path: PathLike, problems: list[Problem], *, past_end: PastEnd) -> dict[int, Annotation]:
     """Usable rows of an annotation file by line; the problems of the others are added to `problems`."""
-    return _collect(os.fspath(path), read_rows(path, problems), problems, past_end)
+    return _collect(name_of(path), read_rows(path, problems), problems, past_end)
 
 
 def annotations_from(
@@ -153,10 +150,7 @@ def annotations_from(
 def _collect(
     where: str, rows: Iterable[tuple[int, Row | Annotation]], problems: list[Problem], past_end: PastEnd
 ) -> dict[int, Annotation]:
-    if past_end not in ("error", "clip", "keep"):
-        raise DataError(
-            Problem("past_end", None, None, f'is {past_end!r}; expected "error", "clip" or "keep"')
-        )
+    check_choice("past_end", past_end, ("error", "clip", "keep"))
     clipped = 0
 
     def build(row: Row) -> Annotation | None:
@@ -207,8 +201,7 @@ def _settle_past_end(row: Row, annotation: Annotation, past_end: PastEnd) -> int
     return clipped
 
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_TEXT_LINE = re.compile(rf"(\S+)\s+({_NUMBER})\s+({_NUMBER})\s*##(.*)", re.ASCII)
+_TEXT_LINE = re.compile(rf"(\S+)\s+({NUMBER})\s+({NUMBER})\s*##(.*)", re.ASCII)
 
 
 def read_charades_text(
@@ -223,7 +216,7 @@ def read_charades_text(
 
     Args:
         path: the file.
-        durations: length of each video in seconds, by video id; see `read_durations`.
+        durations: length of each video in seconds, by video id; see `durations.read_durations`.
         first_qid: qid of the first row; the following rows count on, left-out rows without a gap.
         past_end: rule for moments that end after the video; see `PastEnd`.
         reversed_moments: "error" reports lines with end <= start (the original train file has four); "drop"
@@ -232,10 +225,8 @@ def read_charades_text(
     Raises:
         DataError: all problems of the file at once.
     """
-    where = os.fspath(path)
-    if reversed_moments not in ("error", "drop"):
-        message = f'is {reversed_moments!r}; expected "error" or "drop"'
-        raise DataError(Problem("reversed_moments", None, None, message))
+    where = name_of(path)
+    check_choice("reversed_moments", reversed_moments, ("error", "drop"))
     problems: list[Problem] = []
     rows: list[tuple[int, Row]] = []
     dropped = 0
@@ -269,63 +260,3 @@ def read_charades_text(
         message = f"{where}: {dropped} lines with end <= start were left out"
         warnings.warn(message, DataWarning, stacklevel=2)
     return list(annotations.values())
-
-
-def read_durations(path: PathLike) -> dict[str, float]:
-    """Video lengths in seconds by video id.
-
-    Reads a `.json` object `{video: seconds}` or a `.csv` table with columns `id` and `length`, as the AI2
-    Charades tables have; both may be gzipped.
-
-    Raises:
-        DataError: all problems of the file at once.
-    """
-    where = os.fspath(path)
-    lines = read_lines(path)
-    suffix = Path(where.removesuffix(".gz")).suffix
-    readers = {".json": _durations_of_json, ".csv": _durations_of_csv}
-    if suffix not in readers:
-        raise DataError(
-            Problem(where, None, None, f"ends in {suffix!r}; expected .json or .csv, plain or .gz")
-        )
-    problems: list[Problem] = []
-    durations: dict[str, float] = {}
-    for row in readers[suffix](where, lines):
-        vid, seconds = row.text("id"), row.number_of("length")
-        if seconds is not None and not (np.isfinite(seconds) and seconds > 0):
-            row.note("length", f"is {seconds}; expected seconds, finite and above 0")
-        if vid in durations:
-            row.note("id", f"is {shorten(vid)}, which stands before; expected each video once")
-        problems.extend(row.problems)
-        if vid is not None and seconds is not None:
-            durations[vid] = seconds
-    if problems:
-        raise DataError(problems)
-    return durations
-
-
-def _durations_of_json(where: str, lines: list[str]) -> list[Row]:
-    try:
-        table = json.loads("\n".join(lines))
-    except (ValueError, RecursionError) as error:
-        raise DataError(Problem(where, None, None, f"is no JSON ({error}); expected an object")) from None
-    if not isinstance(table, dict):
-        raise DataError(
-            Problem(where, None, None, f"is {shorten(table)}; expected an object {{video: seconds}}")
-        )
-    return [
-        Row(where, i, {"id": vid, "length": value}) for i, (vid, value) in enumerate(table.items(), start=1)
-    ]
-
-
-def _durations_of_csv(where: str, lines: list[str]) -> list[Row]:
-    reader = csv.DictReader(lines, strict=True)
-    rows = []
-    try:
-        for values in reader:
-            length = values.get("length")
-            number = float(length) if length and re.fullmatch(_NUMBER, length, re.ASCII) else length
-            rows.append(Row(where, reader.line_num, {**values, "length": number}))
-    except csv.Error as error:
-        raise DataError(Problem(where, reader.line_num, None, f"is no CSV ({error})")) from None
-    return rows

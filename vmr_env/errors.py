@@ -1,7 +1,7 @@
 """One error class for bad data, and the problem records it carries."""
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +60,13 @@ class DataError(ValueError):
     def __reduce__(self) -> tuple[type["DataError"], tuple[tuple[Problem, ...]]]:
         # Exceptions pickle by their message; worker processes need the problems back.
         return type(self), (self.problems,)
+
+
+def check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
+    """Raise a `DataError` unless the value of an argument is one of the choices."""
+    if value not in choices:
+        expected = " or ".join(f'"{choice}"' for choice in choices)
+        raise DataError(Problem(argument, None, None, f"is {shorten(value)}; expected {expected}"))
 
 
 class DataWarning(UserWarning):

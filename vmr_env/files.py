@@ -16,12 +16,19 @@ _BOM = b"\xef\xbb\xbf"
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-def _fail(path: PathLike, message: str, row: int | None = None) -> DataError:
+def name_of(path: PathLike) -> str:
+    """The path as text, for messages; anything but a path raises a `DataError`."""
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(name, str) or not name:
+        raise DataError(Problem("path", None, None, f"is {shorten(path)}; expected the path of a file"))
+    return name
+
+
+def _fail(path: Path, message: str, row: int | None = None) -> DataError:
     return DataError(Problem(os.fspath(path), row, None, message))
 
 
-def _read_bytes(path: PathLike) -> bytes:
-    path = Path(path)
+def _read_bytes(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -38,9 +45,8 @@ def _read_bytes(path: PathLike) -> bytes:
     try:
         return gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
-        raise _fail(
-            path, f"is no complete gzip file ({error}); expected one, as its name ends in .gz"
-        ) from error
+        message = f"is no complete gzip file ({error}); expected one, as its name ends in .gz"
+        raise _fail(path, message) from error
 
 
 def read_lines(path: PathLike) -> list[str]:
@@ -49,6 +55,7 @@ def read_lines(path: PathLike) -> list[str]:
     Raises:
         DataError: the file is missing, a folder, unreadable, damaged, empty, or not plain UTF-8.
     """
+    path = Path(name_of(path))
     raw = _read_bytes(path)
     if not raw.strip():
         raise _fail(path, "is empty; expected one row per line")
@@ -72,7 +79,7 @@ def write_text(path: PathLike, text: str) -> None:
     Raises:
         DataError: the folder is missing, the target is a folder, or writing fails; nothing is left behind.
     """
-    path = Path(path)
+    path = Path(name_of(path))
     raw = text.encode("utf-8")
     if path.suffix == ".gz":
         raw = gzip.compress(raw, mtime=0)

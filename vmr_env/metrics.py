@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.annotations import SALIENCY_CLIP_SECONDS, Annotation, annotations_from, read_annotations
-from vmr_env.errors import DataError, Problem
-from vmr_env.files import PathLike, write_text
+from vmr_env.errors import DataError, Problem, check_choice
+from vmr_env.files import PathLike, name_of, write_text
 from vmr_env.predictions import Prediction, predictions_from, read_predictions
 from vmr_env.profiles import LENGTH_RANGES
 from vmr_env.validation import qid_mismatches, video_mismatches
@@ -130,8 +130,7 @@ class _Joined:
 def _join(
     predictions: Predictions, ground_truth: GroundTruth, match_number: bool, outside: Literal["error", "keep"]
 ) -> _Joined:
-    if outside not in ("error", "keep"):
-        raise DataError(Problem("outside", None, None, f'is {outside!r}; expected "error" or "keep"'))
+    check_choice("outside", outside, ("error", "keep"))
     if isinstance(ground_truth, (str, os.PathLike)):
         annotations = read_annotations(ground_truth, past_end=outside)
     else:
@@ -141,7 +140,7 @@ def _join(
     else:
         predicted = predictions_from(predictions, "predictions", before_start=outside)
 
-    where = os.fspath(predictions) if isinstance(predictions, (str, os.PathLike)) else "predictions"
+    where = name_of(predictions) if isinstance(predictions, (str, os.PathLike)) else "predictions"
     numbered = dict(enumerate(predicted, start=1))
     problems = video_mismatches(where, numbered, annotations)
     if match_number:

@@ -1,7 +1,6 @@
 """Prediction files in the moment-detr submission format: reading, checking, writing."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -9,8 +8,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.errors import DataError, Problem, shorten
-from vmr_env.files import PathLike, write_text
+from vmr_env.errors import DataError, Problem, check_choice, shorten
+from vmr_env.files import PathLike, name_of, write_text
 from vmr_env.rows import Fault, Qid, Row, collect, given_rows, identity_faults, read_rows
 
 MAX_SALIENCY = float(np.finfo(np.float32).max)
@@ -97,7 +96,7 @@ def parse_predictions(
     path: PathLike, problems: list[Problem], *, before_start: BeforeStart
 ) -> dict[int, Prediction]:
     """Usable rows of a prediction file by line; the problems of the others are added to `problems`."""
-    return _collect(os.fspath(path), read_rows(path, problems), problems, before_start)
+    return _collect(name_of(path), read_rows(path, problems), problems, before_start)
 
 
 def predictions_from(
@@ -126,10 +125,7 @@ def _collect(
     problems: list[Problem],
     before_start: BeforeStart,
 ) -> dict[int, Prediction]:
-    if before_start not in ("error", "keep"):
-        raise DataError(
-            Problem("before_start", None, None, f'is {before_start!r}; expected "error" or "keep"')
-        )
+    check_choice("before_start", before_start, ("error", "keep"))
 
     def build(row: Row) -> Prediction | None:
         prediction = _prediction(row)
@@ -169,7 +165,7 @@ def write_predictions(path: PathLike, rows: Iterable[Prediction]) -> None:
         DataError: no rows, a qid twice, saliency in some rows only, or the file cannot be written.
     """
     rows = predictions_from(rows, "rows")
-    write_text(path, "".join(json.dumps(_official(row), ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(_official(row)) + "\n" for row in rows))
 
 
 def _official(prediction: Prediction) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Rows of JSON-lines files, checked field by field; all problems of a file are gathered first."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from numbers import Integral, Real
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.errors import DataError, Problem, shorten
-from vmr_env.files import PathLike, read_lines
+from vmr_env.files import PathLike, name_of, read_lines
 
 Qid: TypeAlias = int | str
 Number = TypeVar("Number", np.float64, np.int64)
@@ -19,19 +18,30 @@ Fault: TypeAlias = tuple[str, str]
 """Field and message: a problem before it is known where the value stands."""
 
 
-class _DuplicateKey(ValueError):
-    """A JSON object names one key twice."""
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise _DuplicateKey(shorten(next(key for key in keys if keys.count(key) > 1)))
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {shorten(twice)} stands twice")
     return result
 
 
 _decode = json.JSONDecoder(object_pairs_hook=_object).decode
+
+
+def decode_json(where: str, row: int | None, text: str, problems: list[Problem]) -> dict[str, Any] | None:
+    """The JSON object of a text; None with a problem where it is anything else, or has a key twice."""
+    try:
+        value = _decode(text)
+    except (ValueError, RecursionError) as error:
+        found = f"{shorten(text)} is no JSON object ({error})" if text.strip() else "is blank"
+    else:
+        if isinstance(value, dict):
+            return value
+        found = f"is {shorten(value)}"
+    problems.append(Problem(where, row, None, f"{found}; expected a JSON object"))
+    return None
 
 
 class Row:
@@ -179,22 +189,11 @@ def read_rows(path: PathLike, problems: list[Problem]) -> Iterator[tuple[int, Ro
     Raises:
         DataError: the file itself cannot be read (see `files.read_lines`).
     """
-    where = os.fspath(path)
+    where = name_of(path)
     for number, line in enumerate(read_lines(path), start=1):
-        try:
-            values = _decode(line)
-        except _DuplicateKey as error:
-            problems.append(
-                Problem(where, number, None, f"has the key {error} twice; expected each key once")
-            )
-        except (ValueError, RecursionError) as error:
-            found = f"{shorten(line)} is no JSON ({error})" if line.strip() else "is blank"
-            problems.append(Problem(where, number, None, f"{found}; expected one JSON object a line"))
-        else:
-            if isinstance(values, dict):
-                yield number, Row(where, number, values)
-            else:
-                problems.append(Problem(where, number, None, f"is {shorten(values)}; expected a JSON object"))
+        values = decode_json(where, number, line, problems)
+        if values is not None:
+            yield number, Row(where, number, values)
 
 
 def identity_faults(qid: object, vid: object, query: object) -> Iterable[Fault]:
@@ -218,9 +217,12 @@ Record = TypeVar("Record", bound=_Record)
 
 
 def given_rows(
-    where: str, rows: Iterable[Record | Mapping[str, Any]], kind: type[Record], problems: list[Problem]
+    where: str, rows: object, kind: type[Record], problems: list[Problem]
 ) -> Iterator[tuple[int, Row | Record]]:
     """Numbered rows made in memory: records, and dicts for inspection; `problems` tells of all else."""
+    if not isinstance(rows, Iterable):
+        problems.append(Problem(where, None, None, f"is {shorten(rows)}; expected a path or rows"))
+        return
     number = 0
     for number, row in enumerate(rows, start=1):
         if isinstance(row, kind):
@@ -262,9 +264,7 @@ def collect(
             lacking.append(number)
         records[number] = record
     if 0 < len(lacking) < len(records):
-        message = (
-            f"is missing in {len(lacking)} of {len(records)} rows, here first; expected it in all or in none"
-        )
-        problems.append(Problem(where, lacking[0], saliency_field, message))
+        found = f"is missing in {len(lacking)} of {len(records)} rows, here first"
+        problems.append(Problem(where, lacking[0], saliency_field, f"{found}; expected it in all or none"))
     problems.sort(key=lambda problem: problem.row or 0)
     return records

@@ -8,7 +8,7 @@ import numpy as np
 
 from vmr_env.annotations import SALIENCY_CLIP_SECONDS, Annotation, annotations_from, parse_annotations
 from vmr_env.errors import DataError, Problem, shorten
-from vmr_env.files import PathLike
+from vmr_env.files import PathLike, name_of
 from vmr_env.predictions import Prediction, parse_predictions
 
 
@@ -64,7 +64,7 @@ def validate_predictions(
         truth = _truth(annotations, problems)
     except DataError as error:
         return _by_row([*problems, *error.problems])
-    where = os.fspath(path)
+    where = name_of(path)
     problems += qid_mismatches(where, rows, truth)
     problems += video_mismatches(where, rows, truth)
     problems += _detail_warnings(path, rows, truth)
@@ -137,7 +137,7 @@ def _warning(path: PathLike, field: str | None, rows: Mapping[int, Any], note: s
     if rows:
         number = min(rows)
         message = f"{rows[number]} ({len(rows)} rows in all; {note})"
-        yield Problem(os.fspath(path), number, field, message, severity="warning")
+        yield Problem(name_of(path), number, field, message, severity="warning")
 
 
 def _by_row(problems: Iterable[Problem]) -> list[Problem]:
