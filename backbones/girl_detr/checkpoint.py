@@ -125,7 +125,7 @@ def load_official(
         path: the checkpoint.
         options: an `opt.json`, in place of the options inside the checkpoint.
         repairs: names from `config.REPAIRS` to make, such as ``cmi_masks`` and ``sentence_padding``, with
-            which predictions do not depend on the batch. Those that change the parameters do not fit the weights.
+            which predictions do not depend on the batch. Those that change parameters do not fit the weights.
         weights: ``model`` (the moving average, where there is one) or ``model_raw``.
         allow_missing_iou: accept a checkpoint whose ``iou_embed.*`` was removed, as a tool of theirs does;
             the IoU branch then gives 0.5 for everything.
@@ -241,7 +241,6 @@ def _unpickle(path: Path) -> dict[str, Any]:
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {found[1]}" if found else type(error).__name__
         raise _bad(path, f"cannot be read as a checkpoint of tensors and options ({reason})") from error
-        ) from error
     if not isinstance(content, dict):
         raise _bad(
             path, f"holds a {type(content).__name__}; expected a dict with 'model' and 'opt' or 'config'"
