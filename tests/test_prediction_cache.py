@@ -1,0 +1,321 @@
+import gzip
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmr_env.annotations import Annotation, read_annotations
+from vmr_env.cache import DecoderStateCache
+from vmr_env.errors import DataError
+from vmr_env.prediction_cache import build_prediction_cache
+from vmr_env.predictions import read_predictions
+from vmr_env.profiles import PROFILES
+from vmr_env.spans import best_tiou
+
+CHARADES, QVHIGHLIGHTS, TACOS = (PROFILES[name] for name in ("charades", "qvhighlights", "tacos"))
+
+
+def annotation(qid: int | str, duration: float = 20.0) -> Annotation:
+    return Annotation(qid, f"v{qid}", f"query {qid}", duration, np.array([[2.0, 9.0]]))
+
+
+def row(qid: int | str, windows: Any, saliency: Any = None) -> dict[str, Any]:
+    values = {"qid": qid, "vid": f"v{qid}", "query": f"query {qid}", "pred_relevant_windows": windows}
+    return values if saliency is None else values | {"pred_saliency_scores": saliency}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(values) + "\n" for values in rows))
+    return path
+
+
+def build(folder: Path, *args: Any, **options: Any) -> DecoderStateCache:
+    return DecoderStateCache.open(
+        build_prediction_cache(folder / "cache", *args, CHARADES, "test", **options)
+    )
+
+
+# Head-room of METRICS.md: R1@0.5, R1@0.7, mIoU of the best of the first k proposals.
+HEAD_ROOM = {
+    ("qvhighlights_val.moment_detr", 1): (53.9, 34.8, 49.2),
+    ("qvhighlights_val.moment_detr", 5): (75.0, 47.7, 64.9),
+    ("qvhighlights_val.moment_detr", 10): (83.1, 53.7, 69.5),
+    ("qvhighlights_val.cg_detr", 1): (67.4, 52.1, 61.7),
+    ("qvhighlights_val.cg_detr", 5): (82.4, 64.0, 73.3),
+    ("qvhighlights_val.cg_detr", 10): (86.9, 67.6, 76.3),
+    ("charades_sta_test.qd_la_detr", 1): (56.8, 35.7, 49.0),
+    ("charades_sta_test.qd_la_detr", 5): (83.0, 55.8, 68.6),
+    ("charades_sta_test.qd_la_detr", 10): (91.9, 65.4, 74.3),
+    ("tacos_test.qd_la_detr", 1): (36.6, 20.3, 36.0),
+    ("tacos_test.qd_la_detr", 5): (55.3, 32.6, 49.5),
+    ("tacos_test.qd_la_detr", 10): (61.7, 36.4, 54.2),
+}
+TRUTH = {
+    "charades_sta_test": ("charades_sta/charades_sta_test.jsonl", CHARADES),
+    "qvhighlights_val": ("qvhighlights/highlight_val_release.jsonl", QVHIGHLIGHTS),
+    "qvhighlights_test": ("qvhighlights/highlight_test_with_gt.jsonl", QVHIGHLIGHTS),
+    "tacos_test": ("tacos/test.jsonl", TACOS),
+}
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in HEAD_ROOM}))
+def test_real_files_keep_their_published_head_room(data: Path, tmp_path: Path, name: str) -> None:
+    truth, profile = TRUTH[name.partition(".")[0]]
+    path = build_prediction_cache(
+        tmp_path / "c", data / "predictions" / f"{name}.jsonl.gz", data / truth, profile, "test"
+    )
+    cache = DecoderStateCache.open(path)
+    cache.verify()
+    assert cache.manifest["models"] == [name.partition(".")[2]]
+    overlap = [
+        best_tiou(cache.spans[i, : cache.counts[i]].astype(float), cache.moments[i][None].astype(float))
+        for i in range(len(cache))
+    ]
+    for k in (1, 5, 10):
+        best = np.array([row[:k].max() for row in overlap])
+        # Windows here end with the video, where the official evaluator lets them run on; a few queries sit on
+        # a threshold.
+        figures = (best >= 0.5 - 1e-6).mean(), (best >= 0.7 - 1e-6).mean(), best.mean()
+        np.testing.assert_allclose(np.array(figures) * 100, HEAD_ROOM[name, k], atol=0.25)
+
+
+def test_a_pool_of_real_files_holds_each_file_whole(data: Path, tmp_path: Path) -> None:
+    files = [
+        data / "predictions" / f"qvhighlights_test.{name}.jsonl.gz" for name in ("cg_detr", "qd_detr_40q")
+    ]
+    truth = data / TRUTH["qvhighlights_test"][0]
+    cache = DecoderStateCache.open(build_prediction_cache(tmp_path / "c", files, truth, QVHIGHLIGHTS, "test"))
+    assert cache.manifest["models"] == ["cg_detr", "qd_detr_40q"]
+    assert cache.spans.shape == (1542, 50, 2)
+    for model, file in enumerate(files):
+        rows = {str(row.qid): row for row in read_predictions(file)}
+        for i, annotated in enumerate(read_annotations(truth)):
+            own = cache.models[i] == model
+            windows = rows[str(annotated.qid)].windows
+            np.testing.assert_allclose(
+                cache.spans[i, own[:50]] * annotated.duration,
+                np.clip(windows[:, :2], 0, annotated.duration),
+                atol=1e-4,
+            )
+            np.testing.assert_array_equal(cache.scores[i, own], windows[:, 2].astype(np.float32))
+    notes = cache.manifest["notes"]
+    assert notes["saliency_padded"] == 34  # 17 videos of features a clip short, in each of both files
+    assert notes["models"]["cg_detr"]["sha256"] == hashlib.sha256(files[0].read_bytes()).hexdigest()
+
+
+window_lists = st.lists(
+    st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(0, 100)).map(
+        lambda w: [float(min(w[:2])), float(max(w[:2])), w[2] / 100]
+    ),
+    min_size=1,
+    max_size=4,
+)
+pools = st.lists(st.dictionaries(st.integers(0, 3), window_lists, min_size=1), min_size=1, max_size=4).filter(
+    lambda pool: set().union(*pool) == {0, 1, 2, 3}
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pool=pools, limit=st.none() | st.integers(1, 6))
+def test_proposals_alternate_by_rank_among_models(
+    tmp_path_factory: pytest.TempPathFactory, pool: list[dict[int, Any]], limit: int | None
+) -> None:
+    folder = tmp_path_factory.mktemp("pool")
+    files = {
+        f"m{i}": write(folder / f"{i}.jsonl", [row(qid, windows) for qid, windows in rows.items()])
+        for i, rows in enumerate(pool)
+    }
+    cache = build(folder, files, [annotation(qid) for qid in range(4)], max_proposals=limit)
+    cut = 0
+    for qid in range(4):
+        expected = [
+            (rows[qid][rank], model)
+            for rank in range(4)
+            for model, rows in enumerate(pool)
+            if qid in rows and rank < len(rows[qid])
+        ]
+        cut += len(expected[limit:]) if limit else 0
+        expected = expected[:limit]
+        assert cache.counts[qid] == len(expected)
+        for place, ((start, end, score), model) in enumerate(expected):
+            np.testing.assert_allclose(cache.spans[qid, place] * 20, (start, end), atol=1e-5)
+            assert cache.scores[qid, place] == np.float32(score)
+            assert cache.models[qid, place] == model
+    assert cache.manifest["notes"]["proposals_cut"] == cut
+    cache.verify()
+
+
+def test_samples_stand_in_the_order_of_the_annotations_with_their_names(tmp_path: Path) -> None:
+    file = write(tmp_path / "val.net.jsonl", [row("b", [[0, 1, 0.5]]), row("7", [[1, 2, 0.5]])])
+    cache = build(tmp_path, file, [annotation(7), annotation("b", duration=21.5)])
+    assert cache.qids() == [7, "b"]
+    assert cache.manifest["models"] == ["net"]
+    assert cache.manifest["source"] == "predictions"
+    assert cache.manifest["backbone"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert cache.n_clips.tolist() == [20, 22]
+    np.testing.assert_allclose(cache.spans[:, 0], [[0.05, 0.1], [0, 1 / 21.5]])
+    assert cache.saliency is None
+    assert cache.sample(1).moments.tolist() == [[2.0, 9.0]]
+
+
+def test_windows_end_with_the_video_and_empty_ones_stay(tmp_path: Path) -> None:
+    windows = [[-3, 10, 0.5], [15, 25, 0.9], [30, 40, 0.1], [4, 4, 0.1], [0, 20, 0]]
+    cache = build(tmp_path, write(tmp_path / "a.jsonl", [row(1, windows)]), [annotation(1)])
+    assert cache.spans[0].tolist() == [[0, 0.5], [0.75, 1], [1, 1], [np.float32(0.2)] * 2, [0, 1]]
+    assert cache.manifest["notes"]["windows_clipped"] == 3
+    assert cache.manifest["notes"]["rows_unsorted"] == 1
+
+
+def test_saliency_of_one_model_stands_as_in_its_file_but_for_one_clip(tmp_path: Path) -> None:
+    curves = {1: [1.5] * 19, 2: list(range(20)), 3: list(range(21))}
+    file = write(tmp_path / "a.jsonl", [row(qid, [[0, 1, 0.5]], curve) for qid, curve in curves.items()])
+    cache = build(tmp_path, file, [annotation(qid) for qid in curves])
+    assert cache.saliency is not None
+    assert cache.saliency[0].tolist() == [1.5] * 19 + [0]
+    assert cache.saliency[1].tolist() == cache.saliency[2].tolist() == list(range(20))
+    notes = cache.manifest["notes"]
+    assert (notes["saliency_cut"], notes["saliency_padded"]) == (1, 1)
+
+
+def test_saliency_of_a_pool_is_the_mean_of_standardised_curves(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(3, 10, 20), rng.normal(-5, 0.1, 20)
+    files = [
+        write(tmp_path / "a.jsonl", [row(1, [[0, 1, 0.5]], a.tolist()), row(2, [[0, 1, 0.5]], a.tolist())]),
+        write(tmp_path / "b.jsonl", [row(1, [[0, 1, 0.5]], b.tolist())]),
+        write(tmp_path / "c.jsonl", [row(1, [[0, 1, 0.5]]), row(2, [[0, 1, 0.5]])]),
+        write(tmp_path / "d.jsonl", [row(1, [[0, 1, 0.5]], [4.0] * 20)]),  # flat: nothing to tell
+    ]
+    cache = build(tmp_path, files, [annotation(1), annotation(2)])
+    assert cache.saliency is not None
+    z = [(curve - np.mean(curve)) / np.std(curve) for curve in (a, b)]
+    np.testing.assert_allclose(cache.saliency[0], (z[0] + z[1] + 0) / 3, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(cache.saliency[1], z[0], rtol=1e-5, atol=1e-6)
+
+
+def test_predictions_for_other_queries_are_dropped_on_request_only(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [row(qid, [[0, 1, 0.5]]) for qid in (1, 2, 3)])
+    cache = build(tmp_path, file, [annotation(2)], unknown_queries="drop")
+    assert cache.qids() == [2]
+    assert cache.manifest["notes"]["predictions_dropped"] == 2
+
+
+ONE = [row(1, [[0, 1, 0.5]])]
+WITH_SALIENCY = [row(1, [[0, 1, 0.5]], [0.0] * 20)]
+Files = Callable[[Path], Any]
+
+
+def files(*contents: list[dict[str, Any]], **options: Any) -> Files:
+    """Files a.jsonl, b.jsonl, … with these rows, beside annotations of query 1."""
+    return lambda folder: (
+        [write(folder / f"{name}.jsonl", rows) for name, rows in zip("abcd", contents, strict=False)],
+        [annotation(1)],
+        options,
+    )
+
+
+def raw(content: bytes, name: str = "a.jsonl") -> Files:
+    def make(folder: Path) -> Any:
+        (folder / name).write_bytes(content)
+        return folder / name, [annotation(1)], {}
+
+    return make
+
+
+BROKEN: dict[str, tuple[Files, str]] = {
+    "no file at all": (lambda f: ([], [annotation(1)], {}), "predictions: is empty"),
+    "missing file": (lambda f: (f / "a.jsonl", [annotation(1)], {}), r"a\.jsonl: .*does not exist"),
+    "a folder": (lambda f: (f, [annotation(1)], {}), "is a folder"),
+    "missing annotations": (
+        lambda f: (write(f / "a.jsonl", ONE), f / "t.jsonl", {}),
+        r"t\.jsonl: .*not exist",
+    ),
+    "no annotations": (lambda f: (write(f / "a.jsonl", ONE), [], {}), "annotations"),
+    "empty file": (raw(b""), r"a\.jsonl: is empty"),
+    "binary": (raw(b"\x80\x00\xff"), r"a\.jsonl.*not UTF-8"),
+    "cut gzip": (raw(gzip.compress(b"{}" * 999)[:-9], "a.jsonl.gz"), "no complete gzip file"),
+    "no JSON": (raw(b"{'qid': 1}\n"), r"a\.jsonl, row 1"),
+    "million characters": (raw(b"[" * 10**6), r"a\.jsonl, row 1"),
+    "one name twice": (
+        lambda f: ([write(f / "x.net.jsonl", ONE), write(f / "y.net.jsonl", ONE)], [annotation(1)], {}),
+        "both named 'net'",
+    ),
+    "empty model name": (lambda f: ({"": write(f / "a.jsonl", ONE)}, [annotation(1)], {}), "models: "),
+    "257 models": (
+        lambda f: ({str(i): write(f / "a.jsonl", ONE) for i in range(257)}, [annotation(1)], {}),
+        "models: .*1 to 256",
+    ),
+    "unknown query": (
+        files([*ONE, row(5, [[0, 1, 0.5]])]),
+        r"a\.jsonl, row 2, qid: is 5, which is not annotated",
+    ),
+    "query without prediction": (
+        lambda f: (write(f / "a.jsonl", ONE), [annotation(1), annotation(9)], {}),
+        "qid: 9 has no prediction",
+    ),
+    "query twice": (files([*ONE, row("1", [[0, 1, 0.5]])]), r"a\.jsonl, row 2"),
+    "query twice in the annotations": (
+        lambda f: (write(f / "a.jsonl", ONE), [annotation(1), annotation("1")], {}),
+        "annotations, row 2",
+    ),
+    "other video": (files([ONE[0] | {"vid": "w"}]), r"a\.jsonl, row 1, vid: is 'w'; expected 'v1'"),
+    "score above 1": (
+        files([row(1, [[0, 1, 0.5], [0, 1, 1.01]])]),
+        r"windows\[1\]: .*1\.01.*within \[0, 1\]",
+    ),
+    "negative score": (files([row(1, [[0, 1, -0.5]])]), r"windows\[0\]: .*within \[0, 1\]"),
+    "score NaN": (files([row(1, [[0, 1, float("nan")]])]), "row 1"),
+    "infinite end": (files([row(1, [[0, float("inf"), 0.5]])]), "row 1"),
+    "reversed window": (files([row(1, [[5, 1, 0.5]])]), "start <= end"),
+    "window of two": (files([row(1, [[0, 1]])]), "pred_relevant_windows"),
+    "no window": (files([row(1, [])]), "pred_relevant_windows"),
+    "windows a text": (files([row(1, "0 to 1")]), "pred_relevant_windows"),
+    "saliency two short": (files([row(1, [[0, 1, 0.5]], [0.0] * 18)]), "has 18 values; expected 20"),
+    "saliency two long": (files([row(1, [[0, 1, 0.5]], [0.0] * 22)]), "has 22 values; expected 20"),
+    "saliency in some rows": (
+        lambda f: (
+            write(f / "a.jsonl", [*WITH_SALIENCY, row(2, [[0, 1, 0.5]])]),
+            [annotation(1), annotation(2)],
+            {},
+        ),
+        "pred_saliency_scores",
+    ),
+    "saliency of some queries": (
+        lambda f: (
+            [write(f / "a.jsonl", WITH_SALIENCY), write(f / "b.jsonl", [row(2, [[0, 1, 0.5]])])],
+            [annotation(1), annotation(2)],
+            {},
+        ),
+        "of qid 2 is in no file, though other queries have it",
+    ),
+    "saliency infinite": (files([row(1, [[0, 1, 0.5]], [1e300] * 20)]), "32-bit"),
+    "no proposals wanted": (files(ONE, max_proposals=0), "max_proposals: is 0"),
+    "unknown rule": (files(ONE, unknown_queries="ignore"), "unknown_queries: is 'ignore'"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_and_arguments_are_refused_and_nothing_is_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    make, words = BROKEN[name]
+    predictions, truth, options = make(tmp_path / "in")
+    with pytest.raises(DataError, match=words):
+        build(tmp_path / "out", predictions, truth, **options)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_all_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
+    predictions, truth, _ = files([row(1, [[0, 1, 2]])], [row(1, [[0, 1, 3]]), row(4, [[0, 1, 0.5]])])(
+        tmp_path
+    )
+    with pytest.raises(DataError) as caught:
+        build(tmp_path, predictions, truth)
+    told = [(Path(problem.where).name, problem.row) for problem in caught.value.problems]
+    assert told == [("a.jsonl", 1), ("b.jsonl", 1), ("b.jsonl", 2)]
