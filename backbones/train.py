@@ -1,0 +1,371 @@
+"""Supervised training of GIRL-DETR.
+
+    python -m backbones.train qvhighlights-captions --annotations test.jsonl --clips features/clips \\
+        --text features/text --out runs/captions
+
+trains the named recipe (`backbones.configs`), sets a tenth of the videos aside for selection unless
+`--select-annotations` names others, and writes to the output folder:
+
+    best/           weights of the best evaluation (of the moving average, where the recipe has one)
+    last.pt         everything needed to continue; a run that was stopped continues with the same command
+    history.jsonl   losses and selection metrics by epoch
+    tensorboard/    the same for TensorBoard, if it is installed and `--tensorboard` is given
+
+All randomness of an epoch follows from the seed and the epoch's number, so a run that was killed and
+continued ends with the same weights, bit for bit, as one that was not (on one machine and device).
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from backbones.configs import Recipe, get_recipe
+from backbones.dataset import Batch, MomentDataset
+from backbones.girl_detr.checkpoint import save_checkpoint
+from backbones.girl_detr.losses import SupervisedCriterion
+from backbones.girl_detr.model import GirlDetr
+from backbones.girl_detr.schedules import learning_rate
+from backbones.predict import predict
+from backbones.sources import add_source_arguments, open_sources, read_samples
+from vmr_env.annotations import Annotation
+from vmr_env.errors import DataError, Problem
+from vmr_env.metrics import evaluate
+from vmr_env.splits import split_by_video
+
+SELECTION_SHARE = 0.1
+SELECTION_SEED = 0
+"""Which videos are set aside does not change with a run's seed, so seeds are compared on the same samples."""
+MAX_FAILURES = 200  # evaluations without improvement that end a training, as in the official code
+
+
+def selection_score(brief: Mapping[str, float], rated: bool) -> float:
+    """The official score that picks the best epoch (specification 6.3), from the `brief` metrics."""
+    r1 = sum(weight * brief[f"MR-full-R1@{weight}"] for weight in (0.3, 0.5, 0.7))
+    if not rated:
+        return (r1 + 0.5 * brief["MR-full-mIoU"]) / 2.0
+    by_length = sum(brief[f"MR-{name}-mAP"] for name in ("full", "long", "middle", "short"))
+    ap = 0.5 * brief["MR-full-mAP@0.5"] + 0.75 * brief["MR-full-mAP@0.75"] + 0.25 * by_length
+    return (r1 + ap) / 3.75
+
+
+class Trainer:
+    """One training run.
+
+    Attributes:
+        recipe: the recipe, with the widths of the features filled in.
+        model: the model that learns.
+        shadow: moving average of its weights, or the model itself without one; what is evaluated and kept.
+        epoch: epochs done.
+        best: highest selection score so far.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: MomentDataset,
+        select: MomentDataset,
+        out: Path,
+        *,
+        source: str,
+        device: str = "cpu",
+        amp: bool = False,
+        log: Callable[[Mapping[str, float], int], None] | None = None,
+    ) -> None:
+        """Set up a run, or continue the one in `out`.
+
+        Args:
+            recipe: what to train and how.
+            train: training samples.
+            select: samples that choose the best epoch.
+            out: output folder.
+            source: where the features come from (real, annotation-derived, simulated); noted in the weights.
+            device: torch device.
+            amp: compute forward passes in bfloat16 where PyTorch finds it safe.
+            log: called with figures and the number of epochs done after each epoch.
+
+        Raises:
+            DataError: features of the samples are missing or damaged (all are listed), or `out` holds a run
+                of another recipe.
+        """
+        if problems := [*train.problems(), *select.problems()]:
+            raise DataError(problems)
+        widths = {"v_feat_dim": train.video_width, "t_feat_dim": train.text_width}
+        self.recipe = recipe.with_options(widths)
+        self._train, self._select = train, select
+        self._out, self._source, self._log = out, source, log
+        self._device, self._amp = torch.device(device), amp
+        self.model = GirlDetr(self.recipe.model, recipe.seed).to(self._device)
+        self.model.recompute = recipe.data.max_clips > 256
+        self._criterion = SupervisedCriterion(self.recipe.model)
+        self._optimizer = torch.optim.AdamW(
+            self.model.parameters(), recipe.lr, weight_decay=recipe.weight_decay
+        )
+        self.shadow = self.model
+        if recipe.ema_decay:
+            self.shadow = GirlDetr(self.recipe.model).to(self._device).requires_grad_(False)
+            self.shadow.load_state_dict(self.model.state_dict())
+        self.epoch, self.best, self._failures = 0, 0.0, 0
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / "last.pt").exists():
+            self._restore()
+
+    def run(self, progress: bool = True) -> None:
+        """Train to the last epoch of the recipe; safe to interrupt at any moment."""
+        bar = tqdm(
+            total=self.recipe.epochs, initial=self.epoch, desc="train", unit="epoch", disable=not progress
+        )
+        with bar:
+            while self.epoch < self.recipe.epochs and self._failures < MAX_FAILURES:
+                figures = self.train_epoch()
+                if self.epoch % self.recipe.eval_every == 0 or self.epoch == self.recipe.epochs:
+                    figures |= self._evaluate()
+                self._finish_epoch(figures)
+                bar.update()
+                bar.set_postfix(
+                    {name: f"{figures[name]:.4g}" for name in ("loss", "score") if name in figures}
+                )
+
+    def train_epoch(self) -> dict[str, float]:
+        """One pass over the training samples; returns the mean of each loss."""
+        recipe = self.recipe
+        rate = learning_rate(
+            self.epoch,
+            recipe.lr,
+            scheduler=recipe.scheduler,
+            lr_drop=recipe.lr_drop,
+            n_epoch=recipe.epochs,
+            warmup_epochs=recipe.warmup_epochs,
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        draw = random.Random(f"{recipe.seed} {self.epoch}")
+        order = list(range(len(self._train)))
+        draw.shuffle(order)
+        sums: dict[str, Tensor] = {}
+        self.model.train()
+        with seeded(f"{recipe.seed} {self.epoch}", self._device):
+            for start in range(0, len(order), recipe.batch_size):
+                rows = order[start : start + recipe.batch_size]
+                losses = self._step(self._train.batch(rows, draw, training=True).to(self._device))
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0) + value.detach() * len(rows)
+        self.epoch += 1
+        means = {name: float(value) / len(order) for name, value in sums.items()}
+        return {"lr": rate, "loss": means.pop("total"), **means}
+
+    def _step(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._amp):
+            output = self.model(*batch.inputs)
+        losses = self._criterion(output, batch.targets, self.epoch)
+        total = losses["total"]
+        if not torch.isfinite(total):
+            values = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+            raise FloatingPointError(f"the loss is not finite in epoch {self.epoch + 1}: {values}")
+        self._optimizer.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self._optimizer.step()
+        if self.shadow is not self.model:
+            update_average(self.shadow, self.model, self.recipe.ema_decay)
+        return losses
+
+    def _evaluate(self) -> dict[str, float]:
+        """Metrics on the selection samples; keeps the weights if they are the best so far."""
+        predictions = predict(self.shadow, self._select, self.recipe.windows, self.recipe.eval_batch_size)
+        brief = evaluate(predictions, self._select.annotations, outside="keep")["brief"]
+        score = selection_score(brief, self.recipe.data.rated)
+        self._failures += 1
+        if score > self.best:
+            self.best, self._failures = score, 0
+            notes = {
+                "recipe": self.recipe.to_dict(),
+                "source": self._source,
+                "epoch": self.epoch,
+                "selection": brief,
+            }
+            save_checkpoint(self._out / "best", self.shadow, notes)
+        return {"score": score, **brief}
+
+    def _finish_epoch(self, figures: Mapping[str, float]) -> None:
+        with open(self._out / "history.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"epoch": self.epoch, **figures}) + "\n")
+        if self._log is not None:
+            self._log(figures, self.epoch)
+        state = {
+            "recipe": json.dumps(self.recipe.to_dict()),
+            "epoch": self.epoch,
+            "best": self.best,
+            "failures": self._failures,
+            "model": self.model.state_dict(),
+            "shadow": self.shadow.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+        temporary = self._out / "last.pt.tmp"
+        torch.save(state, temporary)
+        temporary.replace(self._out / "last.pt")
+
+    def _restore(self) -> None:
+        path = self._out / "last.pt"
+        try:
+            state = torch.load(path, map_location=self._device, weights_only=True)
+        except Exception as error:  # torch raises many types for a damaged file
+            raise DataError(
+                Problem(str(path), None, None, f"is no readable training state ({error})")
+            ) from error
+        texts = (state["recipe"], json.dumps(self.recipe.to_dict()))
+        found, wanted = map(recipe_without_length, texts)
+        if found != wanted:
+            changed = ", ".join(sorted(name for name in wanted if found.get(name) != wanted[name]))
+            message = f"belongs to a run with other values of {changed}; expected the same, or a new folder"
+            raise DataError(Problem(str(path), None, "recipe", message))
+        self.epoch, self.best, self._failures = state["epoch"], state["best"], state["failures"]
+        self.model.load_state_dict(state["model"])
+        self.shadow.load_state_dict(state["shadow"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._cut_history()
+
+    def _cut_history(self) -> None:
+        """Drop lines of an epoch that was logged but not saved before a kill."""
+        path = self._out / "history.jsonl"
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+        path.write_text("".join(lines[: self.epoch]), "utf-8")
+
+
+def recipe_without_length(text: str) -> dict[str, Any]:
+    """A recipe's values but for the number of epochs, where a longer run begins like a shorter one."""
+    values: dict[str, Any] = json.loads(text)
+    if values["scheduler"] == "step":
+        del values["epochs"]
+    return values
+
+
+@contextmanager
+def seeded(key: str, device: torch.device) -> Iterator[None]:
+    """Run a block with PyTorch's own generators seeded by `key`, and put them back as they were afterwards.
+
+    Dropout draws from PyTorch's global generators and cannot be given another one.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(random.Random(key).getrandbits(63))
+        yield
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """One step of the exponential moving average of a model's weights."""
+    pairs = zip(average.parameters(), model.parameters(), strict=True)
+    old, new = (list(parameters) for parameters in zip(*pairs, strict=True))
+    torch._foreach_lerp_(old, new, 1 - decay)
+
+
+def split_for_selection(rows: Sequence[Annotation]) -> tuple[list[Annotation], list[Annotation]]:
+    """Training and selection samples: a tenth of the videos is set aside, always the same."""
+    shares = {"train": 1 - SELECTION_SHARE, "select": SELECTION_SHARE}
+    parts = split_by_video([row.vid for row in rows], shares, SELECTION_SEED)
+    train, select = ([rows[i] for i in parts[name]] for name in ("train", "select"))
+    return train, select
+
+
+def tensorboard_log(folder: Path) -> Callable[[Mapping[str, float], int], None]:
+    """A `log` for the trainer that writes TensorBoard files. Raises ImportError without TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+
+    def log(figures: Mapping[str, float], epoch: int) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(name, value, epoch)
+        writer.flush()
+
+    return log
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: train a named recipe."""
+    parser = argparse.ArgumentParser(prog="python -m backbones.train", description=main.__doc__)
+    parser.add_argument("recipe", help="name of a recipe (backbones.configs)")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="output folder; a run found there is continued"
+    )
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--select-annotations", type=Path, help="selection samples (default: a tenth of the videos)"
+    )
+    parser.add_argument(
+        "--select-clips", type=Path, help="clip features of the selection videos (default: --clips)"
+    )
+    parser.add_argument(
+        "--select-text", type=Path, help="text features of the selection queries (default: --text)"
+    )
+    parser.add_argument("--seed", type=int, help="seed (default: the recipe's)")
+    parser.add_argument("--behaviour", choices=("official", "repaired"), help="of model, losses and labels")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="another value of an option, as JSON"
+    )
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--amp", action="store_true", help="forward passes in bfloat16")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard files")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        recipe = get_recipe(options.recipe).with_options(parse_options(options.set))
+    except ValueError as error:
+        parser.error(str(error))
+    if options.seed is not None:
+        recipe = replace(recipe, seed=options.seed)
+    if options.behaviour is not None:
+        recipe = recipe.with_options(
+            {"behaviour": options.behaviour, "official": options.behaviour == "official"}
+        )
+    rows = read_samples(options.annotations)
+    if options.select_annotations is None:
+        train_rows, select_rows = split_for_selection(rows)
+    else:
+        train_rows, select_rows = rows, read_samples([options.select_annotations])
+    sources = open_sources(recipe, options, train_rows)
+    select_options = argparse.Namespace(
+        clips=options.select_clips or options.clips,
+        text=options.select_text or options.text,
+        features=options.features,
+    )
+    select_sources = open_sources(recipe, select_options, select_rows)
+    trainer = Trainer(
+        recipe,
+        MomentDataset(train_rows, sources.clips, sources.text, recipe.data),
+        MomentDataset(select_rows, select_sources.clips, select_sources.text, recipe.data),
+        options.out,
+        source=sources.kind,
+        device=options.device,
+        amp=options.amp,
+        log=tensorboard_log(options.out / "tensorboard") if options.tensorboard else None,
+    )
+    trainer.run()
+    print(f"{options.out}: {trainer.epoch} epochs, best selection score {trainer.best:.2f}")
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` texts as options; values are JSON, or plain text where they are none."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"{pair!r} is no NAME=VALUE")
+        try:
+            options[name] = json.loads(text)
+        except ValueError:
+            options[name] = text
+    return options
+
+
+if __name__ == "__main__":
+    main()
