@@ -1,3 +1,7 @@
 """Video moment retrieval as Gymnasium environments."""
 
+from vmr_env.registration import register_all
+
 __version__ = "0.1.0"
+
+register_all()
