@@ -163,7 +163,7 @@ def _collect(
     annotations = collect(where, rows, build, "saliency_scores", problems)
     if clipped and not problems:
         message = f"{where}: {clipped} moments that end after their video were cut at its end"
-        warnings.warn(message, DataWarning, stacklevel=4)
+        warnings.warn(message, DataWarning, stacklevel=3)
     return annotations
 
 

@@ -68,5 +68,6 @@ def _rows_of_csv(where: str, lines: list[str], problems: list[Problem]) -> list[
             number = float(length) if length and re.fullmatch(NUMBER, length, re.ASCII) else length
             rows.append(Row(where, reader.line_num, {"id": values["id"], "length": number}))
     except csv.Error as error:
-        problems.append(Problem(where, reader.line_num, None, f"is no CSV ({error}); expected a table"))
+        # The row that begins after the last good one.
+        problems.append(Problem(where, reader.line_num + 1, None, f"is no CSV ({error}); expected a table"))
     return rows

@@ -37,7 +37,8 @@ def _read_bytes(path: Path) -> bytes:
     except IsADirectoryError:
         raise _fail(path, "is a folder; expected a file") from None
     except (OSError, ValueError) as error:
-        raise _fail(path, f"cannot be read ({error}); expected a readable file") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise _fail(path, f"cannot be read ({reason}); expected a readable file") from error
     if path.suffix != ".gz":
         if raw.startswith(_GZIP_MAGIC):
             raise _fail(path, "holds gzip data; expected plain text, or a name that ends in .gz")
@@ -92,7 +93,8 @@ def write_text(path: PathLike, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, ValueError) as error:
-        message = f"cannot be written ({error}); expected a file in an existing, writable folder"
+        reason = error.strerror if isinstance(error, OSError) else error
+        message = f"cannot be written ({reason}); expected a file in an existing, writable folder"
         raise _fail(path, message) from error
     finally:
         with contextlib.suppress(OSError, ValueError):

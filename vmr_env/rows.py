@@ -139,7 +139,7 @@ class Row:
 
     def _get(self, field: str) -> Any:
         if field not in self.values:
-            self.note(field, f"is missing; the row has {shorten(list(self.values))}")
+            self.note(field, f"is missing; expected it beside {shorten(list(self.values))}")
             return None
         value = self.values[field]
         if value is None:

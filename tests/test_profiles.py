@@ -1,0 +1,86 @@
+"""Dataset profiles against the published numbers and the train files they describe."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vmr_env.annotations import read_annotations
+from vmr_env.profiles import PROFILES, get_profile
+
+TRAIN = {
+    "charades": "charades_sta/charades_sta_train.jsonl.gz",
+    "qvhighlights": "qvhighlights/highlight_train_release.jsonl.gz",
+    "tacos": "tacos/train.jsonl.gz",
+}
+LEVELS = np.linspace(0, 1, 21)
+
+
+@pytest.mark.parametrize(
+    ("name", "env_name", "clip_seconds", "max_clips", "has_saliency"),
+    [
+        ("charades", "Charades", 1, 75, False),
+        ("qvhighlights", "QVHighlights", 2, 75, True),
+        ("tacos", "TACoS", 1, 1000, False),
+    ],
+)
+def test_limits_are_those_of_the_specification(
+    name: str, env_name: str, clip_seconds: float, max_clips: int, has_saliency: bool
+) -> None:
+    profile = get_profile(name)
+    assert (profile.name, profile.env_name) == (name, env_name)
+    assert (profile.clip_seconds, profile.max_clips) == (clip_seconds, max_clips)
+    assert (profile.max_query_tokens, profile.max_windows) == (32, 5)
+    assert profile.has_saliency == has_saliency
+
+
+def test_length_ranges_are_those_of_the_official_evaluator() -> None:
+    for profile in PROFILES.values():
+        assert [tuple(entry) for entry in profile.length_ranges] == [
+            ("short", 0, 10),
+            ("middle", 10, 30),
+            ("long", 30, 150),
+        ]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_statistics_are_those_of_the_train_file(data: Path, name: str) -> None:
+    profile = get_profile(name)
+    train = read_annotations(data / TRAIN[name])
+    video = {row.vid: row.duration for row in train}
+    lengths = np.concatenate([row.moments[:, 1] - row.moments[:, 0] for row in train])
+    room = np.concatenate([row.duration - (row.moments[:, 1] - row.moments[:, 0]) for row in train])
+    starts = np.concatenate([row.moments[:, 0] for row in train])
+    counts = np.bincount([len(row.moments) for row in train])[1:] / len(train)
+
+    np.testing.assert_allclose(profile.durations, np.quantile(list(video.values()), LEVELS), atol=0.006)
+    np.testing.assert_allclose(profile.moment_lengths, np.quantile(lengths, LEVELS), atol=0.006)
+    positions = np.quantile(starts[room > 0] / room[room > 0], LEVELS)
+    np.testing.assert_allclose(profile.moment_positions, positions, atol=6e-4)
+    assert profile.queries_per_video == pytest.approx(len(train) / len(video), rel=1e-3)
+    kept = len(profile.moments_per_query)
+    np.testing.assert_allclose(profile.moments_per_query[:-1], counts[: kept - 1], atol=6e-5)
+    assert profile.moments_per_query[-1] == pytest.approx(counts[kept - 1 :].sum(), abs=3e-4)
+    assert sum(profile.moments_per_query) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles_travel_between_processes(name: str) -> None:
+    profile = get_profile(name)
+    assert pickle.loads(pickle.dumps(profile)) == profile
+    assert copy.deepcopy(profile) == profile
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("charade", "charades"), ("QVHighlight", "qvhighlights"), ("TACoS", "tacos")]
+)
+def test_a_wrong_name_is_answered_with_the_nearest(wrong: str, right: str) -> None:
+    with pytest.raises(ValueError, match=f"Did you mean '{right}'"):
+        get_profile(wrong)
+
+
+def test_a_name_near_none_is_answered_with_all() -> None:
+    with pytest.raises(ValueError, match=r"'imagenet'\. Known profiles: charades, qvhighlights, tacos\."):
+        get_profile("imagenet")
