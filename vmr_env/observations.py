@@ -9,6 +9,7 @@
 | `overlaps` | (P,) | tIoU of the span with each proposal |
 | `positions` | (14,) | where the 7 probes of the start and the 7 of the end are |
 | `points` | (14, 14) | what the timeline says at each of them (`POINT_FEATURES`) |
+| `whole` | (4,) | integral of each curve over the whole video (`CURVES`) |
 | `inside` | (7,) | what lies inside the span (`INSIDE_FEATURES`) |
 | `proposals` | (P, 34) | all that is known of each proposal (`SPAN_FEATURES`), zeros where there is none |
 | `models` | (P, M) | which model each proposal came from, one-hot (pools only) |
@@ -30,6 +31,7 @@ from vmr_env.actions import PROBES
 from vmr_env.cache import DecoderStateCache
 from vmr_env.timeline import (
     CELLS,
+    CURVES,
     INSIDE_FEATURES,
     INTEGRALS,
     POINT_FEATURES,
@@ -100,6 +102,7 @@ class Observer:
             "overlaps": ((proposals,), self._overlaps),
             "positions": ((2 * PROBES,), self._positions),
             "points": ((2 * PROBES, len(POINT_FEATURES)), self._points),
+            "whole": ((len(CURVES),), self._whole),
             "inside": ((len(INSIDE_FEATURES),), self._inside),
             "proposals": ((proposals, len(SPAN_FEATURES)), self._proposals),
         }
@@ -181,6 +184,9 @@ class Observer:
         rows = cell_of(view.positions)
         rows += view.samples * (CELLS + 1)
         out[:] = self._point_rows.take(rows.reshape(-1, len(out)).T, axis=0).reshape(out.shape)
+
+    def _whole(self, out: Floats, view: View) -> None:
+        out[:] = self._point_rows.take(view.samples * (CELLS + 1) + CELLS, axis=0)[:, INTEGRALS]
 
     def _inside(self, out: Floats, view: View) -> None:
         first = (view.samples * (CELLS + 1))[:, None]
