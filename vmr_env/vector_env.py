@@ -164,7 +164,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         if len(fresh):  # NextStep: what these episodes just did does not count
             self._start(fresh, None)
             rewards[fresh], terminated[fresh] = 0.0, False
-        self._ended = terminated
+        self._ended = terminated.copy()
         ended = np.flatnonzero(terminated)
         infos = self._infos()
         if len(ended):
