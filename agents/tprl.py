@@ -13,6 +13,7 @@ proposals (`agents.tprl_losses`). The trained head goes back into its backbone w
 import copy
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -35,7 +36,6 @@ from agents.tprl_losses import (
     log_odds,
     log_policy,
     match,
-    mean_over,
     rank_loss,
     rewards,
     score_loss,
@@ -84,32 +84,39 @@ class TprlTrainer:
     """Trains a detection head on cached decoder states.
 
     Args:
-        head: Module with ``forward(states (B, Q, D), references (B, Q, 2))`` that gives `.logits (B, Q,
-            2)` and `.spans (B, Q, 2)` as (centre, width), and with submodules named "iou_embed" and as in
-            `TRAINED`. It is trained in place, and left with the raw (not averaged) weights of the last
-            step.
+        head: Module whose ``forward(states (..., D), references (..., 2))`` gives `.logits (..., 2)` and
+            `.spans (..., 2)` as (centre, width), with submodules "iou_embed" and those of `TRAINED`. It is
+            copied, and itself left alone.
         config: Settings.
         seed: Seed of the order of samples, of draws and of dropout.
+
+    Attributes:
+        head: The copy in training.
+        averaged: Its running average, which is evaluated and returned.
     """
 
     def __init__(self, head: nn.Module, config: TprlConfig, seed: int = 0) -> None:
-        self.head, self.config, self.seed = head, config, seed
+        self.config, self.seed = config, seed
+        self.head = copy.deepcopy(head)
         self.averaged = copy.deepcopy(head).requires_grad_(False)
-        self._policy = _without_iou(head)
-        self._class_embed = head.get_submodule("class_embed")
-        self._trained, self._shadow = _parameters(head, *TRAINED), _parameters(self.averaged, *TRAINED)
-        self._average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        if config.class_lr is None:
-            groups = [{"params": self._trained, "lr": config.lr}]
-            # The published code computes L_score times 0 in stages 1 and 2: AdamW sees zeros, not nothing.
-            self._at_rest = [(p, torch.zeros_like(p)) for p in self._class_embed.parameters()]
-        else:
-            groups = [
-                {"params": _parameters(head, "span_embed"), "lr": config.lr},
-                {"params": _parameters(head, "class_embed"), "lr": config.class_lr},
-            ]
-            self._at_rest = []
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+        self._class_embed = self.head.get_submodule("class_embed")
+        self._span_layers = _spans_only(self.head)
+        self._weights, self._averages = _parameters(self.head, TRAINED), _parameters(self.averaged, TRAINED)
+        self._average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]  # torch leaves it so
+        # Parameters that share a learning rate share the bound of their gradient.
+        self._optimizer = torch.optim.AdamW(
+            [{"params": self._weights}]
+            if config.class_lr is None
+            else [{"params": _parameters(self.head, [name])} for name in ("span_embed", "class_embed")],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self._at_rest = [
+            (parameter, torch.zeros_like(parameter))
+            for parameter in self._class_embed.parameters()
+            if config.class_lr is None
+        ]
         self._generator = torch.Generator()
 
     def fit(
@@ -184,15 +191,18 @@ class TprlTrainer:
             The losses before the step, detached.
         """
         out = self.losses(batch, now, draws)
-        self._optimizer.zero_grad()
-        out.total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        for parameter, zeros in self._at_rest:
-            if parameter.grad is None:
-                parameter.grad = zeros
+        for weight in self._weights:
+            weight.grad = None
+        out.total.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
+        # The published code computes L_score times 0 in stages 1 and 2. AdamW sees a gradient of zero there,
+        # not none, and counts the step, which makes the first steps of stage 3 larger.
+        for weight, zeros in self._at_rest:
+            if weight.grad is None:
+                weight.grad = zeros
         for group in self._optimizer.param_groups:
             clip_grad_norm_(group["params"], self.config.clip)
         self._optimizer.step()
-        self._average(self._shadow, self._trained, 0)
+        self._average(self._averages, self._weights, 0)
         return StepLosses(*(loss.detach() for loss in out))
 
     def losses(self, batch: Batch, now: Coefficients, draws: Tensor | None = None) -> StepLosses:
@@ -207,39 +217,43 @@ class TprlTrainer:
         config, moments = self.config, batch.moments
         states = self._with_dropout(batch.states)
         logits = self._class_embed(states)
-        # Ranks of the proposals by score; everything below is in this order.
-        order = log_odds(logits.detach()).argsort(-1, descending=True)
-        regressed = (config.top_k or order.shape[1]) if now.span else 1
-        spans = self._spans(states, batch.references, order[:, :regressed])
+        proposals = states.shape[1]
+        regressed = min(config.top_k or proposals, proposals) if now.span else 1
+        ranked = proposals if now.score or config.rank_coef else regressed
+        # Proposals by falling score; everything below is in this order.
+        order = log_odds(logits.detach()).topk(ranked).indices
+        rows = order + torch.arange(0, len(order) * proposals, proposals)[:, None]
+        spans = self._spans(states, batch.references, rows[:, :regressed])
         with torch.no_grad():
             known = spans.detach()
-            if (now.score or config.rank_coef) and regressed < order.shape[1]:
-                rest = self._spans(states, batch.references, order[:, regressed:])
-                known = torch.cat([known, rest], 1)
+            if regressed < ranked:
+                known = torch.cat([known, self._spans(states, batch.references, rows[:, regressed:])], 1)
             matches = match(known, moments)
 
-        valid = moments.valid
-        top1 = mean_over(top1_loss(spans[:, 0], matches.moment[:, 0]), valid)
-        span = score = rank = logits.new_zeros(())
-        ranked = _pick(logits, order)
-        log_pi = log_policy(ranked, on=config.policy_input, temperature=config.temperature)
-        if now.span:
-            span = mean_over(self._span_loss(spans, matches.top(regressed), log_pi), valid)
-        if now.score:
-            reward = self._rewards(known, moments, matches)
-            score = mean_over(self._score_loss(log_pi, reward, draws), valid)
+        top1 = top1_loss(spans[:, 0], matches.moment[:, 0])
+        span = score = rank = torch.zeros(())
+        if now.span or now.score:
+            log_pi = log_policy(logits, on=config.policy_input, temperature=config.temperature)
+            log_pi = log_pi.gather(1, order)
+            if now.span:
+                span = self._span_loss(spans, matches.top(regressed), log_pi[:, :regressed])
+            if now.score:
+                score = self._score_loss(log_pi, self._rewards(known, moments, matches), draws)
         if config.rank_coef:
-            scores = log_odds(ranked).sigmoid()
+            scores = log_odds(logits).sigmoid().gather(1, order)
             rank = rank_loss(scores, matches.tiou, margin=config.rank_margin, threshold=config.rank_threshold)
         # With a learning rate of its own, the class layer follows the schedule by that rate.
         score_coef = now.score if config.class_lr is None else 1.0
         total = config.top1_coef * top1 + now.span * span + score_coef * score + config.rank_coef * rank
-        return StepLosses(total, top1, span, score, rank, mean_over(matches.tiou[:, 0], valid))
+        return StepLosses(total, top1, span, score, rank, matches.tiou[:, 0].mean())
 
-    def _spans(self, states: Tensor, references: Tensor, order: Tensor) -> Tensor:
-        """Spans ``(B, k, 2)`` of the proposals at ``order (B, k)``."""
-        spans: Tensor = self._policy(_pick(states, order), _pick(references, order)).spans
-        return spans
+    def _spans(self, states: Tensor, references: Tensor, rows: Tensor) -> Tensor:
+        """Spans ``(B, k, 2)`` of the proposals at ``rows (B, k)`` among all B * Q of the batch."""
+        flat = rows.reshape(-1)
+        spans: Tensor = self._span_layers(
+            states.flatten(0, 1).index_select(0, flat), references.flatten(0, 1).index_select(0, flat)
+        ).spans
+        return spans.view(*rows.shape, 2)
 
     def _span_loss(self, spans: Tensor, matches: Matches, log_pi: Tensor) -> Tensor:
         config = self.config
@@ -247,7 +261,7 @@ class TprlTrainer:
             spans,
             matches,
             weighting=config.weighting,
-            policy=log_pi[:, : spans.shape[1]].exp() if config.weighting == "policy" else None,
+            policy=log_pi.exp() if config.weighting == "policy" else None,
             threshold_aware=config.threshold_aware,
             distance=config.distance,
             giou=config.giou,
@@ -363,24 +377,16 @@ class _FirstChannel(nn.Module):
         return states[..., :1]
 
 
-def _without_iou(head: nn.Module) -> nn.Module:
-    """The same head, parameters shared, that skips its IoU layers: no loss here reads them, and they cost
-    as much as the spans."""
-    slim = copy.copy(head)
-    slim._modules = {**head._modules, "iou_embed": _FirstChannel()}
-    return slim
+def _spans_only(head: nn.Module) -> nn.Module:
+    """The same head, parameters shared, less its class and IoU layers; those of IoU cost as much as spans."""
+    spans_only = copy.copy(head)
+    spans_only._modules = {**head._modules, "class_embed": _FirstChannel(), "iou_embed": _FirstChannel()}
+    return spans_only
 
 
-def _parameters(head: nn.Module, *names: str) -> list[nn.Parameter]:
+def _parameters(head: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
     return [parameter for name in names for parameter in head.get_submodule(name).parameters()]
 
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in weights.items()}
-
-
-def _pick(values: Tensor, order: Tensor) -> Tensor:
-    """Rows of ``values (B, Q, C)`` at ``order (B, k)``: ``(B, k, C)``."""
-    batch, proposals, channels = values.shape
-    rows = order + torch.arange(0, batch * proposals, proposals)[:, None]
-    return values.reshape(-1, channels).index_select(0, rows.reshape(-1)).view(*order.shape, channels)

@@ -2,8 +2,7 @@
 
 Shapes: B samples, Q proposals, K of them (the best-scored ones), M moments per sample, padded and masked.
 Spans and moments are (centre, width) in units of the video length, as the detection head gives them. Every
-loss comes per sample, ``(B,)``; `mean_over` averages over the samples that have a moment. Nothing here
-loops over samples.
+loss is the mean over the batch, a scalar, as every sample has a moment. Nothing here loops over samples.
 
 The published formulas, quirks included, are those of GIRL-DETR's post-training; choices that the published
 code does not have say so.
@@ -24,23 +23,26 @@ EPS = 1e-8
 MIN_LENGTH = 1e-6  # floor of lengths, so that two empty spans do not divide by zero
 
 
+# Threshold on tIoU -> bonus for passing it.
+_STEPS: dict[RewardMode, dict[float, float]] = {
+    "iou": {},
+    "step": {0.5: 0.5, 0.7: 0.5},
+    "iou_step": {0.3: 0.1, 0.5: 0.2, 0.7: 0.3},
+}
+_THRESHOLD_STEPS = {0.3: 0.05, 0.5: 0.10, 0.7: 0.15}
+
+
 class Moments(NamedTuple):
     """Ground truth of a batch."""
 
     spans: Tensor  # (B, M, 2) centre, width; padding is arbitrary but finite
-    mask: Tensor  # (B, M) bool, True for a moment
-
-    @property
-    def valid(self) -> Tensor:
-        """Whether a sample has a moment at all, ``(B,)`` bool."""
-        return self.mask.any(1)
+    mask: Tensor  # (B, M) bool, True for a moment; every sample has at least one
 
     @property
     def mean(self) -> Tensor:
-        """Mean (centre, width) over a sample's moments, ``(B, 1, 2)``; zeros where there is none."""
-        weights = self.mask.to(self.spans.dtype)
-        total = torch.einsum("bm,bmc->bc", weights, self.spans)
-        return (total / weights.sum(1, keepdim=True).clamp(min=1))[:, None]
+        """Mean (centre, width) over a sample's moments, ``(B, 1, 2)``."""
+        weights = self.mask / self.mask.sum(1, keepdim=True)
+        return (weights[..., None] * self.spans).sum(1, keepdim=True)
 
 
 class Matches(NamedTuple):
@@ -68,24 +70,18 @@ class Overlap(NamedTuple):
 
     @property
     def giou(self) -> Tensor:
-        """Generalised tIoU (Rezatofighi et al., 2019) in one dimension, in [-1, 1]."""
-        return self.tiou - (self.hull - self.union) / self.hull
+        """Generalised tIoU (Rezatofighi et al., 2019) in one dimension, tIoU - (hull - union) / hull."""
+        return self.tiou + self.union / self.hull - 1
 
 
 def overlap(a: Tensor, b: Tensor) -> Overlap:
-    """Overlap of spans ``(..., 2)`` as (centre, width), broadcast against each other."""
+    """Overlap of spans ``(..., 2)`` as (centre, width), broadcast; one of the two must be longer than 0."""
     (a_centre, a_width), (b_centre, b_width) = a.unbind(-1), b.unbind(-1)
-    a_width, b_width = a_width.clamp(min=MIN_LENGTH), b_width.clamp(min=MIN_LENGTH)
-    a_half, b_half = a_width / 2, b_width / 2
-    a_start, a_end, b_start, b_end = (
-        a_centre - a_half,
-        a_centre + a_half,
-        b_centre - b_half,
-        b_centre + b_half,
-    )
-    intersection = (torch.minimum(a_end, b_end) - torch.maximum(a_start, b_start)).clamp(min=0)
-    hull = torch.maximum(a_end, b_end) - torch.minimum(a_start, b_start)
-    return Overlap(intersection, a_width + b_width - intersection, hull)
+    total = a_width + b_width
+    # Length of the common part, negative for a gap: limited by the shorter one and by the centres' distance.
+    common = torch.minimum(torch.minimum(a_width, b_width), 0.5 * total - (a_centre - b_centre).abs())
+    intersection = common.relu()
+    return Overlap(intersection, total - intersection, total - common)
 
 
 @torch.no_grad()
@@ -93,7 +89,7 @@ def match(spans: Tensor, moments: Moments) -> Matches:
     """Best-overlapping moment of each span ``(B, Q, 2)``; the first moment where nothing overlaps."""
     tiou = overlap(spans[:, :, None], moments.spans[:, None]).tiou  # (B, Q, M)
     best, index = tiou.masked_fill(~moments.mask[:, None], -1.0).max(-1)
-    return Matches(best.clamp(min=0), moments.spans.gather(1, index[..., None].expand(-1, -1, 2)))
+    return Matches(best, moments.spans.gather(1, index[..., None].expand(-1, -1, 2)))
 
 
 @torch.no_grad()
@@ -125,9 +121,9 @@ def rewards(
     best; so does this.
     """
     tiou = matches.tiou
-    reward = _reward_steps(tiou, _STEPS[mode])
-    if mode != "step":
-        reward = reward + tiou
+    reward = torch.zeros_like(tiou) if mode == "step" else tiou
+    for threshold, bonus in _STEPS[mode].items():
+        reward = reward + bonus * (tiou > threshold)
     centre, width = spans.unbind(-1)
     if boundary_bonus:
         moment_centre, moment_width = matches.moment.unbind(-1)
@@ -136,7 +132,8 @@ def rewards(
         start_error, end_error = (shift - growth) / scale, (shift + growth) / scale
         reward = reward + 0.075 * (torch.exp(-(start_error**2) / 0.08) + torch.exp(-(end_error**2) / 0.08))
     if threshold_steps:
-        reward = reward + _reward_steps(tiou, {0.3: 0.05, 0.5: 0.10, 0.7: 0.15})
+        for threshold, bonus in _THRESHOLD_STEPS.items():
+            reward = reward + bonus * (tiou > threshold)
     if ic_weight:
         mean_width = moments.mean[..., 1]
         intersection = tiou * (width + mean_width) / (1 + tiou + 1e-6)
@@ -148,29 +145,14 @@ def rewards(
     return reward
 
 
-_STEPS: dict[RewardMode, dict[float, float]] = {
-    "iou": {},
-    "step": {0.5: 0.5, 0.7: 0.5},
-    "iou_step": {0.3: 0.1, 0.5: 0.2, 0.7: 0.3},
-}
-
-
-def _reward_steps(tiou: Tensor, steps: dict[float, float]) -> Tensor:
-    """Sum of the bonuses of all thresholds passed."""
-    reward = torch.zeros_like(tiou)
-    for threshold, bonus in steps.items():
-        reward = reward + bonus * (tiou > threshold)
-    return reward
-
-
 def top1_loss(spans: Tensor, moments: Tensor) -> Tensor:
-    """L_top1 of each sample, ``(B,)``: mean absolute difference of (centre, width), plus 1 - GIoU.
+    """L_top1: mean absolute difference of (centre, width), plus 1 - GIoU.
 
     Args:
         spans: The best-scored proposal of each sample, ``(B, 2)``.
         moments: Its best-overlapping moment, ``(B, 2)``.
     """
-    return (spans - moments).abs().mean(-1) + 1 - overlap(spans, moments).giou
+    return (spans - moments).abs().mean() + 1 - overlap(spans, moments).giou.mean()
 
 
 def span_loss(
@@ -183,7 +165,7 @@ def span_loss(
     distance: Distance = "l1",
     giou: bool = False,
 ) -> Tensor:
-    """L_span of each sample, ``(B,)``: regression of proposals to their moments, weighted by their quality.
+    """L_span: regression of proposals to their moments, weighted by their quality within each sample.
 
     Args:
         spans: The K best-scored proposals, ``(B, K, 2)``.
@@ -207,7 +189,7 @@ def span_loss(
         error = 1 - overlap(spans, matches.moment).tiou
     if giou:
         error = error + 1 - overlap(spans, matches.moment).giou
-    return (weights * error).sum(-1)
+    return (weights * error).sum(-1).mean()
 
 
 def _span_weights(tiou: Tensor, weighting: Weighting, policy: Tensor | None) -> Tensor:
@@ -251,7 +233,7 @@ def score_loss(
     draws: Tensor | None = None,
     clip_advantage: float = 0.0,
 ) -> Tensor:
-    """L_score of each sample, ``(B,)``: policy gradient over the choice among proposals.
+    """L_score: policy gradient over the choice among proposals.
 
     Args:
         log_pi: `log_policy`, ``(B, Q)``.
@@ -265,12 +247,12 @@ def score_loss(
         clip_advantage: With "grpo", bound of |A|; 0 for none.
     """
     if estimator == "expected":
-        return -(log_pi.exp() * reward).sum(-1)
+        return -(log_pi.exp() * reward).sum(-1).mean()
     if estimator == "grpo":
         advantage = (reward - reward.mean(-1, keepdim=True)) / reward.std(-1, keepdim=True).clamp(min=EPS)
         if clip_advantage > 0:
             advantage = advantage.clamp(-clip_advantage, clip_advantage)
-        return -(advantage * log_pi).sum(-1)
+        return -(advantage * log_pi).sum(-1).mean()
     if draws is None:
         raise ValueError(f"estimator {estimator!r} needs draws")
     if estimator == "score_greedy":
@@ -279,7 +261,7 @@ def score_loss(
         baseline = reward.amax(-1, keepdim=True)
     else:
         baseline = reward.mean(-1, keepdim=True)
-    return -((reward.gather(1, draws) - baseline) * log_pi.gather(1, draws)).mean(-1)
+    return -((reward.gather(1, draws) - baseline) * log_pi.gather(1, draws)).mean()
 
 
 SAMPLED = frozenset(get_args(Estimator)) - {"grpo", "expected"}
@@ -287,7 +269,7 @@ SAMPLED = frozenset(get_args(Estimator)) - {"grpo", "expected"}
 
 
 def rank_loss(scores: Tensor, tiou: Tensor, *, margin: float = 0.1, threshold: float = 0.1) -> Tensor:
-    """L_rank of the batch, a scalar: hinge on the scores of proposals whose tIoU differs.
+    """L_rank: hinge on the scores of proposals whose tIoU differs.
 
     Args:
         scores: Foreground probabilities, ``(B, Q)``.
@@ -300,10 +282,5 @@ def rank_loss(scores: Tensor, tiou: Tensor, *, margin: float = 0.1, threshold: f
     pairs = (tiou[:, :, None] - tiou[:, None] > threshold).to(scores.dtype)  # (B, better, worse)
     hinge = (margin - (scores[:, :, None] - scores[:, None])).clamp(min=0)
     count = pairs.sum((1, 2))
-    return mean_over((hinge * pairs).sum((1, 2)) / count.clamp(min=1), count > 0)
-
-
-def mean_over(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of ``values (B,)`` over the samples where ``valid (B,)`` holds; 0 if it holds nowhere."""
-    weights = valid.to(values.dtype)
-    return (values * weights).sum() / weights.sum().clamp(min=1)
+    per_sample = (hinge * pairs).sum((1, 2)) / count.clamp(min=1)
+    return per_sample.sum() / (count > 0).sum().clamp(min=1)

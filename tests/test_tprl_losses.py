@@ -1,6 +1,7 @@
 """TPRL's losses and rewards against recorded values and gradients, and against slow obvious forms."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from head_goldens import load_head, load_moments, load_states
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from agents import tprl_losses as losses
@@ -53,10 +56,8 @@ def loss_of(name: str, entry: dict[str, Any], out: Detections, moments: Moments,
         spans = out.spans.gather(1, rows)
         chosen = losses.Matches(matches.tiou.gather(1, order), matches.moment.gather(1, rows))
         if name == "top1":
-            values = losses.top1_loss(spans[:, 0], chosen.moment[:, 0])
-        else:
-            values = losses.span_loss(spans, chosen, **renamed(arguments, SPAN_ARGUMENTS))
-        return losses.mean_over(values, moments.valid)
+            return losses.top1_loss(spans[:, 0], chosen.moment[:, 0])
+        return losses.span_loss(spans, chosen, **renamed(arguments, SPAN_ARGUMENTS))
     if name.startswith("rank"):
         return losses.rank_loss(
             out.scores, matches.tiou, margin=arguments["margin"], threshold=arguments["iou_threshold"]
@@ -64,14 +65,13 @@ def loss_of(name: str, entry: dict[str, Any], out: Detections, moments: Moments,
     reward = losses.rewards(out.spans.detach(), moments, matches, **renamed(arguments, REWARD_ARGUMENTS))
     estimator = "iou_greedy" if arguments.get("iou_greedy") else arguments["baseline_mode"]
     log_pi = losses.log_policy(out.logits)
-    values = losses.score_loss(
+    return losses.score_loss(
         log_pi,
         reward,
         estimator=estimator,
         draws=forced,
         clip_advantage=arguments.get("clip_adv", 0.0),
     )
-    return losses.mean_over(values, moments.valid)
 
 
 @pytest.mark.parametrize("targets", TARGETS)
@@ -114,71 +114,67 @@ def test_matches_equal_the_recorded_ones(
 def random_problem(seed: int) -> tuple[Tensor, Moments]:
     generator = torch.Generator().manual_seed(seed)
     spans = torch.rand(6, 4, 2, generator=generator) * torch.tensor([1.0, 0.5])
-    mask = torch.arange(3) < torch.tensor([3, 1, 2, 0, 1, 3])[:, None]
+    mask = torch.arange(3) < torch.tensor([3, 1, 2, 2, 1, 3])[:, None]
     return spans, Moments(torch.rand(6, 3, 2, generator=generator) * torch.tensor([1.0, 0.5]), mask)
 
 
-def slow_tiou(a: Tensor, b: Tensor) -> float:
-    (ac, aw), (bc, bw) = a.tolist(), b.tolist()
-    left, right = max(ac - aw / 2, bc - bw / 2), min(ac + aw / 2, bc + bw / 2)
-    shared = max(0.0, right - left)
-    return shared / (aw + bw - shared)
+def slow_overlap(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """TIoU and GIoU of two spans (centre, width), from their boundaries."""
+    (ac, aw), (bc, bw) = a, b
+    start, end = max(ac - aw / 2, bc - bw / 2), min(ac + aw / 2, bc + bw / 2)
+    common = max(0.0, end - start)
+    union = aw + bw - common
+    hull = max(ac + aw / 2, bc + bw / 2) - min(ac - aw / 2, bc - bw / 2)
+    return common / union, common / union - (hull - union) / hull
+
+
+spans_cxw = st.tuples(st.floats(-0.5, 1.5, width=32), st.floats(0.015625, 1.5, width=32))
+
+
+@given(spans_cxw, spans_cxw)
+def test_overlap_equals_the_one_from_boundaries(a: tuple[float, float], b: tuple[float, float]) -> None:
+    got = losses.overlap(torch.tensor(a), torch.tensor(b))
+    assert (got.tiou.item(), got.giou.item()) == pytest.approx(slow_overlap(a, b), abs=1e-5)
 
 
 def test_match_is_the_maximum_over_the_sample_s_own_moments() -> None:
     spans, moments = random_problem(0)
     matches = losses.match(spans, moments)
-    for b, valid in enumerate(moments.mask.sum(1).tolist()):
+    for b, count in enumerate(moments.mask.sum(1).tolist()):
         for q in range(4):
-            overlaps = [slow_tiou(spans[b, q], moments.spans[b, m]) for m in range(valid)]
-            assert matches.tiou[b, q].item() == pytest.approx(max(overlaps, default=0.0), abs=1e-6)
-            if valid:
-                best = moments.spans[b, int(np.argmax(overlaps))]
-                assert matches.moment[b, q].tolist() == best.tolist()
+            tious = [slow_overlap(spans[b, q].tolist(), m.tolist())[0] for m in moments.spans[b, :count]]
+            assert matches.tiou[b, q].item() == pytest.approx(max(tious), abs=1e-6)
+            assert torch.equal(matches.moment[b, q], moments.spans[b, int(np.argmax(tious))])
 
 
-def test_samples_without_moments_do_not_count() -> None:
-    spans, moments = random_problem(1)
-    values = losses.top1_loss(spans[:, 0], losses.match(spans, moments).moment[:, 0])
-    with_moment = torch.tensor([0, 1, 2, 4, 5])
-    expected = values[with_moment].mean()
-    torch.testing.assert_close(losses.mean_over(values, moments.valid), expected)
-    assert losses.mean_over(values, torch.zeros(6, dtype=torch.bool)).item() == 0.0
-
-
-def test_expected_estimator_is_the_mean_of_the_sampled_one() -> None:
-    """Its gradient must be what REINFORCE estimates: enumerate every draw, weighted by its probability."""
+@pytest.mark.parametrize("estimator", ["score_greedy", "iou_greedy", "loo_mean"])
+def test_expected_estimator_is_the_mean_of_the_sampled_ones(estimator: losses.Estimator) -> None:
+    """Enumerating every draw, weighted by its probability: baselines must not move the expectation."""
     generator = torch.Generator().manual_seed(2)
-    logits = torch.randn(5, 4, 2, generator=generator, requires_grad=True)
-    reward = torch.rand(5, 4, generator=generator)
-    (exact,) = torch.autograd.grad(
-        losses.score_loss(losses.log_policy(logits, on="logit"), reward, estimator="expected").sum(), logits
-    )
+    logits = torch.randn(1, 4, 2, generator=generator, requires_grad=True)
+    reward = torch.rand(1, 4, generator=generator)
     log_pi = losses.log_policy(logits, on="logit")
-    sampled = torch.zeros_like(logits)
-    for q in range(4):
-        draws = torch.full((5, 1), q)
-        values = losses.score_loss(log_pi, reward, estimator="score_greedy", draws=draws)
-        weighted = (values * log_pi[:, q].exp().detach()).sum()
-        sampled += torch.autograd.grad(weighted, logits, retain_graph=True)[0]
-    torch.testing.assert_close(exact, sampled)
+    exact = torch.autograd.grad(
+        losses.score_loss(log_pi, reward, estimator="expected"), logits, retain_graph=True
+    )[0]
+    mean = torch.zeros_like(logits)
+    for q, probability in enumerate(log_pi[0].exp().tolist()):
+        loss = losses.score_loss(log_pi, reward, estimator=estimator, draws=torch.tensor([[q]]))
+        mean += probability * torch.autograd.grad(loss, logits, retain_graph=True)[0]
+    torch.testing.assert_close(exact, mean)
 
 
 def test_expected_choice_and_policy_weighted_tiou_give_the_gradient_of_the_expected_tiou() -> None:
     """The two losses together differentiate sum_q pi_q tIoU_q through choice and boundaries alike."""
     spans, moments = random_problem(3)
-    keep = moments.valid
-    spans, moments = spans[keep].requires_grad_(), Moments(moments.spans[keep], moments.mask[keep])
-    logits = torch.randn(len(spans), 4, 2, generator=torch.Generator().manual_seed(4), requires_grad=True)
+    spans.requires_grad_()
+    logits = torch.randn(6, 4, 2, generator=torch.Generator().manual_seed(4), requires_grad=True)
     matches = losses.match(spans, moments)
     log_pi = losses.log_policy(logits, on="logit")
-    loss = losses.score_loss(log_pi, matches.tiou, estimator="expected") + losses.span_loss(
-        spans, matches, weighting="policy", policy=log_pi.exp(), distance="tiou"
-    )
-    got = torch.autograd.grad(loss.sum(), (logits, spans))
-    expected_tiou = (
-        losses.log_policy(logits, on="logit").exp() * losses.overlap(spans, matches.moment).tiou
-    ).sum()
+    score = losses.score_loss(log_pi, matches.tiou, estimator="expected")
+    span = losses.span_loss(spans, matches, weighting="policy", policy=log_pi.exp(), distance="tiou")
+    got = torch.autograd.grad(score + span, (logits, spans), retain_graph=True)
+    expected_tiou = (log_pi.exp() * losses.overlap(spans, matches.moment).tiou).sum(-1).mean()
     want = torch.autograd.grad(-expected_tiou, (logits, spans))
     for ours, direct in zip(got, want, strict=True):
         torch.testing.assert_close(ours, direct)
