@@ -262,6 +262,7 @@ def test_dicts_and_objects_mix_and_follow_the_same_rules() -> None:
         ("relevant_clip_ids", {"saliency": np.array([[1, 2, 3]])}),
         ("saliency_scores", {"clip_ids": np.array([1, 2]), "saliency": np.array([[1, 2, 3]])}),
         ("relevant_clip_ids", {"clip_ids": np.array([15]), "saliency": np.array([[1, 2, 3]])}),
+        ("saliency_scores", {"clip_ids": [1], "saliency": [[1.5, 2, 3]]}),
         ("saliency_scores[1]", {"clip_ids": np.array([1, 2]), "saliency": np.array([[1, 2, 3], [1, 5, 0]])}),
     ],
 )

@@ -58,6 +58,9 @@ class Annotation:
         if problems:
             raise DataError(Problem("Annotation", None, field, message) for field, message in problems)
         object.__setattr__(self, "moments", np.asarray(self.moments, dtype=np.float64))
+        if self.saliency is not None:
+            object.__setattr__(self, "clip_ids", np.asarray(self.clip_ids, dtype=np.int64))
+            object.__setattr__(self, "saliency", np.asarray(self.saliency, dtype=np.int64))
 
     def _faults(self) -> Iterable[Fault]:
         known = is_number(self.duration) and 0 < self.duration < np.inf
@@ -72,34 +75,31 @@ class Annotation:
                     message = f"is [{start}, {end}]; expected finite seconds with 0 <= start < end"
                     yield f"relevant_windows[{i}]", message
         if self.clip_ids is not None and self.saliency is not None:
-            yield from self._saliency_faults(self.clip_ids, self.saliency, self.duration if known else np.inf)
+            clips = self.duration // SALIENCY_CLIP_SECONDS if known else np.inf
+            yield from _saliency_faults(np.asarray(self.clip_ids), np.asarray(self.saliency), clips)
         elif self.clip_ids is not None:
             yield "saliency_scores", "is missing; expected it beside relevant_clip_ids"
         elif self.saliency is not None:
             yield "relevant_clip_ids", "is missing; expected it beside saliency_scores"
 
-    @staticmethod
-    def _saliency_faults(
-        clip_ids: NDArray[np.int64], saliency: NDArray[np.int64], duration: float
-    ) -> Iterable[Fault]:
-        found = shorten(clip_ids.tolist())
-        if clip_ids.ndim != 1 or saliency.shape != (len(clip_ids), 3):
-            message = (
-                f"has shape {saliency.shape} for clips of shape {clip_ids.shape}; expected three per clip"
-            )
-            yield "saliency_scores", message
-        elif not len(clip_ids):
-            return
-        elif clip_ids.min() < 0 or clip_ids.max() >= duration // SALIENCY_CLIP_SECONDS:
-            yield "relevant_clip_ids", f"is {found}; expected two-second clips of a video of {duration} s"
-        elif len(set(clip_ids.tolist())) < len(clip_ids):
-            yield "relevant_clip_ids", f"is {found}; expected each clip once"
-        elif saliency.min() < 0 or saliency.max() > MAX_RATING:
-            i = int(((saliency < 0) | (saliency > MAX_RATING)).any(axis=1).argmax())
-            yield (
-                f"saliency_scores[{i}]",
-                f"is {saliency[i].tolist()}; expected ratings from 0 to {MAX_RATING}",
-            )
+
+def _saliency_faults(clip_ids: NDArray[Any], saliency: NDArray[Any], clips: float) -> Iterable[Fault]:
+    """Faults of rated clips (K,) and their ratings (K, 3), for a video of so many clips."""
+    if clip_ids.ndim != 1 or saliency.shape != (len(clip_ids), 3):
+        found = f"has shape {saliency.shape} for clips of shape {clip_ids.shape}"
+        yield "saliency_scores", f"{found}; expected three ratings per clip"
+    elif clip_ids.dtype.kind not in "iu" or saliency.dtype.kind not in "iu":
+        yield "saliency_scores", f"is {saliency.dtype} for {clip_ids.dtype} clips; expected whole numbers"
+    elif not len(clip_ids):
+        return
+    elif clip_ids.min() < 0 or clip_ids.max() >= clips:
+        yield "relevant_clip_ids", f"is {shorten(clip_ids.tolist())}; expected two-second clips of the video"
+    elif len(set(clip_ids.tolist())) < len(clip_ids):
+        yield "relevant_clip_ids", f"is {shorten(clip_ids.tolist())}; expected each clip once"
+    elif saliency.min() < 0 or saliency.max() > MAX_RATING:
+        i = int(((saliency < 0) | (saliency > MAX_RATING)).any(axis=1).argmax())
+        found = f"is {saliency[i].tolist()}"
+        yield f"saliency_scores[{i}]", f"{found}; expected ratings from 0 to {MAX_RATING}"
 
 
 def read_annotations(path: PathLike, *, past_end: PastEnd = "error") -> list[Annotation]:
@@ -194,10 +194,8 @@ def _settle_past_end(row: Row, annotation: Annotation, past_end: PastEnd) -> int
             clipped += 1
         else:
             verb = "starts" if start >= duration else "ends"
-            found = f"is [{start}, {end}] and {verb} after the video"
-            row.note(
-                f"relevant_windows[{i}]", f"{found}; expected at most its {duration} s, or another past_end"
-            )
+            message = f"is [{start}, {end}] and {verb} after the video; expected at most {duration} s"
+            row.note(f"relevant_windows[{i}]", f"{message} (past_end can allow more)")
     return clipped
 
 
@@ -238,9 +236,8 @@ def read_charades_text(
             continue
         vid, start, end, sentence = match.groups()
         if vid not in durations:
-            problems.append(
-                Problem(where, number, "vid", f"is {shorten(vid)}; expected a video with a known duration")
-            )
+            message = f"is {shorten(vid)}; expected a video with a known duration"
+            problems.append(Problem(where, number, "vid", message))
             continue
         if reversed_moments == "drop" and float(end) <= float(start):
             dropped += 1

@@ -81,12 +81,12 @@ def write_text(path: PathLike, text: str) -> None:
         DataError: the folder is missing, the target is a folder, or writing fails; nothing is left behind.
     """
     path = Path(name_of(path))
-    raw = text.encode("utf-8")
-    if path.suffix == ".gz":
-        raw = gzip.compress(raw, mtime=0)
     # Beside the target, so that it can be renamed onto it.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
+        raw = text.encode("utf-8")
+        if path.suffix == ".gz":
+            raw = gzip.compress(raw, mtime=0)
         with open(temporary, "xb") as file:
             file.write(raw)
             file.flush()

@@ -4,13 +4,13 @@
 - mIoU: mean of that IoU.
 - mAP: the first ten windows in file order, sorted by falling score (ties keep file order), matched greedily
   at each IoU threshold; VOC-2011 interpolated area per query, averaged over queries, then over thresholds.
-- short, middle, long: the same against the ground truth of that length only; queries without any are left
-out.
+- short, middle, long: the same against ground truth of that length only; queries without any are left out.
 - HL: clips rated at least 2 / 3 / 4 (Fair / Good / VeryGood) by a rater are positive; HIT@1 looks at the clip
   of highest saliency, best of the three raters; mAP is the mean over raters.
 
-Two IoU formulas live side by side, as in the original: they differ in the last bit, and `>=` makes that
-visible.
+Two IoU formulas live side by side, as in the original: intersection / (length + length - intersection), which
+is `spans.tiou`, for matching, and intersection / (last end - first start) for R1 and mIoU. They differ in the
+last bit, and `>=` makes that visible.
 """
 
 import json
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from vmr_env import spans
 from vmr_env.annotations import SALIENCY_CLIP_SECONDS, Annotation, annotations_from, read_annotations
 from vmr_env.errors import DataError, Problem, check_choice
 from vmr_env.files import PathLike, name_of, write_text
@@ -32,7 +33,7 @@ from vmr_env.validation import qid_mismatches, video_mismatches
 if TYPE_CHECKING:
     import pandas as pd
 
-Floats: TypeAlias = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.floating[Any]]
 Mask: TypeAlias = NDArray[np.bool_]
 Result: TypeAlias = dict[str, dict[str, Any]]
 Predictions: TypeAlias = PathLike | Iterable[Prediction | Mapping[str, Any]]
@@ -136,11 +137,12 @@ def _join(
     else:
         annotations = annotations_from(ground_truth, "ground_truth", past_end=outside)
     if isinstance(predictions, (str, os.PathLike)):
+        where = name_of(predictions)
         predicted = read_predictions(predictions, before_start=outside)
     else:
-        predicted = predictions_from(predictions, "predictions", before_start=outside)
+        where = "predictions"
+        predicted = predictions_from(predictions, where, before_start=outside)
 
-    where = name_of(predictions) if isinstance(predictions, (str, os.PathLike)) else "predictions"
     numbered = dict(enumerate(predicted, start=1))
     problems = video_mismatches(where, numbered, annotations)
     if match_number:
@@ -183,88 +185,71 @@ def _score(joined: _Joined) -> _Scores:
     return _Scores(_score_moments(joined), _score_highlights(joined) if with_saliency else {})
 
 
-def _pad(arrays: Sequence[NDArray[Any]], fill: float) -> tuple[Floats, Mask]:
-    """Ragged (K_i, ...) arrays as one (P, max K, ...) array, and the mask (P, max K) of what is real."""
+def _pad(arrays: Sequence[NDArray[Any]]) -> tuple[Floats, Mask]:
+    """Ragged (K_i, ...) arrays as one (P, max K, ...) padded with 0, and the mask (P, max K) of the real."""
     counts = np.array([len(array) for array in arrays])
     mask = np.arange(counts.max()) < counts[:, None]
-    padded = np.full((*mask.shape, *arrays[0].shape[1:]), fill)
+    padded = np.zeros((*mask.shape, *arrays[0].shape[1:]))
     padded[mask] = np.concatenate(arrays)
     return padded, mask
 
 
 def _score_moments(joined: _Joined) -> dict[str, _RangeScores]:
-    windows, real_windows = _pad([p.windows[:AP_WINDOWS] for p in joined.predictions], 0.0)
-    moments, real_moments = _pad([a.moments for a in joined.annotations], 0.0)
-    overlaps = _iou_by_lengths(windows[..., :2], moments)
+    windows, real_windows = _pad([p.windows[:AP_WINDOWS] for p in joined.predictions])
+    moments, real_moments = _pad([a.moments for a in joined.annotations])
+    overlaps = spans.pairwise_tiou(windows[..., :2], moments)
     by_score = np.argsort(np.where(real_windows, -windows[..., 2], np.inf), axis=1, kind="stable")
     ranked = np.take_along_axis(overlaps, by_score[..., None], axis=1)
 
-    lengths = moments[..., 1] - moments[..., 0]
-    chosen = {name: (low < lengths) & (lengths <= high) for name, low, high in LENGTH_RANGES}
+    lengths = spans.lengths(moments)
+    chosen = {name: (low < lengths) & (lengths <= high) & real_moments for name, low, high in LENGTH_RANGES}
     chosen["full"] = real_moments
     scores = {}
-    for name, in_range in chosen.items():
-        queries = np.flatnonzero((in_range & real_moments).any(axis=1))
-        usable = (in_range & real_moments)[queries]
+    for name, usable in chosen.items():
+        some = usable.any(axis=1)
         scores[name] = _RangeScores(
-            iou=_first_iou(windows[queries, 0, :2], moments[queries], overlaps[queries, 0], usable),
-            ap=_average_precision(ranked[queries], usable, real_windows[queries]),
+            iou=_first_iou(windows[some, 0, :2], moments[some], overlaps[some, 0], usable[some]),
+            ap=_average_precision(ranked[some], usable[some]),
         )
     return scores
 
 
-def _iou_by_lengths(windows: Floats, moments: Floats) -> Floats:
-    """IoU as intersection / (length + length - intersection): (P, K, 2), (P, G, 2) -> (P, K, G).
-
-    Not `spans.tiou`: the order of the operations decides the last bit, and with it ties and thresholds.
-    """
-    a, b = windows[:, :, None], moments[:, None]
-    common = np.maximum(np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0]), 0)
-    union = (a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0]) - common
-    # The union is 0 only between an empty window and padding.
-    result: Floats = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
-    return result
-
-
 def _first_iou(first: Floats, moments: Floats, overlaps: Floats, usable: Mask) -> Floats:
-    """IoU of first windows (P, 2) with the best usable moment of (P, G, 2) by `overlaps`, first on a tie.
+    """IoU (by the formula of R1) of first windows (P, 2) with the usable moment (P, G, 2) of highest overlap.
 
-    The figure itself is the evaluator's second formula, intersection / (last end - first start).
+    The first moment on a tie; `overlaps` (P, G) are by the formula of matching, as the evaluator does.
     """
     best = np.where(usable, overlaps, -1.0).argmax(axis=1)
     moment = moments[np.arange(len(moments)), best]
-    common = np.maximum(np.minimum(first[:, 1], moment[:, 1]) - np.maximum(first[:, 0], moment[:, 0]), 0)
     hull = np.maximum(first[:, 1], moment[:, 1]) - np.minimum(first[:, 0], moment[:, 0])
-    result: Floats = common / hull
+    result: Floats = spans.intersection(first, moment) / hull
     return result
 
 
-def _average_precision(overlaps: Floats, usable: Mask, real_windows: Mask) -> Floats:
+def _average_precision(overlaps: Floats, usable: Mask) -> Floats:
     """Average precision per query and threshold (P, T), of windows ranked by score.
 
     Args:
-        overlaps: (P, K, G) IoU of ranked windows with ground truth.
+        overlaps: (P, K, G) IoU of ranked windows with ground truth. Padding ranks last and overlaps nothing:
+            it adds false positives after all else, which change no interpolated precision.
         usable: (P, G) which ground truth counts, at least one per query.
-        real_windows: (P, K) which windows are no padding (padding ranks last).
     """
     counts = usable.sum(axis=1)
     hits = np.zeros((len(counts), len(AP_THRESHOLDS), overlaps.shape[1]), dtype=bool)
-    # Ground truth that counts moves to the front, later first: on equal IoU the evaluator takes the later
-    # one.
+    # Ground truth that counts moves to the front, later first: the evaluator takes the later on equal IoU.
     order = np.argsort(~usable[:, ::-1], axis=1, kind="stable")
-    sorted_overlaps = np.take_along_axis(overlaps[:, :, ::-1], order[:, None], axis=2)
+    by_use = np.take_along_axis(overlaps[:, :, ::-1], order[:, None], axis=2)
     # Queries with few moments are matched apart from those with many, so that there is little padding.
     fewer, most = 0, 1
     while fewer < counts.max(initial=0):
         queries = np.flatnonzero((fewer < counts) & (counts <= most))
-        candidates = sorted_overlaps[queries, :, :most]
+        candidates = by_use[queries, :, :most]
         real = np.arange(candidates.shape[2]) < counts[queries, None]
         hits[queries] = _match(np.where(real[:, None], candidates, -1.0))
         fewer, most = most, 2 * most
-    hits &= real_windows[:, None]
 
     found = hits.cumsum(axis=2)
-    precision = np.where(real_windows[:, None], found / np.arange(1, overlaps.shape[1] + 1), 0.0)
+    precision = found / np.arange(1, overlaps.shape[1] + 1)
     interpolated = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
     recall_steps = np.diff(found / counts[:, None, None], axis=2, prepend=0.0)
     result: Floats = (recall_steps * interpolated).sum(axis=2)
@@ -291,29 +276,28 @@ def _match(overlaps: Floats) -> Mask:
 
 
 def _score_highlights(joined: _Joined) -> dict[str, _HighlightScores]:
-    saliencies = [p.saliency for p in joined.predictions if p.saliency is not None]
-    predicted, given = _pad(saliencies, -np.inf)
+    predicted, given = _pad([p.saliency for p in joined.predictions if p.saliency is not None])
     clips = np.array([int(a.duration / SALIENCY_CLIP_SECONDS) for a in joined.annotations])
-    ratings = _ratings(joined.annotations, max(int(clips.max()), predicted.shape[1]))
+    width = max(int(clips.max()), predicted.shape[1])
+    inside = np.arange(width) < clips[:, None]
+    ratings = _ratings(joined.annotations, width)
 
-    top_clip = predicted.argmax(axis=1)
-    top_ratings = np.where((top_clip < clips)[:, None], ratings[np.arange(len(clips)), :, top_clip], 0)
+    # HIT@1 looks at all scores given; a best clip after the last one is a miss.
+    top_clip = np.where(given, predicted, -np.inf).argmax(axis=1)
+    top_ratings = ratings[np.arange(len(clips)), :, top_clip]
 
-    # Clips without a prediction score 0; predictions after the last clip are cut.
-    width = int(clips.max())
-    missing = width - predicted.shape[1]
-    values = np.pad(np.where(given, predicted, 0.0), ((0, 0), (0, max(missing, 0))))[:, :width]
-    values[np.arange(width) >= clips[:, None]] = -np.inf
+    # For mAP, clips without a score have 0, and scores after the last clip are cut.
+    filled = np.pad(predicted, ((0, 0), (0, width - predicted.shape[1])))
+    values = np.where(inside, filled, -np.inf)
     order = np.argsort(-values, axis=1)
     values = np.take_along_axis(values, order, axis=1)
-    ranked = np.take_along_axis(ratings[..., :width], order[:, None], axis=2)
-    # Equal scores are one point of the curve: only the last clip of each tie counts.
-    last_of_tie = np.ones(values.shape, dtype=bool)
-    last_of_tie[:, :-1] = values[:, 1:] != values[:, :-1]
-    last_of_tie &= np.arange(width) < clips[:, None]
+    ranked = np.take_along_axis(ratings, order[:, None], axis=2)
+    # Equal scores are one point of the curve: the last clip of each tie stands for it.
+    points = np.isfinite(values)
+    points[:, :-1] &= values[:, 1:] != values[:, :-1]
     return {
         name: _HighlightScores(
-            ap=_curve_precision(ranked >= rating, last_of_tie),
+            ap=_curve_precision(ranked >= rating, points),
             hit=(top_ratings >= rating).any(axis=1).astype(float),
         )
         for name, rating in RATINGS.items()
@@ -331,45 +315,41 @@ def _ratings(annotations: Sequence[Annotation], width: int) -> NDArray[np.int8]:
     return ratings.swapaxes(1, 2)
 
 
-def _curve_precision(positive: Mask, last_of_tie: Mask) -> Floats:
-    """Highlight average precision (P, raters): mean interpolated precision where recall rises.
+def _curve_precision(positive: Mask, points: Mask) -> Floats:
+    """Highlight average precision (P, raters): mean interpolated precision of the points where recall rises.
 
     Args:
-        positive: (P, raters, clips) by falling score.
-        last_of_tie: (P, clips) which clips end a run of equal scores. Rows without a positive clip give 0.
+        positive: (P, raters, clips) by falling score. A row without a positive clip gives 0.
+        points: (P, clips) at which clips the precision-recall curve has a point.
     """
-    found = positive.cumsum(axis=2, dtype=np.int32)
-    at_points = np.where(last_of_tie[:, None], found, 0)
-    before = np.zeros_like(at_points)
-    before[..., 1:] = np.maximum.accumulate(at_points, axis=2)[..., :-1]
-    rises = at_points > before
-    precision = at_points / np.arange(1, positive.shape[2] + 1)
+    found = np.where(points[:, None], positive.cumsum(axis=2, dtype=np.int32), 0)
+    before = np.zeros_like(found)
+    before[..., 1:] = np.maximum.accumulate(found, axis=2)[..., :-1]
+    rises = found > before
+    precision = found / np.arange(1, found.shape[2] + 1)
     interpolated = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
-    points = rises.sum(axis=2)
-    result: Floats = (interpolated * rises).sum(axis=2) / np.maximum(points, 1)
+    result: Floats = (interpolated * rises).sum(axis=2) / np.maximum(rises.sum(axis=2), 1)
     return result
 
 
-def _percent(value: np.floating[Any] | float) -> float:
+def _mean(values: NDArray[Any]) -> NDArray[Any]:
+    """Mean over queries; 0 where there are none, as wjun0830/CGDETR reports."""
+    result: NDArray[Any] = values.mean(axis=0) if len(values) else np.zeros(values.shape[1:])
+    return result
+
+
+def _percent(value: float) -> float:
     return float(f"{100 * value:.2f}")
 
 
 def _official(scores: _Scores) -> Result:
     details: Result = {}
     for name, moments in scores.ranges.items():
-        if len(moments.iou):
-            precision = moments.ap.mean(axis=0)
-            recall = [np.mean(moments.iou >= threshold) for threshold in R1_THRESHOLDS]
-            mean_iou = moments.iou.mean()
-        else:
-            precision, recall, mean_iou = (
-                np.zeros(len(AP_THRESHOLDS)),
-                [np.float64(0)] * len(R1_THRESHOLDS),
-                np.float64(0),
-            )
+        precision = _mean(moments.ap)
+        recall = _mean(moments.iou[:, None] >= np.array(R1_THRESHOLDS))
         by_threshold = dict(zip(map(str, AP_THRESHOLDS), map(_percent, precision), strict=True))
         details[name] = {
-            "MR-mIoU": _percent(mean_iou),
+            "MR-mIoU": _percent(float(_mean(moments.iou))),
             "MR-mAP": {**by_threshold, "average": _percent(precision.mean())},
             "MR-R1": dict(zip(map(str, R1_THRESHOLDS), map(_percent, recall), strict=True)),
         }

@@ -54,10 +54,8 @@ class Prediction:
     def _faults(self) -> Iterable[Fault]:
         windows = np.asarray(self.windows)
         if windows.ndim != 2 or windows.shape[1] != 3 or not len(windows) or windows.dtype.kind not in "fiu":
-            yield (
-                "pred_relevant_windows",
-                f"is {shorten(self.windows)}; expected one or more [start, end, score]",
-            )
+            message = f"is {shorten(self.windows)}; expected one or more [start, end, score]"
+            yield "pred_relevant_windows", message
         else:
             bad = ~np.isfinite(windows).all(axis=1) | ~(windows[:, 0] <= windows[:, 1])
             for i in np.flatnonzero(bad):
@@ -131,11 +129,8 @@ def _collect(
         prediction = _prediction(row)
         if prediction is not None and before_start == "error":
             for i in np.flatnonzero(prediction.windows[:, 0] < 0):
-                found = prediction.windows[i].tolist()
-                row.note(
-                    f"pred_relevant_windows[{i}]",
-                    f"is {found} and starts before the video; expected start >= 0",
-                )
+                found = f"is {prediction.windows[i].tolist()} and starts before the video"
+                row.note(f"pred_relevant_windows[{i}]", f"{found}; expected start >= 0")
         return None if row.problems else prediction
 
     return collect(where, rows, build, "pred_saliency_scores", problems)

@@ -117,8 +117,7 @@ class Row:
         if values is None:
             return None
         width = columns.count(",") + 1
-        # Plain lists of plain numbers are all there is in a good file; only the others are looked at one by
-        # one.
+        # A good file has plain lists of plain numbers; only others are looked at one by one.
         if not (
             set(map(type, values)) <= {list}
             and set(map(len, values)) <= {width}
@@ -129,10 +128,9 @@ class Row:
                 for i, value in enumerate(values)
                 if not (_is_list(value) and len(value) == width and all(_is(dtype, x) for x in value))
             ]
+            expected = f"expected [{columns}], each a {_NAMES[dtype]}"
             for i, value in bad:
-                self.note(
-                    f"{field}[{i}]", f"is {shorten(value)}; expected [{columns}], each a {_NAMES[dtype]}"
-                )
+                self.note(f"{field}[{i}]", f"is {shorten(value)}; {expected}")
             if bad:
                 return None
         return self._array(field, values, (len(values), width), dtype)
