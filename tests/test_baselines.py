@@ -7,6 +7,7 @@ import pytest
 
 from vmr_env.annotations import Annotation, read_annotations
 from vmr_env.baselines import baselines, constant_window, fit_constant_window, random_window
+from vmr_env.errors import DataError
 from vmr_env.metrics import evaluate
 
 SPLITS = {
@@ -72,6 +73,11 @@ def test_of_several_moments_the_best_counts() -> None:
     assert fit_constant_window([annotation(1, 10.0, (0.0, 1.0), (4.0, 8.0))], "R1@0.5")[0] == 0.0
     both = [annotation(1, 10.0, (0.0, 1.0), (4.0, 8.0)), annotation(2, 10.0, (4.0, 8.0))]
     assert fit_constant_window(both, "mIoU") == (0.4, 0.8)
+
+
+def test_an_unknown_objective_is_refused() -> None:
+    with pytest.raises(DataError, match="""objective: is 'mAP'; expected "R1@0.5" or "mIoU\""""):
+        fit_constant_window([annotation(1, 10.0, (0.0, 1.0))], "mAP")
 
 
 def test_random_windows_come_from_the_given_generator_only() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vmr_env import spans
 from vmr_env.annotations import Annotation
+from vmr_env.errors import check_choice
 from vmr_env.predictions import Prediction
 
 Window: TypeAlias = tuple[float, float]
@@ -41,8 +42,9 @@ def random_window(annotations: Iterable[Annotation], rng: np.random.Generator) -
 def fit_constant_window(train: Sequence[Annotation], objective: str) -> Window:
     """The window of the grid that is best on train annotations by an objective (key of `OBJECTIVES`).
 
-    Of equally good windows the one that starts, then ends, first. An unknown objective raises KeyError.
+    Of equally good windows the one that starts, then ends, first. An unknown objective raises DataError.
     """
+    check_choice("objective", objective, tuple(OBJECTIVES))
     measure = OBJECTIVES[objective]
     moments = np.concatenate([annotation.moments for annotation in train])
     counts = np.array([len(annotation.moments) for annotation in train])
