@@ -76,7 +76,7 @@ def test_of_several_moments_the_best_counts() -> None:
 
 
 def test_an_unknown_objective_is_refused() -> None:
-    with pytest.raises(DataError, match="""objective: is 'mAP'; expected "R1@0.5" or "mIoU\""""):
+    with pytest.raises(DataError, match=r"objective: is 'mAP'; expected \"R1@0\.5\" or"):
         fit_constant_window([annotation(1, 10.0, (0.0, 1.0))], "mAP")
 
 
