@@ -41,7 +41,7 @@ def read_captions(path: PathLike, clip_seconds: float) -> dict[str, list[str]]:
     """
     videos: dict[str, list[str]] = {}
     problems: list[Problem] = []
-    for row in read_rows(path, problems):
+    for _, row in read_rows(path, problems):
         vid, seconds = _new_video(row, videos), row.number_of("clip_len")
         if seconds is not None and seconds != clip_seconds:
             row.note("clip_len", f"is {seconds}; expected {clip_seconds}")
@@ -118,13 +118,12 @@ def import_caption_features(folder: PathLike, split: str, path: PathLike) -> Fea
 def _read_videos(path: Path, split: str, captions: int) -> dict[str, NDArray[np.int64]]:
     videos: dict[str, NDArray[np.int64]] = {}
     problems: list[Problem] = []
-    for row in read_rows(path, problems):
-        vid, found = _new_video(row, videos), row.text("split")
-        rows = row.vector("rows")
-        if rows is not None and not (len(rows) and ((rows >= 0) & (rows < captions) & (rows % 1 == 0)).all()):
-            row.note("rows", f"is {shorten(rows.tolist())}; expected row numbers below {captions}")
-        if not row.problems and vid is not None and rows is not None and found == split:
-            videos[vid] = rows.astype(np.int64)
+    for _, row in read_rows(path, problems):
+        vid, found, rows = _new_video(row, videos), row.text("split"), row.values.get("rows")
+        if not (isinstance(rows, list) and rows and all(type(n) is int and 0 <= n < captions for n in rows)):
+            row.note("rows", f"is {shorten(rows)}; expected row numbers below {captions}")
+        elif vid is not None and found == split:
+            videos[vid] = np.array(rows, np.int64)
         problems.extend(row.problems)
     if not problems and not videos:
         problems.append(Problem(str(path), None, "split", f"has no video of split {split!r}"))

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+from backbones.augment import Augmentation
 from backbones.dataset import DatasetSettings
 from backbones.girl_detr.config import GirlDetrConfig
 from backbones.girl_detr.inference import WindowSettings
@@ -95,6 +96,9 @@ class Recipe:
             _refuse_unknown(SimilarityChannels, data["similarity"], where)
             sigmas = tuple(data["similarity"]["sigmas"])
             data["similarity"] = SimilarityChannels(**{**data["similarity"], "sigmas": sigmas})
+        if data.get("augmentation") is not None:
+            _refuse_unknown(Augmentation, data["augmentation"], where)
+            data["augmentation"] = Augmentation(**data["augmentation"])
         values["data"] = DatasetSettings(**data)
         values["model"] = GirlDetrConfig.from_dict(values["model"], where)
         for name in ("video_folders", "text_folders"):
@@ -198,6 +202,7 @@ _CAPTIONS = Recipe(
         paraphrases=5,
         paraphrase_share=0.8,
         similarity=SimilarityChannels(),
+        augmentation=Augmentation(reverse=0.5, crop=0.5),
     ),
     epochs=30,
     batch_size=16,

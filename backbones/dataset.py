@@ -12,6 +12,7 @@ rated clip
   is labelled at the feature row that shows it.
 """
 
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backbones.augment import Augmentation, Timeline
 from backbones.feature_store import Features, array_problem
 from backbones.features import l2_normalised
 from backbones.girl_detr.targets import Targets
@@ -49,6 +51,7 @@ class DatasetSettings:
         paraphrases: paraphrases ``<qid>#1`` … in the text features, one of which may stand in for the query.
         paraphrase_share: how often one does in training.
         similarity: extra clip channels, None for none.
+        augmentation: changes to training samples, None for none.
     """
 
     clip_seconds: float
@@ -61,6 +64,7 @@ class DatasetSettings:
     paraphrases: int = 0
     paraphrase_share: float = 0.0
     similarity: SimilarityChannels | None = None
+    augmentation: Augmentation | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,13 @@ class MomentDataset:
     def __len__(self) -> int:
         return len(self.annotations)
 
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the samples, the settings and the names of the features."""
+        rows = [(row.qid, row.vid, row.query, row.duration, row.moments.tolist()) for row in self.annotations]
+        facts = (rows, self.settings, self._clips, self._tokens)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
     def problems(self) -> list[Problem]:
         """Everything wrong with the features of these samples, each video and query read once.
 
@@ -162,7 +173,7 @@ class MomentDataset:
                 if message is None and features is self._clips:
                     message = self._coverage_problem(len(rows), durations[name])
                 if message is not None:
-                    problems.append(Problem(str(features), None, name, message))
+                    problems.append(Problem(repr(features), None, name, message))
         return problems
 
     def item(self, index: int, draw: random.Random, training: bool = False) -> Item:
@@ -171,31 +182,32 @@ class MomentDataset:
         Args:
             index: position in `annotations`.
             draw: source of all random choices: moments beyond `max_windows`, saliency pairs, paraphrases.
-            training: whether a paraphrase may stand in for the query.
+            training: whether a paraphrase may stand in for the query, and the sample may be augmented.
 
         Raises:
             DataError: features are missing or damaged.
         """
         row, settings = self.annotations[index], self.settings
         text = self._tokens.read(self._text_key(row, draw, training))[: settings.max_tokens]
-        features = fit_rows(self._clips.read(row.vid), settings.max_clips, cut=settings.official)
-        length = len(features)
-        parts = [features, endpoint_features(length)]
+        video = self._timeline(row)
+        if training and settings.augmentation is not None:
+            other = self._clips.read(draw.choice(self.annotations).vid)
+            video = settings.augmentation(video, other, draw)
+        parts = [video.clips, endpoint_features(len(video))]
         if settings.similarity is not None:
             sentences = np.stack([self._tokens.read(key).mean(0) for key in self._text_keys(row)])
-            parts.insert(1, settings.similarity(features, sentences))
-        seconds = length * settings.clip_seconds if settings.official else row.duration
-        spans = span_labels(row.moments, seconds, settings.max_windows, draw)
-        saliency, positive, negative = self._saliency(row, length, draw)
-        video = np.concatenate(parts, axis=1)
-        return Item(
-            video,
-            l2_normalised(text) if settings.normalise_text else text,
-            spans,
-            saliency,
-            positive,
-            negative,
-        )
+            parts.insert(1, settings.similarity(video.clips, sentences))
+        if settings.official:
+            seconds = len(video) * settings.clip_seconds
+            spans = span_labels(row.moments, seconds, settings.max_windows, draw)
+        else:
+            spans = span_labels(video.moments, len(video), settings.max_windows, draw)
+        if video.rated is not None and video.scores is not None:
+            labels = rated_saliency(video.rated, video.scores, len(video), draw)
+        else:
+            labels = moment_saliency(video.moments[0], len(video), draw)
+        text = l2_normalised(text) if settings.normalise_text else text
+        return Item(np.concatenate(parts, axis=1), text, spans, *labels)
 
     def batch(self, indices: Sequence[int], draw: random.Random, training: bool = False) -> Batch:
         """The samples at `indices`, in that order, as one batch."""
@@ -216,18 +228,20 @@ class MomentDataset:
             return None
         return f"has {rows} rows, {seconds:g} s; the annotation says {duration:g} s"
 
-    def _saliency(self, row: Annotation, length: int, draw: random.Random) -> tuple[Floats, Ints, Ints]:
+    def _timeline(self, row: Annotation) -> Timeline:
         settings = self.settings
+        clips = fit_rows(self._clips.read(row.vid), settings.max_clips, cut=settings.official)
+        moments = row.moments / (row.duration / len(clips))
         if not settings.rated:
-            return moment_saliency(row.moments[0], row.duration, length, draw)
+            return Timeline(clips, moments)
         if row.clip_ids is None or row.saliency is None:
             message = f"of qid {row.qid} is missing; expected ratings, as the settings say `rated`"
             raise DataError(Problem("annotations", None, "saliency_scores", message))
-        ids = row.clip_ids
+        rated = row.clip_ids
         if not settings.official:
-            middle = (ids + 0.5) * settings.clip_seconds / row.duration
-            ids = np.minimum((middle * length).astype(np.int64), length - 1)
-        return rated_saliency(ids, row.saliency.sum(1), length, draw)
+            middle = (rated + 0.5) * settings.clip_seconds / row.duration
+            rated = np.minimum((middle * len(clips)).astype(np.int64), len(clips) - 1)
+        return Timeline(clips, moments, rated, row.saliency.sum(1))
 
 
 def fit_rows(rows: Floats, limit: int, cut: bool) -> Floats:
@@ -248,26 +262,25 @@ def endpoint_features(length: int) -> Floats:
     return np.stack([starts, starts + np.float32(1 / length)], axis=1)
 
 
-def span_labels(moments: NDArray[np.float64], seconds: float, limit: int, draw: random.Random) -> Floats:
-    """Moments ``(n, 2)`` in seconds as (centre, width) in units of `seconds`, at most `limit` of them."""
+def span_labels(moments: NDArray[np.float64], unit: float, limit: int, draw: random.Random) -> Floats:
+    """Moments ``(n, 2)`` as (centre, width) in units of `unit`, at most `limit` of them."""
     windows = moments.tolist()
     if len(windows) > limit:
         draw.shuffle(windows)
-    spans = np.array(windows[:limit], np.float32) / np.float32(seconds)
+    spans = np.array(windows[:limit], np.float32) / np.float32(unit)
     return np.stack([spans.sum(1) * np.float32(0.5), spans[:, 1] - spans[:, 0]], axis=1)
 
 
 def moment_saliency(
-    moment: NDArray[np.float64], duration: float, length: int, draw: random.Random
+    moment: NDArray[np.float64], length: int, draw: random.Random
 ) -> tuple[Floats, Ints, Ints]:
-    """Saliency labels from one moment in seconds: 1 on its clips, a pair from inside and a pair from outside.
+    """Saliency labels from one moment in units of rows: 1 on its rows, a pair from inside, one from outside.
 
     Returns:
-        labels ``(length,)``, positive and negative clips ``(2,)``.
+        labels ``(length,)``, positive and negative rows ``(2,)``.
     """
-    clip = duration / length
-    first = int(moment[0] / clip)
-    last = max(0, min(int(moment[1] / clip), length) - 1)
+    first = int(moment[0])
+    last = max(0, min(int(moment[1]), length) - 1)
     first = min(first, last)
     labels = np.zeros(length, np.float32)
     labels[first : last + 1] = 1
@@ -291,6 +304,8 @@ def rated_saliency(ids: Ints, scores: Ints, length: int, draw: random.Random) ->
         labels ``(length,)`` (one longer if an id is past the last row, Q4), positive and negative clips
         ``(2,)``.
     """
+    if not len(ids):  # nothing is rated higher than anything else
+        return np.zeros(length, np.float32), np.zeros(2, np.int64), np.zeros(2, np.int64)
     labels = np.zeros(length + int(ids.max() >= length), np.float32)
     np.maximum.at(labels, ids, scores.astype(np.float32))
     order = np.argsort(scores)

@@ -16,7 +16,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -113,6 +113,10 @@ class FeatureStore:
     def source(self) -> str:
         """Where the features come from: one of `SOURCES`."""
         return str(self.manifest["source"])
+
+    def __repr__(self) -> str:
+        digest = self.manifest["files"]["values.npy"]["sha256"]
+        return f"FeatureStore({str(self.path)!r}, values {digest[:16]})"
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -266,7 +270,7 @@ class FeatureStoreWriter:
 
 
 def import_features(
-    path: PathLike, features: Features, keys: list[str], *, source: str, origin: Mapping[str, Any]
+    path: PathLike, features: Features, keys: Iterable[str], *, source: str, origin: Mapping[str, Any]
 ) -> FeatureStore:
     """Copy the arrays of `keys` from any feature source (the official layout, say) into a new store.
 

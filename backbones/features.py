@@ -105,10 +105,10 @@ def read_array(path: Path, name: str) -> NDArray[Any]:
         DataError: the file is missing or damaged, or has no array of that name.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
+        with open(path, "rb") as file:  # NumPy does not close a file that it cannot read
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
             if name not in loaded:
                 raise _fail(path, f"has arrays {sorted(loaded)}; expected {name!r}")
             array: NDArray[Any] = loaded[name]

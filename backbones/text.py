@@ -227,7 +227,7 @@ def read_sentences(path: PathLike) -> dict[str, str]:
     """
     sentences: dict[str, str] = {}
     problems: list[Problem] = []
-    for row in read_rows(path, problems):
+    for _, row in read_rows(path, problems):
         qid, query = row.qid(), row.text("query")
         paraphrases = row.values.get("rephrased_query", [])
         if not isinstance(paraphrases, list):

@@ -171,7 +171,7 @@ class Trainer:
             values = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
             raise FloatingPointError(f"the loss is not finite in epoch {self.epoch + 1}: {values}")
         self._optimizer.zero_grad()
-        total.backward()
+        torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self._optimizer.step()
         if self.shadow is not self.model:

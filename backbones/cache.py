@@ -1,0 +1,277 @@
+"""Decoder-state caches: a frozen detector run once over all samples, so that RL never has to run it again.
+
+    python -m backbones.cache runs/captions/best --annotations val.jsonl --clips features/clips \\
+        --text features/text --split val --out caches/val
+
+The samples are done in parts, each written in one step beside the target, so an interrupted build goes on
+where it stopped; several processes can share the work with `--shard 0/4` … `--shard 3/4`, after which the
+same command without `--shard` puts the parts together.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from backbones.adapters import Detector, DetectorOutput, GirlDetrDetector
+from backbones.configs import Recipe, get_recipe
+from backbones.dataset import MomentDataset
+from backbones.girl_detr.checkpoint import load_checkpoint, load_official, read_manifest
+from backbones.girl_detr.head import FOREGROUND
+from backbones.girl_detr.spans import cxw_to_span
+from backbones.sources import add_source_arguments, open_sources, read_samples
+from vmr_env.annotations import Annotation
+from vmr_env.cache_batch import CacheBatch
+from vmr_env.cache_format import Ragged
+from vmr_env.cache_writer import CacheWriter
+from vmr_env.errors import DataError, Problem
+from vmr_env.files import PathLike
+
+Arrays = dict[str, NDArray[Any]]
+
+PART_SAMPLES = 512
+RAGGED = ("saliency", "clips")
+"""Arrays of a part that have one row per clip, the samples one after the other."""
+
+
+def build_cache(
+    path: PathLike,
+    detector: Detector,
+    dataset: MomentDataset,
+    *,
+    split: str,
+    source: str,
+    profile: str,
+    features: Sequence[str] = (),
+    dtype: str = "float16",
+    batch_size: int = 100,
+    shard: tuple[int, int] = (0, 1),
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path | None:
+    """Run a detector over a data set and write its decoder states and proposals as a cache.
+
+    Spans are cut to the video; how many had to be is counted in the manifest's notes.
+
+    Args:
+        path: folder of the cache.
+        detector: the frozen detector.
+        dataset: the samples.
+        split: name of the split.
+        source: where the features come from: "real", "annotation-derived" or "simulated".
+        profile: name of the dataset profile.
+        features: names of the clip features, for the manifest.
+        dtype: type in which states, clips and text are stored, float16 or float32.
+        batch_size: samples of a forward pass.
+        shard: (i, n) does only every n-th part, the i-th first, and writes no cache unless n is 1.
+        overwrite: replace a cache that is there.
+        progress: show a progress bar.
+
+    Returns:
+        the folder, or None for one shard of several.
+
+    Raises:
+        DataError: broken features, states or spans that are not finite, or a folder that cannot be written.
+    """
+    path = Path(path)
+    if problems := dataset.problems():
+        raise DataError(problems)
+    parts = _Parts(path, detector, dataset, dtype)
+    starts = range(0, len(dataset), PART_SAMPLES)
+    chosen = range(shard[0], len(starts), shard[1])
+    for index in tqdm(chosen, desc="cache", unit="part", disable=not progress):
+        if not parts.file(index).exists():
+            parts.write(
+                index, range(starts[index], min(starts[index] + PART_SAMPLES, len(dataset))), batch_size
+            )
+    if shard[1] > 1:
+        return None
+    clipped = 0
+    with CacheWriter(
+        path,
+        dataset=profile,
+        split=split,
+        source=source,
+        models=[detector.kind],
+        clip_seconds=dataset.settings.clip_seconds,
+        backbone_kind=detector.kind,
+        backbone_sha256=parts.weights,
+        features=features,
+        dtype=dtype,
+        overwrite=overwrite,
+    ) as writer:
+        for index, start in enumerate(starts):
+            arrays = parts.read(index)
+            clipped += int(arrays["clipped"])
+            writer.append(_batch(dataset.annotations[start : start + PART_SAMPLES], arrays))
+        writer.finish({"proposals_clipped": clipped})
+    parts.remove()
+    return path
+
+
+class _Parts:
+    """The finished parts of a build, in a folder beside the target that is named by all they depend on."""
+
+    def __init__(self, target: Path, detector: Detector, dataset: MomentDataset, dtype: str) -> None:
+        self.weights = detector.sha256
+        self._detector, self._dataset, self._dtype = detector, dataset, dtype
+        facts = [self.weights, detector.fingerprint, dataset.fingerprint, dtype, PART_SAMPLES]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        self._folder = target.with_name(f".{target.name}.parts-{digest[:16]}")
+
+    def file(self, index: int) -> Path:
+        return self._folder / f"{index:06d}.npz"
+
+    def write(self, index: int, rows: range, batch_size: int) -> None:
+        batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        arrays = [self._detect(batch) for batch in batches]
+        joined = {
+            name: np.concatenate([part[name] for part in arrays]) for name in arrays[0] if name != "clipped"
+        }
+        clipped = np.array(sum(int(part["clipped"]) for part in arrays))
+        temporary = self._folder / f".{index:06d}.{secrets.token_hex(4)}.npz"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            np.savez(temporary, allow_pickle=False, clipped=clipped, **joined)
+            temporary.replace(self.file(index))
+        except OSError as error:
+            raise DataError(Problem(str(self._folder), None, None, f"cannot be written ({error})")) from error
+
+    def read(self, index: int) -> Arrays:
+        try:
+            with np.load(self.file(index), allow_pickle=False) as file:
+                return dict(file)
+        except (OSError, ValueError) as error:
+            message = f"cannot be read ({error}); remove it and build again"
+            raise DataError(Problem(str(self.file(index)), None, None, message)) from error
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _detect(self, rows: range) -> Arrays:
+        batch = self._dataset.batch(rows, random.Random(0))  # the labels are not used
+        output = self._detector.detect(batch)
+        counts = batch.src_vid_mask.sum(1).long()
+        return _arrays(output, counts.tolist(), self._dtype)
+
+
+def _arrays(output: DetectorOutput, counts: Sequence[int], dtype: str) -> Arrays:
+    """A detector's output as the arrays of a part."""
+    raw = cxw_to_span(output.spans.float())
+    spans = raw.clamp(0, 1)
+    tensors: dict[str, torch.Tensor] = {
+        "states": output.states,
+        "references": output.references.float(),
+        "spans": spans,
+        "scores": output.logits.float().softmax(-1)[..., FOREGROUND],
+        "n_clips": torch.tensor(counts, dtype=torch.int32),
+    }
+    if output.text is not None:
+        tensors["text"] = output.text
+    for name in RAGGED:
+        padded: torch.Tensor | None = getattr(output, name)
+        if padded is not None:
+            tensors[name] = torch.cat([row[:count] for row, count in zip(padded, counts, strict=True)])
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    for name in ("states", "clips", "text"):
+        if name in arrays:
+            with np.errstate(over="ignore"):
+                arrays[name] = arrays[name].astype(dtype)
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise DataError(Problem("detector", None, name, f"holds numbers that are not finite in {dtype}"))
+    arrays["clipped"] = np.array(int((raw != spans).any(-1).sum()))
+    return arrays
+
+
+def _batch(rows: Sequence[Annotation], arrays: Mapping[str, NDArray[Any]]) -> CacheBatch:
+    offsets = np.concatenate([[0], np.cumsum(arrays["n_clips"], dtype=np.int64)])
+    ragged = {name: Ragged(arrays[name], offsets) for name in RAGGED if name in arrays}
+    proposals = arrays["scores"].shape[1]
+    return CacheBatch(
+        qids=[row.qid for row in rows],
+        vids=[row.vid for row in rows],
+        queries=[row.query for row in rows],
+        durations=np.array([row.duration for row in rows]),
+        n_clips=arrays["n_clips"],
+        moments=Ragged.from_rows([row.moments for row in rows]),
+        spans=arrays["spans"],
+        scores=arrays["scores"],
+        counts=np.full(len(rows), proposals, np.int32),
+        models=np.zeros(arrays["scores"].shape, np.uint8),
+        states=arrays["states"],
+        references=arrays["references"],
+        saliency=ragged.get("saliency"),
+        clips=ragged.get("clips"),
+        text=arrays.get("text"),
+    )
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe that a checkpoint of ours was trained with."""
+    notes = read_manifest(folder)["notes"]
+    if "recipe" not in notes:
+        raise DataError(
+            Problem(str(folder), None, "notes", "name no recipe; expected weights from backbones.train")
+        )
+    return Recipe.from_dict(notes["recipe"], str(folder))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: build a decoder-state cache from a trained or an official checkpoint."""
+    parser = argparse.ArgumentParser(prog="python -m backbones.cache", description=main.__doc__)
+    parser.add_argument("weights", type=Path, help="folder of our weights, or an official .ckpt file")
+    parser.add_argument("--recipe", help="recipe of an official checkpoint: charades, qvhighlights or tacos")
+    add_source_arguments(parser)
+    parser.add_argument("--split", required=True, help="name of the split")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new cache")
+    parser.add_argument(
+        "--memory", choices=("none", "refined", "encoded"), default="none", help="clips to keep"
+    )
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the states")
+    parser.add_argument(
+        "--shard", default="0/1", metavar="I/N", help="do only the I-th of N shares of the work"
+    )
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a cache that is there")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    if options.weights.is_dir():
+        recipe, model = recipe_of(options.weights), load_checkpoint(options.weights)
+    elif options.recipe is None:
+        parser.error("an official checkpoint needs --recipe")
+    else:
+        model = load_official(options.weights)
+        recipe = get_recipe(options.recipe).with_options({"official": True})
+    rows = read_samples(options.annotations)
+    sources = open_sources(recipe, options, rows)
+    index, _, count = options.shard.partition("/")
+    path = build_cache(
+        options.out,
+        GirlDetrDetector(model.to(options.device), options.memory),
+        MomentDataset(rows, sources.clips, sources.text, recipe.data),
+        split=options.split,
+        source=sources.kind,
+        profile=recipe.dataset,
+        features=sources.names,
+        dtype=options.dtype,
+        batch_size=recipe.eval_batch_size,
+        shard=(int(index), int(count)),
+        overwrite=options.overwrite,
+    )
+    print(f"{path}: {len(rows)} samples" if path else f"shard {options.shard} done")
+
+
+if __name__ == "__main__":
+    main()
