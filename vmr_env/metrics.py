@@ -202,7 +202,8 @@ def _score_moments(joined: _Joined) -> dict[str, _RangeScores]:
     ranked = np.take_along_axis(overlaps, by_score[..., None], axis=1)
 
     lengths = spans.lengths(moments)
-    chosen = {name: (low < lengths) & (lengths <= high) & real_moments for name, low, high in LENGTH_RANGES}
+    # No length range takes in padding, which has length 0.
+    chosen = {name: (low < lengths) & (lengths <= high) for name, low, high in LENGTH_RANGES}
     chosen["full"] = real_moments
     scores = {}
     for name, usable in chosen.items():
