@@ -11,13 +11,9 @@ proposals (`agents.tprl_losses`). The trained head goes back into its backbone w
 """
 
 import copy
-import os
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from agents.run_state import load_run, save_run
 from agents.tprl_batches import Batch, StateBatches
 from agents.tprl_config import TprlConfig
 from agents.tprl_losses import (
@@ -42,13 +39,11 @@ from agents.tprl_losses import (
     span_loss,
     top1_loss,
 )
-from agents.tprl_validation import Validator
+from agents.tprl_validation import Validator, propose
 from vmr_env.cache import DecoderStateCache
 from vmr_env.curriculum import STAGES, Coefficients, coefficients
-from vmr_env.errors import DataError, Problem, shorten
 
-FORMAT = "vmr-env-tprl"
-VERSION = 1
+KIND = "tprl"  # of checkpoints
 
 TRAINED = tuple(dict.fromkeys(name for stage in STAGES.values() for name in stage.trains))
 """Modules of the head that TPRL changes; the IoU layers stay as they are."""
@@ -143,7 +138,8 @@ class TprlTrainer:
         """
         config = self.config
         batches = StateBatches(train, config.target_length)
-        validate = Validator(StateBatches(validation), config.selection)
+        held_out = StateBatches(validation)
+        validate = Validator(validation, config.selection)
         run = {
             "config": asdict(config),
             "seed": self.seed,
@@ -153,7 +149,7 @@ class TprlTrainer:
         if resume and checkpoint is not None and checkpoint.exists():
             first, result = self._load(checkpoint, run)
         else:
-            first, result = 0, self._start(validate(self.head))
+            first, result = 0, self._start(validate(*propose(self.head, held_out)))
 
         epochs, steps = config.schedule.epochs, -(-len(batches) // config.batch_size)
         sums, count = torch.zeros(len(StepLosses._fields)), 0
@@ -169,7 +165,7 @@ class TprlTrainer:
                 if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == epochs:
                     means = dict(zip(StepLosses._fields, (sums / count).tolist(), strict=True))
                     sums, count = torch.zeros_like(sums), 0
-                    self._record(result, epoch, now, means, validate(self.averaged))
+                    self._record(result, epoch, now, means, validate(*propose(self.averaged, held_out)))
                     bar.set_postfix(stage=now.stage, selection=result.history[-1]["selection"])
                     if checkpoint is not None:
                         self._save(checkpoint, run, epoch + 1, result)
@@ -323,46 +319,19 @@ class TprlTrainer:
             result.selection = metrics["selection"]
 
     def _save(self, path: Path, run: dict[str, Any], epochs: int, result: TprlResult) -> None:
-        """Write a checkpoint after `epochs` epochs; the file is replaced whole or left as it was."""
+        """Write a checkpoint after `epochs` epochs."""
         state = {
-            "format": FORMAT,
-            "version": VERSION,
-            "run": run,
             "epochs": epochs,
             "head": self.head.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "result": {field.name: getattr(result, field.name) for field in fields(result)},
         }
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        try:
-            with open(temporary, "xb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                os.unlink(temporary)
+        save_run(path, KIND, run, state)
 
     def _load(self, path: Path, run: dict[str, Any]) -> tuple[int, TprlResult]:
         """Continue from a checkpoint: epochs done, and the result so far."""
-        try:
-            state = torch.load(path, weights_only=True)
-        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
-            raise DataError(Problem(str(path), None, None, f"is no TPRL checkpoint ({error})")) from error
-        if not isinstance(state, dict) or (state.get("format"), state.get("version")) != (FORMAT, VERSION):
-            message = f"is no TPRL checkpoint, expected format {FORMAT!r}, version {VERSION}"
-            raise DataError(Problem(str(path), None, None, message))
-        problems = [
-            Problem(
-                str(path), None, key, f"{shorten(state['run'][key])}, expected {shorten(value)} to resume"
-            )
-            for key, value in run.items()
-            if state["run"][key] != value
-        ]
-        if problems:
-            raise DataError(problems)
+        state = load_run(path, KIND, run)
         self.head.load_state_dict(state["head"])
         self.averaged.load_state_dict(state["averaged"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -11,6 +11,7 @@ from torch import Tensor
 from agents.tprl_losses import Moments
 from vmr_env.cache import DecoderStateCache
 from vmr_env.errors import DataError, Problem
+from vmr_env.spans import to_cxw
 
 VideoLength = Literal["duration", "clips"]
 
@@ -45,7 +46,7 @@ class StateBatches:
             raise DataError(Problem(where, None, "counts", message))
         self.cache = cache
         self._states, self._references = cache.states, cache.references
-        self._clip_seconds = cache.manifest["clip_seconds"] if length == "clips" else None
+        self._length: VideoLength = length
 
     def __len__(self) -> int:
         return len(self._states)
@@ -54,7 +55,11 @@ class StateBatches:
         """The samples at ``rows (B,)``, in that order."""
         states = np.take(self._states, rows, axis=0).astype(np.float32, copy=False)
         references = np.take(self._references, rows, axis=0)
-        return Batch(torch.from_numpy(states), torch.from_numpy(references), self._moments(rows))
+        return Batch(
+            torch.from_numpy(states),
+            torch.from_numpy(references),
+            padded_moments(self.cache, rows, self._length),
+        )
 
     def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
         """Every sample once, in random order; the last batch may be smaller."""
@@ -67,20 +72,19 @@ class StateBatches:
         for first in range(0, len(self), batch_size):
             yield self.take(np.arange(first, min(first + batch_size, len(self))))
 
-    def _moments(self, rows: NDArray[np.integer]) -> Moments:
-        offsets, values = self.cache.moments.offsets, self.cache.moments.values
-        first = offsets[rows]
-        counts = offsets[rows + 1] - first
-        column = np.arange(counts.max())
-        mask = column < counts[:, None]
-        # Padding repeats a sample's first moment: finite, inside the array, and masked.
-        bounds = values[first[:, None] + column * mask]
-        if self._clip_seconds is not None:
-            scale = self.cache.durations[rows] / (self.cache.n_clips[rows] * np.float32(self._clip_seconds))
-            bounds = bounds * scale[:, None, None]
-        start, end = bounds[..., 0], bounds[..., 1]
-        spans = np.empty_like(bounds)
-        np.add(start, end, out=spans[..., 0])
-        spans[..., 0] *= 0.5
-        np.subtract(end, start, out=spans[..., 1])
-        return Moments(torch.from_numpy(spans), torch.from_numpy(mask))
+
+def padded_moments(
+    cache: DecoderStateCache, rows: NDArray[np.integer], length: VideoLength = "duration"
+) -> Moments:
+    """Moments of the samples at ``rows (B,)``, padded to the most that one of them has."""
+    offsets, values = cache.moments.offsets, cache.moments.values
+    first = offsets[rows]
+    counts = offsets[rows + 1] - first
+    column = np.arange(counts.max())
+    mask = column < counts[:, None]
+    # Padding repeats a sample's first moment: finite, inside the array, and masked.
+    bounds = values[first[:, None] + column * mask]
+    if length == "clips":
+        seconds = cache.n_clips[rows] * np.float32(cache.manifest["clip_seconds"])
+        bounds = bounds * (cache.durations[rows] / seconds)[:, None, None]
+    return Moments(torch.from_numpy(to_cxw(bounds)), torch.from_numpy(mask))

@@ -1,4 +1,4 @@
-"""A detection head's proposals over a whole cache, and the figure by which training chooses among heads."""
+"""A detection head's proposals over a whole cache, and the figure by which training chooses among results."""
 
 from typing import Literal
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from agents.tprl_batches import StateBatches
 from vmr_env.annotations import Annotation
+from vmr_env.cache import DecoderStateCache
 from vmr_env.metrics import evaluate
 from vmr_env.predictions import Prediction
 from vmr_env.profiles import DatasetProfile, get_profile
@@ -42,26 +43,29 @@ def propose(head: nn.Module, batches: StateBatches) -> tuple[NDArray[np.float32]
 
 
 class Validator:
-    """Scores heads on one cache with the official metrics.
+    """Scores proposals for the samples of one cache with the official metrics.
 
     Args:
-        batches: Validation samples.
+        cache: Validation samples.
         selection: "official" is the published weighted score of R1, mIoU and mAP, over windows rounded as in
             published submissions; "miou" is the mean tIoU of the first windows, as they are.
     """
 
-    def __init__(self, batches: StateBatches, selection: Selection) -> None:
-        cache = batches.cache
-        self._batches, self._selection = batches, selection
+    def __init__(self, cache: DecoderStateCache, selection: Selection) -> None:
+        self._selection = selection
         self._profile = get_profile(cache.manifest["dataset"])
         self._annotations = [
             Annotation(sample.qid, sample.vid, sample.query, sample.duration, sample.moments)
             for sample in map(cache.sample, range(len(cache)))
         ]
 
-    def __call__(self, head: nn.Module) -> dict[str, float]:
-        """Metrics in percent, and under "selection" the figure to be made large."""
-        spans, scores = propose(head, self._batches)
+    def __call__(self, spans: NDArray[np.float32], scores: NDArray[np.float32]) -> dict[str, float]:
+        """Metrics in percent, and under "selection" the figure to be made large.
+
+        Args:
+            spans: ``(N, Q, 2)``, (start, end) in units of the duration.
+            scores: ``(N, Q)``.
+        """
         order = np.argsort(-scores, axis=1, kind="stable")
         scores = np.take_along_axis(scores, order, 1)
         spans = np.take_along_axis(spans, order[..., None], 1)

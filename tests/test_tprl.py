@@ -177,7 +177,8 @@ def test_training_gains_on_held_out_samples(
     assert result.selection > result.history[0]["selection"] + 2
     head = new_head()
     head.load_state_dict(result.head)
-    assert Validator(StateBatches(caches[1]), preset.selection)(head)["mIoU"] == result.selection
+    validate = Validator(caches[1], preset.selection)
+    assert validate(*propose(head, StateBatches(caches[1])))["mIoU"] == result.selection
 
 
 @pytest.mark.parametrize("changes", [{}, {"class_lr": 1e-3, "state_dropout": 0.2}, {"estimator": "grpo"}])
@@ -306,10 +307,10 @@ def test_damaged_checkpoint_is_refused(
 ) -> None:
     path = tmp_path / "tprl.pt"
     if content is None:
-        torch.save({"format": "other"}, path)
+        torch.save({"kind": "other"}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r"tprl\.pt: is no TPRL checkpoint"):
+    with pytest.raises(DataError, match=r"tprl\.pt: is no checkpoint"):
         TprlTrainer(new_head(), small_config()).fit(*caches, checkpoint=path, resume=True, progress=False)
 
 
@@ -347,7 +348,7 @@ def test_submission_times_equal_the_recorded_ones(goldens: Path) -> None:
 @pytest.mark.parametrize("dataset", ["charades", "qvhighlights"])
 def test_official_selection_runs_on_rounded_windows(tmp_path: Path, dataset: str) -> None:
     cache = write_states(tmp_path / "cache", 4, dataset=dataset)
-    metrics = Validator(StateBatches(cache), "official")(new_head())
+    metrics = Validator(cache, "official")(*propose(new_head(), StateBatches(cache)))
     assert set(metrics) == {"R1@0.3", "R1@0.5", "R1@0.7", "mIoU", "mAP", "selection"}
     assert 0 < metrics["selection"] < 100
 

@@ -1,0 +1,53 @@
+"""Batches of scenes for the step-wise agent, straight from a memory-mapped cache."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.stepwise_policy import Scene
+from agents.tprl_batches import padded_moments
+from agents.tprl_losses import Moments
+from vmr_env.cache import DecoderStateCache
+from vmr_env.errors import DataError, Problem
+from vmr_env.spans import to_cxw
+
+
+class SceneBatches:
+    """Batches of scenes and moments from a cache that holds clip features and text of one width.
+
+    Raises:
+        DataError: The cache has no clip features or text, or their widths differ.
+    """
+
+    def __init__(self, cache: DecoderStateCache) -> None:
+        if cache.clips is None or cache.text is None:
+            message = "no clip features and text, expected a cache written with the backbone's refined clips"
+            raise DataError(Problem(str(cache.path), None, "clips", message))
+        if (clips := cache.clips.values.shape[1]) != (text := cache.text.shape[1]):
+            message = f"{text} values, expected {clips} as clips have"
+            raise DataError(Problem(str(cache.path), None, "text", message))
+        self.cache, self.d = cache, clips
+        self._clips, self._text = cache.clips, cache.text
+
+    def take(self, rows: NDArray[np.integer]) -> tuple[Scene, Moments]:
+        """The samples at ``rows (B,)``."""
+        cache, offsets = self.cache, self._clips.offsets
+        counts = offsets[rows + 1] - offsets[rows]
+        column = np.arange(counts.max())
+        mask = column < counts[:, None]
+        clips = self._clips.values[offsets[rows][:, None] + column * mask].astype(np.float32, copy=False)
+        scene = Scene(
+            torch.from_numpy(clips * mask[..., None]),
+            torch.from_numpy(mask.astype(np.float32)),
+            torch.from_numpy(np.take(self._text, rows, axis=0).astype(np.float32, copy=False)),
+            torch.from_numpy(to_cxw(np.take(cache.spans, rows, axis=0))),
+            torch.from_numpy(np.take(cache.scores, rows, axis=0)),
+        )
+        return scene, padded_moments(cache, rows)
+
+    def batches(self, batch_size: int, order: NDArray[np.integer]) -> Iterator[tuple[Scene, Moments]]:
+        """The samples in an order, the last batch may be smaller."""
+        for first in range(0, len(order), batch_size):
+            yield self.take(order[first : first + batch_size])

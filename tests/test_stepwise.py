@@ -1,0 +1,366 @@
+"""The step-wise agent against recorded trajectories and updates, and its training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from head_goldens import load_moments
+from safetensors.torch import load_file
+from torch import Tensor
+
+from agents.stepwise import StepwiseConfig, StepwiseTrainer, new_policy, refine
+from agents.stepwise_objectives import gae, match, oracle_loss, step_rewards, tiou
+from agents.stepwise_policy import MAX_ACTION, DiscretePolicy, Rollout, Scene, moved, observe
+from agents.stepwise_scenes import SceneBatches
+from agents.tprl_losses import Moments
+from vmr_env.cache import CacheBatch, DecoderStateCache, Ragged, write_cache
+from vmr_env.errors import DataError
+
+ALL = {"gate": True, "memory": True, "iou_head": True}
+CONFIGS = {  # name of the record -> settings
+    "discrete_plain": StepwiseConfig(max_clips=20),
+    "discrete_all": StepwiseConfig(max_clips=20, **ALL),
+    "continuous": StepwiseConfig(actions="continuous", warm_up_epochs=0),
+}
+DISCRETE = ["discrete_plain", "discrete_all"]
+
+
+@pytest.fixture(scope="module")
+def scene(goldens: Path) -> Scene:
+    outputs, inputs = np.load(goldens / "tiny" / "outputs.npz"), np.load(goldens / "tiny" / "inputs.npz")
+    text, mask = (torch.from_numpy(a) for a in (outputs["src_txt"], inputs["src_txt_mask"][..., None]))
+    return Scene(
+        clips=torch.from_numpy(outputs["src_vid"]),
+        mask=torch.from_numpy(outputs["video_mask"]),
+        text=(text * mask).sum(1) / mask.sum(1),
+        spans=torch.from_numpy(outputs["pred_spans"]),
+        scores=torch.from_numpy(outputs["pred_logits"]).softmax(-1)[..., 0],
+    )
+
+
+@pytest.fixture(scope="module")
+def recorded(goldens: Path) -> dict[str, np.ndarray]:
+    return dict(np.load(goldens / "agent" / "trajectories.npz"))
+
+
+def recorded_trainer(goldens: Path, name: str, **changes: Any) -> StepwiseTrainer:
+    config = StepwiseConfig(
+        **{**{f: getattr(CONFIGS[name], f) for f in CONFIGS[name].__dataclass_fields__}, **changes}
+    )
+    trainer = StepwiseTrainer(config, d=32)
+    trainer.policy.load_state_dict(load_file(goldens / "agent" / f"{name}.safetensors"))
+    return trainer
+
+
+def close(got: Tensor, want: np.ndarray, what: str) -> None:
+    np.testing.assert_allclose(got.detach().numpy(), want, rtol=1e-4, atol=1e-5, err_msg=what)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_trajectories_equal_the_recorded_ones(
+    goldens: Path, scene: Scene, recorded: dict[str, np.ndarray], name: str
+) -> None:
+    policy = recorded_trainer(goldens, name).policy
+    rollout = policy.roll_out(scene, 3)
+    judged = policy.judge(rollout)
+    close(policy.gated(rollout.states[0]), recorded[f"{name}.state0"], "state0")
+    for step in range(3):
+        close(rollout.actions[step], recorded[f"{name}.action{step}"], f"action{step}")
+        close(judged.log_probs[step], recorded[f"{name}.log_prob{step}"], f"log_prob{step}")
+        close(judged.entropies[step], recorded[f"{name}.entropy{step}"], f"entropy{step}")
+        close(judged.values[step], recorded[f"{name}.value{step}"], f"value{step}")
+        if judged.tious is not None:
+            close(judged.tious[step], recorded[f"{name}.iou_pred{step}"], f"iou_pred{step}")
+    for step in range(4):
+        close(rollout.spans[step], recorded[f"{name}.spans{step}"], f"spans{step}")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_matching_rewards_and_advantages_equal_the_recorded_ones(
+    goldens: Path, scene: Scene, recorded: dict[str, np.ndarray], name: str
+) -> None:
+    matched = match(scene.spans, load_moments(goldens, "single"))
+    assert matched.rows.tolist() == recorded[f"{name}.matched_flat_index"].tolist()
+    close(matched.moments, recorded[f"{name}.matched_gt"], "moments")
+    policy = recorded_trainer(goldens, name).policy
+    rollout = policy.roll_out(scene, 3).of(matched.rows)
+    rewards = step_rewards(rollout.spans, matched.moments)
+    close(rewards, recorded[f"{name}.rewards"], "rewards")
+    advantages, returns = gae(rewards, policy.judge(rollout).values.detach(), 0.99, 0.95)
+    close(advantages, recorded[f"{name}.gae_advantages"], "advantages")
+    close(returns, recorded[f"{name}.gae_returns"], "returns")
+    close(tiou(rollout.spans[0], matched.moments), recorded[f"{name}.iou_before"], "before")
+    close(tiou(rollout.spans[-1], matched.moments), recorded[f"{name}.iou_after"], "after")
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_oracle_equals_the_recorded_one(
+    goldens: Path, scene: Scene, recorded: dict[str, np.ndarray], name: str
+) -> None:
+    policy = recorded_trainer(goldens, name).policy
+    assert isinstance(policy, DiscretePolicy)
+    matched = match(scene.spans, load_moments(goldens, "single"))
+    start = scene.spans.flatten(0, 1)[matched.rows]
+    for step in range(3):  # recorded at the initial spans, with each step's moves
+        want = recorded[f"{name}.oracle_step{step}"].tolist()
+        assert policy.oracle(start, matched.moments, step).tolist() == want
+    states = observe(scene, scene.spans).flatten(0, 1)[matched.rows]
+    loss = oracle_loss(policy, policy.features(policy.gated(states)), start, matched.moments, 0, 0.5)
+    updates = json.loads((goldens / "agent" / "updates.json").read_text())[name]
+    assert loss.item() == pytest.approx(updates["supervised_loss_step0"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_updates_report_the_recorded_losses(goldens: Path, scene: Scene, name: str) -> None:
+    updates = json.loads((goldens / "agent" / "updates.json").read_text())[name]
+    matched = match(scene.spans, load_moments(goldens, "single"))
+
+    trainer = recorded_trainer(goldens, name)
+    rollout = trainer.policy.roll_out(scene, 3).of(matched.rows)
+    trainer.baseline = 0.2
+    got = trainer.reinforce(rollout, matched.moments)
+    want = updates["reinforce_update (baseline starts at 0.2)"]
+    assert trainer.baseline == pytest.approx(want["baseline"], rel=1e-4)
+    assert got["losses/policy"] == pytest.approx(want["policy_loss"], rel=1e-4)
+    assert -got["losses/entropy"] == pytest.approx(want["entropy_loss"], rel=1e-4)
+    assert ("losses/iou" in got) == ("iou_aux_loss" in want)
+    assert got.get("losses/iou", 0.0) == pytest.approx(want.get("iou_aux_loss", 0.0), rel=1e-4)
+
+    trainer = recorded_trainer(goldens, name, algorithm="ppo")
+    got = trainer.ppo(rollout, matched.moments)
+    want = updates["ppo_update (4 inner epochs, means)"]
+    assert got["losses/policy"] == pytest.approx(want["policy_loss"], rel=1e-4, abs=1e-6)
+    assert got["losses/value"] == pytest.approx(want["value_loss"], rel=1e-4)
+    assert -got["losses/entropy"] == pytest.approx(want["entropy_loss"], rel=1e-4)
+    assert ("losses/iou" in got) == ("iou_aux_loss" in want)
+    assert got.get("losses/iou", 0.0) == pytest.approx(want.get("iou_aux_loss", 0.0), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        (StepwiseConfig(), 373_803),
+        (StepwiseConfig(**ALL), 867_372),
+        (StepwiseConfig(actions="continuous", warm_up_epochs=0), 363_525),
+    ],
+)
+def test_policies_have_the_published_sizes(config: StepwiseConfig, parameters: int) -> None:
+    policy = new_policy(config, d=256)
+    assert sum(parameter.numel() for parameter in policy.parameters()) == parameters
+    scene = random_scene(0, d=256)
+    assert observe(scene, scene.spans).shape == (3, 4, 1027)
+
+
+def random_scene(seed: int, d: int = 8) -> Scene:
+    generator = torch.Generator().manual_seed(seed)
+    spans = torch.rand(3, 4, 2, generator=generator)
+    mask = (torch.arange(9) < torch.tensor([9, 5, 7])[:, None]).float()
+    return Scene(
+        clips=torch.randn(3, 9, d, generator=generator),
+        mask=mask,
+        text=torch.randn(3, d, generator=generator),
+        spans=spans,
+        scores=torch.rand(3, 4, generator=generator),
+    )
+
+
+def test_padded_clips_are_not_seen() -> None:
+    scene = random_scene(1)
+    noisy = scene._replace(clips=scene.clips + 99 * (1 - scene.mask[..., None]))
+    torch.testing.assert_close(observe(scene, scene.spans), observe(noisy, scene.spans))
+
+
+def test_spans_stay_inside_their_bounds() -> None:
+    spans = moved(torch.tensor([[0.1, 0.05], [0.95, 0.9]]), torch.tensor([[-0.5, -0.2], [0.5, 0.6]]))
+    torch.testing.assert_close(spans, torch.tensor([[0.0, 0.01], [1.0, 1.0]]))
+
+
+def test_continuous_actions_are_bounded_and_follow_their_generator() -> None:
+    policy = new_policy(CONFIGS["continuous"], d=8)
+    scene = random_scene(2)
+    rolls = [policy.roll_out(scene, 3, torch.Generator().manual_seed(seed)).actions for seed in (1, 1, 2)]
+    assert torch.equal(rolls[0], rolls[1])
+    assert not torch.equal(rolls[0], rolls[2])
+    assert rolls[0].abs().max() <= MAX_ACTION
+
+
+def test_oracle_moves_bring_spans_nearer() -> None:
+    policy = new_policy(StepwiseConfig(max_clips=20), d=8)
+    assert isinstance(policy, DiscretePolicy)
+    generator = torch.Generator().manual_seed(3)
+    moments = torch.rand(50, 2, generator=generator) * 0.3 + 0.35
+    spans = moments + (torch.rand(50, 2, generator=generator) - 0.5) * 0.2
+    before = tiou(spans, moments)
+    for step in range(3):
+        spans = moved(spans, policy.change(policy.oracle(spans, moments, step), step))
+    assert tiou(spans, moments).min() > before.min()
+    assert tiou(spans, moments).mean() > 0.9
+
+
+def test_gae_by_hand() -> None:
+    rewards, values = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.5], [0.25]])
+    advantages, returns = gae(rewards, values, gamma=0.9, lam=0.8)
+    last = 2.0 - 0.25
+    first = 1.0 + 0.9 * 0.25 - 0.5 + 0.9 * 0.8 * last
+    assert advantages.flatten().tolist() == pytest.approx([first, last])
+    assert returns.flatten().tolist() == pytest.approx([first + 0.5, last + 0.25])
+
+
+def test_gate_learns_by_reinforce_but_not_by_ppo() -> None:
+    scene = random_scene(4)
+    moments = torch.rand(12, 2, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.2
+    for algorithm, learns in (("reinforce", True), ("ppo", False)):
+        config = StepwiseConfig(algorithm=algorithm, **ALL)
+        trainer = StepwiseTrainer(config, d=8)
+        before = trainer.policy.state_dict()["gate_proj.weight"].clone()
+        rollout: Rollout = trainer.policy.roll_out(scene, 3, torch.Generator().manual_seed(1))
+        trainer.reinforce(rollout, moments) if learns else trainer.ppo(rollout, moments)
+        assert bool((trainer.policy.state_dict()["gate_proj.weight"] != before).any()) == learns
+
+
+def write_clips(path: Path, seed: int, samples: int = 40, *, clips: bool = True) -> DecoderStateCache:
+    """A cache whose proposals come late, and whose clips show the moment: a channel is 1 inside it."""
+    rng = np.random.default_rng(seed)
+    n_clips = rng.integers(16, 21, samples)
+    durations = n_clips * 1.0
+    start = rng.uniform(0.1, 0.5, samples)
+    moments = np.stack([start, start + rng.uniform(0.2, 0.4, samples)], 1)
+    spans = np.sort(np.clip(moments[:, None] + rng.normal(0.15, 0.03, (samples, 3, 2)), 0, 1), -1)
+    features = []
+    for count, (low, high) in zip(n_clips, moments, strict=True):
+        centres = (np.arange(count) + 0.5) / count
+        rows = rng.normal(0, 0.05, (count, 8))
+        rows[:, 0] += (centres > low) & (centres < high)
+        features.append(rows.astype(np.float32))
+    batch = CacheBatch(
+        qids=list(range(samples)),
+        vids=[f"v{i}" for i in range(samples)],
+        queries=["q"] * samples,
+        durations=durations,
+        n_clips=n_clips.astype(np.int32),
+        moments=Ragged.from_rows(list(moments[:, None] * durations[:, None, None])),
+        spans=spans.astype(np.float32),
+        scores=rng.uniform(0, 1, (samples, 3)).astype(np.float32),
+        counts=np.full(samples, 3, np.int32),
+        models=np.zeros((samples, 3), np.uint8),
+        clips=Ragged.from_rows(features) if clips else None,
+        text=np.zeros((samples, 8), np.float32) if clips else None,
+    )
+    write_cache(
+        path,
+        batch,
+        dataset="charades",
+        split="train",
+        source="simulated",
+        models=["m"],
+        clip_seconds=1.0,
+        backbone_kind="test",
+    )
+    return DecoderStateCache.open(path)
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> tuple[DecoderStateCache, DecoderStateCache]:
+    folder = tmp_path_factory.mktemp("clips")
+    return write_clips(folder / "train", 0), write_clips(folder / "val", 1)
+
+
+def small_config(**changes: Any) -> StepwiseConfig:
+    settings = {"max_clips": 20, "warm_up_epochs": 4, "epochs": 4, "evaluate_every": 2, "batch_size": 8}
+    return StepwiseConfig(**{**settings, **changes})
+
+
+def test_scenes_hold_the_cache_s_samples(caches: tuple[DecoderStateCache, DecoderStateCache]) -> None:
+    cache = caches[0]
+    assert cache.clips is not None
+    scene, moments = SceneBatches(cache).take(np.array([5, 2]))
+    assert isinstance(moments, Moments)
+    for b, row in enumerate((5, 2)):
+        count = int(cache.n_clips[row])
+        assert scene.mask[b].sum() == count
+        np.testing.assert_array_equal(scene.clips[b, :count], cache.clips[row])
+        assert not scene.clips[b, count:].any()
+        start, end = cache.spans[row].T
+        np.testing.assert_allclose(scene.spans[b], np.stack([(start + end) / 2, end - start], 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
+def test_training_gains_on_held_out_samples(
+    caches: tuple[DecoderStateCache, DecoderStateCache], algorithm: Any
+) -> None:
+    config = small_config(algorithm=algorithm, warm_up_epochs=10, warm_up_lr=1e-2)
+    result = StepwiseTrainer(config, d=8).fit(*caches, progress=False)
+    assert result.gain == max(row["matched/gain"] for row in result.history)
+    assert result.gain > 5
+    policy = new_policy(config, d=8)
+    policy.load_state_dict(result.policy)
+    spans = refine(policy, caches[1])
+    assert spans.shape == caches[1].spans.shape
+    assert not np.array_equal(spans, caches[1].spans)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"memory": True, "iou_head": True}, {"actions": "continuous", "warm_up_epochs": 0, "algorithm": "ppo"}],
+)
+def test_resuming_equals_an_uninterrupted_run_bit_for_bit(
+    caches: tuple[DecoderStateCache, DecoderStateCache],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    config = small_config(**changes)
+    whole = StepwiseTrainer(config, d=8, seed=3)
+    expected = whole.fit(*caches, progress=False)
+
+    path = tmp_path / "stepwise.pt"
+    broken = StepwiseTrainer(config, d=8, seed=3)
+    run_epoch = broken.run_epoch
+
+    def interrupted(batches: SceneBatches, epoch: int) -> list[dict[str, float]]:
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return run_epoch(batches, epoch)
+
+    monkeypatch.setattr(broken, "run_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(*caches, checkpoint=path, progress=False)
+
+    resumed = StepwiseTrainer(config, d=8, seed=3)
+    got = resumed.fit(*caches, checkpoint=path, resume=True, progress=False)
+    assert got.history == expected.history
+    assert resumed.baseline == whole.baseline
+    for name, tensor in whole.policy.state_dict().items():
+        assert torch.equal(tensor, resumed.policy.state_dict()[name]), name
+
+
+def test_hard_matches_alone_are_trained() -> None:
+    scene = random_scene(5)
+    moments = Moments(scene.spans[:, :2].clone() + 0.01, torch.ones(3, 2, dtype=torch.bool))
+    every = StepwiseTrainer(StepwiseConfig(), d=8).matches(scene, moments)
+    limit = tiou(scene.spans.flatten(0, 1)[every.rows], every.moments).median().item()
+    hard = StepwiseTrainer(StepwiseConfig(hard_below=limit), d=8).matches(scene, moments)
+    assert 0 < len(hard.rows) < len(every.rows)
+    assert (tiou(scene.spans.flatten(0, 1)[hard.rows], hard.moments) < limit).all()
+
+
+def test_cache_without_clips_is_refused(tmp_path: Path) -> None:
+    cache = write_clips(tmp_path / "bare", 2, clips=False)
+    with pytest.raises(DataError, match="no clip features and text"):
+        SceneBatches(cache)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"actions": "both"}, "actions must be 'discrete' or 'continuous', got 'both'"),
+        ({"algorithm": "a2c"}, "algorithm must be 'reinforce' or 'ppo', got 'a2c'"),
+        ({"actions": "continuous"}, "continuous actions need warm_up_epochs=0, got 10"),
+    ],
+)
+def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StepwiseConfig(**changes)
