@@ -111,10 +111,10 @@ def _nothing(n: int) -> tuple[Array, NDArray[np.bool_]]:
 
 @dataclass(frozen=True)
 class DiscreteActions:
-    """`Discrete`: move one boundary, switch to a proposal, or stop. The default.
+    """`Discrete`: move the boundaries, switch to a proposal, or stop. The default.
 
-    Actions 0 to 5 move the start by -8, -3, -1, 1, 3, 8 clips, 6 to 11 the end, 12 to 11 + P switch to a proposal, the
-    last one stops.
+    Actions 0 to 47 move start and end together, each by one of -8, -3, -1, 0, 1, 3, 8 clips (the start's move
+    changes slowest; moving neither is left out), the next P switch to a proposal, the last one stops.
 
     Attributes:
         proposals: P, number of proposals that can be switched to.
@@ -122,7 +122,7 @@ class DiscreteActions:
     """
 
     proposals: int
-    horizon: int = 6
+    horizon: int = 3
 
     @property
     def space(self) -> spaces.Space[Any]:
@@ -131,7 +131,7 @@ class DiscreteActions:
 
     @property
     def size(self) -> int:
-        """A = 12 + P + 1."""
+        """A = 48 + P + 1."""
         return _N_MOVES + self.proposals + 1
 
     @property
@@ -146,7 +146,7 @@ class DiscreteActions:
 
     def names(self) -> list[str]:
         """What each action does, in words."""
-        moves = [f"{side} {MOVES[i]:+g} clips" for side in ("start", "end") for i in MOVING]
+        moves = [f"start {MOVES[i]:+g}, end {MOVES[j]:+g} clips" for i, j in zip(*PROBES_OF_MOVES, strict=True)]
         return [*moves, *(f"switch to proposal {i + 1}" for i in range(self.proposals)), "stop"]
 
     def offsets(self, steps: Array) -> Floats:
@@ -157,7 +157,9 @@ class DiscreteActions:
         """Possible moves and switches; stopping always is."""
         n = len(switchable)
         mask = np.empty((n, self.size), bool)
-        mask[:, :_N_MOVES] = valid.reshape(-1, n)[_PROBE_OF_MOVE].T
+        starts, ends = PROBES_OF_MOVES
+        possible = valid | _AT_HERE
+        mask[:, :_N_MOVES] = (possible[0, starts] & possible[1, ends]).T
         mask[:, _N_MOVES:-1] = switchable
         mask[:, -1] = True
         return mask
@@ -165,10 +167,12 @@ class DiscreteActions:
     def apply(self, actions: Array, spans: Floats, probes: Probes, clip: Floats, mask: Array) -> Outcome:
         """Actions (N,)."""
         rows = np.arange(len(actions))
-        move = np.minimum(actions, _N_MOVES)
-        spans = spans.copy()
-        # Impossible moves, and everything that is no move, put a boundary where it is.
-        spans[rows, _SIDE[move]] = probes.positions.reshape(-1, len(rows))[_PROBE[move], rows]
+        # What is no move, or an impossible one, puts the boundaries where they are.
+        move = np.where(mask[rows, actions], np.minimum(actions, _N_MOVES), _N_MOVES)
+        moved = np.empty_like(spans)
+        for side, probe_of_move in enumerate(_PROBES_OF_ACTIONS):
+            moved[:, side] = probes.positions[side, probe_of_move[move], rows]
+        spans = _unless_too_short(moved, spans, clip)
         slot = actions - _N_MOVES
         slot[~mask[rows, actions]] = -1
         stopped = slot == self.proposals
@@ -263,16 +267,15 @@ def _unless_too_short(moved: Floats, spans: Floats, clip: Floats) -> Floats:
     return kept
 
 
-MOVING = tuple(i for i in range(PROBES) if i != HERE)
-"""Probes that move."""
+PROBES_OF_MOVES = tuple(np.divmod(np.delete(np.arange(PROBES**2), HERE * PROBES + HERE), PROBES))
+"""Which probe of the start and which of the end each move of `DiscreteActions` goes to: 2 arrays of 48."""
 
 _MOVES = np.array(MOVES, np.float32)[:, None]
 _COARSE_TO_FINE = np.array(COARSE_TO_FINE, np.float32).T
-_N_MOVES = 2 * len(MOVING)
-_PROBE_OF_MOVE = np.array([*MOVING, *(PROBES + i for i in MOVING)])
-# Of every move, and last of what is no move: which boundary, and which of the 2 * PROBES positions.
-_SIDE = np.array([0] * len(MOVING) + [1] * len(MOVING) + [0])
-_PROBE = np.array([*_PROBE_OF_MOVE, HERE])
+_N_MOVES = PROBES**2 - 1
+# The same with one more entry, for what is no move.
+_PROBES_OF_ACTIONS = tuple(np.append(probes, HERE) for probes in PROBES_OF_MOVES)
+_AT_HERE = (np.arange(PROBES) == HERE)[:, None]
 
 ACTION_MODES = ("discrete", "multidiscrete", "continuous")
 """Names that the environments' argument `actions` takes."""

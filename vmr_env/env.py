@@ -91,8 +91,8 @@ class VMREnv(gymnasium.Env[Any, Any]):
     detectors are judged by, the temporal IoU (tIoU) with the ground truth.
 
     ## Action space
-    `actions="discrete"` (default): `Discrete(12 + P + 1)`. 0 to 5 move the start by -8, -3, -1, 1, 3, 8 clips, 6 to
-    11 the end, the next P switch to proposal 1 to P, the last stops. `"multidiscrete"`: `MultiDiscrete([7, 7])`, one
+    `actions="discrete"` (default): `Discrete(48 + P + 1)`. 0 to 47 move start and end together, each by -8, -3,
+    -1, 0, 1, 3 or 8 clips (not both 0), the next P switch to proposal 1 to P, the last stops. `"multidiscrete"`: `MultiDiscrete([7, 7])`, one
     move of the start and one of the end, coarse to fine over three steps. `"continuous"`: `Box(-1, 1, (2,))`, shifts
     of start and end in units of 8 clips. `info["action_mask"]` tells which moves are possible (for
     `MultiDiscrete` and `Box`: which of the 7 + 7 candidates); an impossible one changes nothing but takes its step.
@@ -121,7 +121,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
     stage: 1, 2 or 3, see `vmr_env.curriculum`; `set_stage` changes it, the spaces stay.
     actions, components, observation: see above.
     proposals: P, at most; a cache with fewer has fewer.
-    horizon: steps of an episode; None for the action mode's own (6; 3 for "multidiscrete").
+    horizon: steps of an episode; None for the action mode's own (3; 6 for "continuous").
     reward: name of a potential; None for the stage's.
     render_mode: "ansi" or "rgb_array".
 
