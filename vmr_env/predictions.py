@@ -12,8 +12,6 @@ from vmr_env.errors import DataError, Problem, check_choice, shorten
 from vmr_env.files import PathLike, name_of, write_text
 from vmr_env.rows import Fault, Qid, Row, collect, given_rows, identity_faults, read_rows
 
-MAX_SALIENCY = float(np.finfo(np.float32).max)
-
 BeforeStart: TypeAlias = Literal["error", "keep"]
 """What to do with windows that start before 0 s: report them, or keep them as they stand.
 
@@ -66,7 +64,9 @@ class Prediction:
             if saliency.ndim != 1 or not len(saliency) or saliency.dtype.kind not in "fiu":
                 yield "pred_saliency_scores", f"is {shorten(self.saliency)}; expected one number per clip"
                 return
-            for i in np.flatnonzero(~(np.abs(saliency) <= MAX_SALIENCY)):
+            with np.errstate(over="ignore"):  # what overflows is infinite, and told
+                kept = saliency.astype(np.float32)
+            for i in np.flatnonzero(~np.isfinite(kept)):
                 yield f"pred_saliency_scores[{i}]", f"is {saliency[i]}; expected a finite 32-bit number"
 
 
