@@ -164,6 +164,17 @@ class DiscreteActions:
         mask[:, -1] = True
         return mask
 
+    def destinations(self, spans: Floats, probes: Probes, proposals: Floats, clip: Floats) -> Floats:
+        """The span that every action leads to: (N, A, 2)."""
+        result = np.repeat(spans[:, None], self.size, axis=1)
+        for side, probe_of_move in enumerate(PROBES_OF_MOVES):
+            result[:, :_N_MOVES, side] = probes.positions[side, probe_of_move].T
+        least = (np.minimum(clip, spans[:, 1] - spans[:, 0]) - _TINY)[:, None]
+        too_short = result[..., 1] - result[..., 0] < least
+        np.copyto(result, spans[:, None], where=too_short[..., None])
+        result[:, _N_MOVES:-1] = proposals
+        return result
+
     def apply(self, actions: Array, spans: Floats, probes: Probes, clip: Floats, mask: Array) -> Outcome:
         """Actions (N,)."""
         rows = np.arange(len(actions))

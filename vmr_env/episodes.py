@@ -123,6 +123,18 @@ class Episodes:
         self._look()
         return Transition(rewards, outcome.stopped | (self.steps >= self._mode.horizon))
 
+    def gains(self) -> Floats:
+        """Change of tIoU by every action: (N, A), 0 for impossible ones. For training only: it knows the answer.
+
+        Raises:
+            TypeError: the actions cannot be listed (continuous ones).
+        """
+        spans, n = self._mode.destinations(self.spans, self._probes, self.proposals, self._clip), len(self.spans)
+        moments = np.repeat(self.moments, spans.shape[1], axis=0)
+        tiou = best_tiou(spans.reshape(-1, 2), moments).reshape(n, -1)
+        gains: Floats = np.where(self.mask, tiou - self.tiou[:, None], np.float32(0))
+        return gains
+
     def _look(self) -> None:
         """Find out which actions are possible from here."""
         self._probes = probe(self.spans, self._clip, self._mode.offsets(self.steps))

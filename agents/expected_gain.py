@@ -1,0 +1,73 @@
+"""Expected gain: the policy gradient summed over all actions instead of sampled (Sutton et al., 2000; Ciosek and
+Whiteson, 2018, "expected policy gradients").
+
+The environment is a simulator, so the tIoU of every span that an action leads to can be computed while training. The
+loss of a state is - sum_a pi(a) * (tIoU after a - tIoU now): its gradient is the exact policy gradient of a one-step
+episode, without sampling noise. Longer episodes repeat that step; each one is greedy in its expected gain.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from agents.networks import PolicyValue
+from agents.policy_agent import PolicyAgent
+from agents.ppo import entropy
+from agents.protocol import Metrics
+from vmr_env.vector_env import VMRVectorEnv
+
+
+@dataclass(frozen=True)
+class ExpectedGainConfig:
+    """Settings of the expected-gain agent."""
+
+    members: int = 3
+    """Networks that learn independently; the agent acts by their mean policy."""
+    steps: int = 4
+    """Steps of every environment in a round."""
+    minibatch: int = 64
+    """States per gradient step; each is used once."""
+    lr: float = 2e-3
+    """Learning rate at the start."""
+    weight_decay: float = 1e-2
+    """Of AdamW."""
+    max_norm: float = 1.0
+    """Gradient norm from which gradients are scaled down."""
+    hidden: int = 64
+    """Width of the networks."""
+
+
+class ExpectedGain(PolicyAgent):
+    """The expected-gain agent; arguments as in `Agent`, and `config`."""
+
+    rounds: ClassVar[int] = 30
+    env_options: ClassVar[dict[str, Any]] = {"horizon": 1}
+
+    def __init__(self, env: VMRVectorEnv, seed: int, config: ExpectedGainConfig | None = None) -> None:
+        self.config = config or ExpectedGainConfig()
+        super().__init__(
+            env,
+            seed,
+            members=self.config.members,
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
+            hidden=self.config.hidden,
+        )
+
+    def learn(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Metrics:
+        """Visit states under the policy, then one step on the expected gain of every minibatch of them."""
+        config = self.config
+        observations, masks, gains = self.collector.collect_gains(network, config.steps)
+        expected = spread = torch.zeros(())
+        for rows in torch.randperm(len(gains), generator=self.generator).split(config.minibatch):
+            said: PolicyValue = network(observations[rows], masks[rows])
+            log_policy = said.logits.log_softmax(-1)
+            expected = (log_policy.exp() * gains[rows]).sum(-1).mean()
+            spread = entropy(log_policy)
+            optimiser.zero_grad()
+            (-expected).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), config.max_norm)
+            optimiser.step()
+        return {"charts/expected_gain": expected.item(), "losses/entropy": spread.item()}

@@ -1,0 +1,200 @@
+"""Policy and value networks over the environments' observations.
+
+`RefinementNetwork` scores every action by one small network that all actions share, from what is known of the span
+that the action leads to. With a thousand training queries this matters more than anything else: what is learnt about one
+move holds for all. `FlatNetwork` is the usual multilayer perceptron over the whole observation.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vmr_env.actions import HERE, PROBES, PROBES_OF_MOVES
+from vmr_env.observations import Observer
+from vmr_env.timeline import CELLS, CURVES, INSIDE_FEATURES, INTEGRALS, SPAN_FEATURES
+
+_LOG_CLIPS = float(np.log1p(1500.0))  # scale of `vmr_env.timeline.log_length`
+_MOVES = len(PROBES_OF_MOVES[0])
+_GEOMETRY = 2 * INTEGRALS.start + len(INSIDE_FEATURES)  # column of a span's start in SPAN_FEATURES
+_SCORE = SPAN_FEATURES.index("score")
+
+
+class PolicyValue(NamedTuple):
+    """What a network says about B observations."""
+
+    logits: Tensor
+    """(B, A), -inf where an action is impossible."""
+    values: Tensor
+    """(B,), expected return."""
+
+
+class ActionFeatures(nn.Module):
+    """Features of the span that each discrete action leads to, put together from a flat observation.
+
+    Attributes:
+        width: F, features of an action: `SPAN_FEATURES`, the change of start and end, and what kind of action it is.
+        context: C, features that all actions share.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self._slices: Mapping[str, slice] = observer.slices
+        self._proposals = observer.shapes["proposals"][0]
+        self._models = observer.shapes.get("models", (0, 0))[1]
+        actions = _MOVES + self._proposals + 1
+        self.width = len(SPAN_FEATURES) + 2 + 3 + self._models
+        self.context = 2 + 2 * self._proposals
+        kinds = torch.zeros(actions, 3)
+        kinds[:_MOVES, 0] = kinds[_MOVES:-1, 1] = kinds[-1, 2] = 1
+        self.register_buffer("_kinds", kinds, persistent=False)
+        # Stopping leaves both boundaries where they are.
+        starts, ends = (torch.from_numpy(np.append(probes, HERE)) for probes in PROBES_OF_MOVES)
+        self.register_buffer("_start_probes", starts, persistent=False)
+        self.register_buffer("_end_probes", PROBES + ends, persistent=False)
+        self._kinds: Tensor
+        self._start_probes: Tensor
+        self._end_probes: Tensor
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, width) observations -> (B, A, F) features of actions, (B, C) context."""
+
+        def part(name: str, *shape: int) -> Tensor:
+            return observations[:, self._slices[name]].reshape(len(observations), *shape)
+
+        proposals = part("proposals", self._proposals, len(SPAN_FEATURES))
+        source = part("source", self._proposals)
+        moved = self._moved(
+            part("points", 2 * PROBES, -1),
+            part("positions", 2 * PROBES),
+            part("whole", 1, len(CURVES)),
+            part("video", 1),
+        )
+        came_from = (source[:, :, None] * proposals[..., _SCORE:]).sum(1, keepdim=True)
+        moved = torch.cat([moved, came_from.expand(-1, moved.shape[1], -1)], dim=-1)
+        spans = torch.cat([moved[:, :-1], proposals, moved[:, -1:]], dim=1)  # (B, A, SPAN_FEATURES)
+        change = spans[..., _GEOMETRY : _GEOMETRY + 2] - part("span", 1, 4)[..., :2]
+        parts = [spans, change, self._kinds.expand(len(spans), -1, -1)]
+        if self._models:
+            of_proposals = part("models", self._proposals, self._models)
+            of_source = (source[:, :, None] * of_proposals).sum(1, keepdim=True)
+            moves = of_source.expand(-1, _MOVES, -1)
+            parts.append(torch.cat([moves, of_proposals, of_source], dim=1))
+        context = torch.cat(
+            [
+                part("remaining", 1),
+                part("video", 1),
+                proposals[..., _SCORE],
+                part("overlaps", self._proposals),
+            ],
+            dim=-1,
+        )
+        return torch.cat(parts, dim=-1), context
+
+    def _moved(self, points: Tensor, positions: Tensor, whole: Tensor, video: Tensor) -> Tensor:
+        """Features of the spans after every move, and of the current one: (B, moves + 1, SPAN_FEATURES - 3)."""
+        first, last = points[:, self._start_probes], points[:, self._end_probes]
+        start, end = positions[:, self._start_probes], positions[:, self._end_probes]
+        width = (end - start).clamp_min(0)
+        mass = last[..., INTEGRALS] - first[..., INTEGRALS]
+        mean = (mass / width.clamp_min(1 / CELLS)[..., None]).clamp(-1, 1)
+        share = (mass[..., :3] / whole[..., :3].clamp_min(1e-3)).clamp(-1, 1)
+        clips = torch.exp(video * _LOG_CLIPS) - 1
+        length = torch.log(width * clips + 1) / _LOG_CLIPS
+        geometry = torch.stack([start, end, width, length], dim=-1)
+        return torch.cat(
+            [first[..., : INTEGRALS.start], last[..., : INTEGRALS.start], mean, share, geometry], dim=-1
+        )
+
+
+class Standardise(nn.Module):
+    """Shift and scale features to mean 0 and deviation 1 of the states it was fitted on."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.mean: Tensor
+        self.scale: Tensor
+
+    def fit(self, features: Tensor) -> None:
+        """Fit on (..., width)."""
+        rows = features.reshape(-1, features.shape[-1])
+        self.mean.copy_(rows.mean(0))
+        self.scale.copy_(rows.std(0, correction=0).clamp_min(1e-2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., width) -> (..., width)."""
+        return (features - self.mean) / self.scale
+
+
+class RefinementNetwork(nn.Module):
+    """One small network scores every action; their pooled hidden layers give the value.
+
+    Args:
+        observer: tells where the components stand; all of the default ones must be there.
+        hidden: width of the two hidden layers.
+    """
+
+    def __init__(self, observer: Observer, hidden: int = 64) -> None:
+        super().__init__()
+        self.features = ActionFeatures(observer)
+        width, context = self.features.width, self.features.context
+        self.standardise, self.standardise_context = Standardise(width), Standardise(context)
+        self.from_action = nn.Linear(width, hidden)
+        self.from_context = nn.Linear(context, hidden, bias=False)
+        self.hidden = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU())
+        self.score = nn.Linear(hidden, 1)
+        self.value = nn.Sequential(nn.Linear(2 * hidden + context, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        with torch.no_grad():  # nearly uniform policy and value 0 to begin with
+            self.score.weight.mul_(0.1)
+            self.value[-1].weight.mul_(0.1)
+
+    @torch.no_grad()
+    def fit(self, observations: Tensor) -> None:
+        """Fit the standardisation on (B, width) observations."""
+        features, context = self.features(observations)
+        self.standardise.fit(features)
+        self.standardise_context.fit(context)
+
+    def forward(self, observations: Tensor, masks: Tensor) -> PolicyValue:
+        """(B, width) observations, (B, A) possible actions."""
+        features, context = self.features(observations)
+        context = self.standardise_context(context)
+        hidden = self.from_action(self.standardise(features)) + self.from_context(context)[:, None]
+        hidden = self.hidden(torch.relu(hidden))
+        logits = self.score(hidden)[..., 0].masked_fill(~masks, -torch.inf)
+        weights = (masks / masks.sum(1, keepdim=True))[:, None]
+        pooled = torch.cat([(weights @ hidden)[:, 0], hidden[:, -1], context], dim=-1)
+        return PolicyValue(logits, self.value(pooled)[:, 0])
+
+
+class FlatNetwork(nn.Module):
+    """A multilayer perceptron with a shared trunk of two ReLU layers.
+
+    Args:
+        observer: tells the width of an observation.
+        actions: A.
+        hidden: width of the two hidden layers.
+    """
+
+    def __init__(self, observer: Observer, actions: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.standardise = Standardise(observer.width)
+        self.trunk = nn.Sequential(
+            nn.Linear(observer.width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+        )
+        self.heads = nn.Linear(hidden, actions + 1)
+        with torch.no_grad():
+            self.heads.weight.mul_(0.1)
+
+    def fit(self, observations: Tensor) -> None:
+        """Fit the standardisation on (B, width) observations."""
+        self.standardise.fit(observations)
+
+    def forward(self, observations: Tensor, masks: Tensor) -> PolicyValue:
+        """(B, width) observations, (B, A) possible actions."""
+        heads = self.heads(self.trunk(self.standardise(observations)))
+        return PolicyValue(heads[:, :-1].masked_fill(~masks, -torch.inf), heads[:, -1])

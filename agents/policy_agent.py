@@ -1,0 +1,114 @@
+"""What our learning agents have in common: members that learn independently and act by their mean policy."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from agents.networks import RefinementNetwork
+from agents.protocol import Agent, Floats, Masks, Metrics
+from agents.rollout import Collector
+from vmr_env.vector_env import VMRVectorEnv
+
+_VISITS = 8  # random steps of every environment on whose states the features are standardised
+
+
+class Member(nn.Module):
+    """One network with its optimiser."""
+
+    def __init__(self, network: nn.Module, lr: float, weight_decay: float) -> None:
+        super().__init__()
+        self.network = network
+        self.optimiser = torch.optim.AdamW(network.parameters(), lr, weight_decay=weight_decay)
+
+
+class PolicyAgent(Agent):
+    """Networks that learn from their own experience, one after the other in each round.
+
+    A single policy fits the noise of a thousand queries; the mean of a few that start from different weights and see
+    different episodes does so less (Breiman, 1996).
+
+    Args:
+        env: see `Agent`.
+        seed: see `Agent`.
+        members: how many networks.
+        lr: learning rate at the start; it falls to 0 over the rounds along half a cosine.
+        weight_decay: of AdamW.
+        hidden: width of the networks.
+    """
+
+    def __init__(
+        self,
+        env: VMRVectorEnv,
+        seed: int,
+        *,
+        members: int,
+        lr: float,
+        weight_decay: float,
+        hidden: int,
+    ) -> None:
+        super().__init__(env, seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.collector = Collector(env, self.generator)
+        self.collector.reset(seed)
+        visited = self.collector.visit(_VISITS)
+        self.members = nn.ModuleList()
+        with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
+            torch.manual_seed(seed)
+            for _ in range(members):
+                network = RefinementNetwork(env.observer, hidden)
+                network.fit(visited)
+                self.members.append(Member(network, lr, weight_decay))
+        self.round = 0
+        self._lr = lr
+
+    @abstractmethod
+    def learn(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Metrics:
+        """Let one network gather experience and learn from it."""
+
+    def update(self) -> Metrics:
+        """One round of every member."""
+        lr = self._lr * 0.5 * (1 + np.cos(np.pi * self.round / self.rounds))
+        # New episodes from a seed of the round's own: a resumed run sees what an uninterrupted one does.
+        self.collector.reset(self.seed * 1_000_003 + self.round)
+        every: list[Metrics] = []
+        for member in self.members:
+            assert isinstance(member, Member)
+            for group in member.optimiser.param_groups:
+                group["lr"] = lr
+            every.append(self.learn(member.network, member.optimiser))
+        self.round += 1
+        return {name: float(np.mean([metrics[name] for metrics in every])) for name in every[0]}
+
+    @torch.no_grad()
+    def probabilities(self, observations: Floats, masks: Masks) -> NDArray[np.float32]:
+        """The mean policy of the members: (N, A)."""
+        inputs = torch.from_numpy(observations), torch.from_numpy(masks)
+        policies = [member.network(*inputs).logits.softmax(-1) for member in self.members]
+        mean: NDArray[np.float32] = torch.stack(policies).mean(0).numpy()
+        return mean
+
+    def act(self, observations: Floats, masks: Masks) -> NDArray[Any]:
+        """The most probable actions (N,) of the mean policy."""
+        return self.probabilities(observations, masks).argmax(axis=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimisers, random numbers, and the collector's place in its environment."""
+        return {
+            "round": self.round,
+            "members": self.members.state_dict(),
+            "optimisers": [member.optimiser.state_dict() for member in self.members],
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave. Running episodes are given up: a round begins with new ones."""
+        self.round = state["round"]
+        self.members.load_state_dict(state["members"])
+        for member, optimiser in zip(self.members, state["optimisers"], strict=True):
+            member.optimiser.load_state_dict(optimiser)
+        self.generator.set_state(state["generator"])

@@ -1,0 +1,119 @@
+"""Proximal policy optimisation (Schulman et al., 2017) of the moment's refinement.
+
+Details that matter, with their source: advantages normalised per minibatch, value loss without clipping, gradient norm
+clipped at 0.5, learning rate annealed (Huang et al., 2022, "The 37 implementation details of PPO"). Nothing is
+discounted: an episode is a few steps long, and its rewards add up to the gain.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from agents.networks import PolicyValue
+from agents.policy_agent import PolicyAgent
+from agents.protocol import Metrics
+from agents.rollout import Rollout, gae, mean_episode_return
+from vmr_env.vector_env import VMRVectorEnv
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Settings of PPO."""
+
+    members: int = 3
+    """Networks that learn independently; the agent acts by their mean policy."""
+    steps: int = 4
+    """Steps of every environment in a rollout."""
+    epochs: int = 4
+    """Passes over a rollout."""
+    minibatch: int = 256
+    """Transitions per gradient step."""
+    lr: float = 1e-3
+    """Learning rate at the start."""
+    weight_decay: float = 1e-2
+    """Of AdamW."""
+    clip: float = 0.2
+    """How far the probability ratio may leave 1."""
+    gamma: float = 1.0
+    """Discount."""
+    lam: float = 0.95
+    """Of the advantage estimates."""
+    entropy: float = 3e-3
+    """Coefficient of the entropy bonus."""
+    value: float = 1.0
+    """Coefficient of the value loss."""
+    max_norm: float = 0.5
+    """Gradient norm from which gradients are scaled down."""
+    hidden: int = 64
+    """Width of the networks."""
+
+
+class PPO(PolicyAgent):
+    """PPO; arguments as in `Agent`, and `config`."""
+
+    rounds: ClassVar[int] = 60
+
+    def __init__(self, env: VMRVectorEnv, seed: int, config: PPOConfig | None = None) -> None:
+        self.config = config or PPOConfig()
+        super().__init__(
+            env,
+            seed,
+            members=self.config.members,
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
+            hidden=self.config.hidden,
+        )
+
+    def learn(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Metrics:
+        """Gather a rollout, then several passes of clipped policy-gradient steps over it."""
+        config = self.config
+        rollout = self.collector.collect(network, config.steps)
+        advantages = gae(rollout.rewards, rollout.values, rollout.ends, config.gamma, config.lam)
+        returns = advantages + rollout.values[:-1]
+        batch = (*(column.flatten(0, 1) for column in rollout[:4]), advantages.flatten(), returns.flatten())
+        losses = Tensor()
+        for _ in range(config.epochs):
+            order = torch.randperm(len(batch[0]), generator=self.generator)
+            for rows in order.split(config.minibatch):
+                losses = self._losses(network, *(column[rows] for column in batch))
+                optimiser.zero_grad()
+                (losses @ torch.tensor([1.0, config.value, -config.entropy])).backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(network.parameters(), config.max_norm)
+                optimiser.step()
+        return _metrics(rollout, losses)
+
+    def _losses(
+        self,
+        network: nn.Module,
+        observations: Tensor,
+        masks: Tensor,
+        actions: Tensor,
+        old_log_probs: Tensor,
+        advantages: Tensor,
+        returns: Tensor,
+    ) -> Tensor:
+        """Policy loss, value loss and entropy of a minibatch: (3,)."""
+        said: PolicyValue = network(observations, masks)
+        log_policy = said.logits.log_softmax(-1)
+        ratio = (log_policy.gather(1, actions[:, None])[:, 0] - old_log_probs).exp()
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        limited = ratio.clamp(1 - self.config.clip, 1 + self.config.clip)
+        policy = -torch.minimum(ratio * advantages, limited * advantages).mean()
+        return torch.stack([policy, (said.values - returns).square().mean(), entropy(log_policy)])
+
+
+def entropy(log_policy: Tensor) -> Tensor:
+    """Mean entropy of (B, A) log-probabilities, -inf where an action is impossible: scalar, in nats."""
+    return torch.special.entr(log_policy.exp()).sum(-1).mean()
+
+
+def _metrics(rollout: Rollout, losses: Tensor) -> Metrics:
+    policy, value, entropy_ = losses.tolist()
+    return {
+        "charts/episode_return": mean_episode_return(rollout),
+        "losses/policy": policy,
+        "losses/value": value,
+        "losses/entropy": entropy_,
+    }

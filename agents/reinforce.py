@@ -1,0 +1,84 @@
+"""REINFORCE with a learned baseline (Williams, 1992): the return that followed, less what the network expected."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from agents.networks import PolicyValue
+from agents.policy_agent import PolicyAgent
+from agents.ppo import entropy
+from agents.protocol import Metrics
+from agents.rollout import gae, mean_episode_return
+from vmr_env.vector_env import VMRVectorEnv
+
+
+@dataclass(frozen=True)
+class ReinforceConfig:
+    """Settings of REINFORCE."""
+
+    members: int = 3
+    """Networks that learn independently; the agent acts by their mean policy."""
+    steps: int = 4
+    """Steps of every environment in a rollout."""
+    minibatch: int = 256
+    """Transitions per gradient step; each is used once."""
+    lr: float = 2e-3
+    """Learning rate at the start."""
+    weight_decay: float = 1e-2
+    """Of AdamW."""
+    entropy: float = 3e-3
+    """Coefficient of the entropy bonus."""
+    value: float = 1.0
+    """Coefficient of the baseline's loss."""
+    max_norm: float = 0.5
+    """Gradient norm from which gradients are scaled down."""
+    hidden: int = 64
+    """Width of the networks."""
+
+
+class Reinforce(PolicyAgent):
+    """REINFORCE; arguments as in `Agent`, and `config`."""
+
+    rounds: ClassVar[int] = 200
+
+    def __init__(self, env: VMRVectorEnv, seed: int, config: ReinforceConfig | None = None) -> None:
+        self.config = config or ReinforceConfig()
+        super().__init__(
+            env,
+            seed,
+            members=self.config.members,
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
+            hidden=self.config.hidden,
+        )
+
+    def learn(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Metrics:
+        """Gather a rollout, then one policy-gradient step on every minibatch of it."""
+        config = self.config
+        rollout = self.collector.collect(network, config.steps)
+        # lam = 1 and gamma = 1: the undiscounted return, less the baseline. An episode that the rollout cuts
+        # off is continued by the value of the state it stands in.
+        advantages = gae(rollout.rewards, rollout.values, rollout.ends, gamma=1.0, lam=1.0)
+        returns = (advantages + rollout.values[:-1]).flatten()
+        advantages = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).flatten()
+        observations, masks, actions = (column.flatten(0, 1) for column in rollout[:3])
+        policy = value = spread = torch.zeros(())
+        for rows in torch.randperm(len(actions), generator=self.generator).split(config.minibatch):
+            said: PolicyValue = network(observations[rows], masks[rows])
+            log_policy = said.logits.log_softmax(-1)
+            taken = log_policy.gather(1, actions[rows, None])[:, 0]
+            policy = -(taken * advantages[rows]).mean()
+            value = (said.values - returns[rows]).square().mean()
+            spread = entropy(log_policy)
+            optimiser.zero_grad()
+            (policy + config.value * value - config.entropy * spread).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), config.max_norm)
+            optimiser.step()
+        return {
+            "charts/episode_return": mean_episode_return(rollout),
+            "losses/policy": policy.item(),
+            "losses/value": value.item(),
+            "losses/entropy": spread.item(),
+        }

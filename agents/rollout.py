@@ -1,0 +1,129 @@
+"""Collecting experience on the vector environment, and advantages."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.networks import PolicyValue
+from agents.protocol import Floats, Masks
+from vmr_env.vector_env import VMRVectorEnv
+
+
+class Rollout(NamedTuple):
+    """T steps of N environments."""
+
+    observations: Tensor
+    """(T, N, width)."""
+    masks: Tensor
+    """(T, N, A), possible actions."""
+    actions: Tensor
+    """(T, N), int64."""
+    log_probs: Tensor
+    """(T, N), of the actions, under the policy that took them."""
+    rewards: Tensor
+    """(T, N)."""
+    ends: Tensor
+    """(T, N), 1.0 where the episode ended with this step."""
+    values: Tensor
+    """(T + 1, N), the network's values; the last row is of the state after the rollout."""
+
+
+class Collector:
+    """Steps an environment with a stochastic policy, one rollout after the other.
+
+    Args:
+        env: finished episodes restart in the same step.
+        generator: draws the actions.
+    """
+
+    def __init__(self, env: VMRVectorEnv, generator: torch.Generator) -> None:
+        self.env, self._generator = env, generator
+        self._observations: Floats
+        self._masks: Masks
+
+    def reset(self, seed: int) -> None:
+        """Begin new episodes in all environments."""
+        self._observations, infos = self.env.reset(seed=seed)
+        self._masks = infos["action_mask"]
+
+    @torch.no_grad()
+    def visit(self, steps: int) -> Tensor:
+        """States met by uniformly random actions: (steps * N, width)."""
+        states = []
+        for _ in range(steps):
+            states.append(torch.from_numpy(self._observations))
+            uniform = torch.from_numpy(self._masks).float()
+            actions = torch.multinomial(uniform, 1, generator=self._generator)[:, 0]
+            self._observations, _, _, _, infos = self.env.step(actions.numpy())
+            self._masks = infos["action_mask"]
+        return torch.cat(states)
+
+    @torch.no_grad()
+    def collect(self, network: torch.nn.Module, steps: int) -> Rollout:
+        """A rollout of T = `steps` steps under the network's policy."""
+        columns: list[list[Tensor]] = [[] for _ in range(7)]
+        for _ in range(steps):
+            observations, masks = torch.from_numpy(self._observations), torch.from_numpy(self._masks)
+            said: PolicyValue = network(observations, masks)
+            log_policy = said.logits.log_softmax(-1)
+            actions = torch.multinomial(log_policy.exp(), 1, generator=self._generator)
+            self._observations, rewards, ends, _, infos = self.env.step(actions[:, 0].numpy())
+            self._masks = infos["action_mask"]
+            step = (
+                *(observations, masks, actions[:, 0], log_policy.gather(1, actions)[:, 0]),
+                *(torch.from_numpy(rewards).float(), torch.from_numpy(ends).float(), said.values),
+            )
+            for column, value in zip(columns, step, strict=True):
+                column.append(value)
+        last = network(torch.from_numpy(self._observations), torch.from_numpy(self._masks)).values
+        columns[-1].append(last)
+        return Rollout(*(torch.stack(column) for column in columns))
+
+    @torch.no_grad()
+    def collect_gains(self, network: torch.nn.Module, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """States under the network's policy with the gain of every action in each.
+
+        Returns:
+            observations (steps * N, width), masks (steps * N, A), gains (steps * N, A).
+        """
+        columns: list[list[Tensor]] = [[], [], []]
+        for _ in range(steps):
+            state = (self._observations, self._masks, self.env.episodes.gains())
+            for column, value in zip(columns, state, strict=True):
+                column.append(torch.from_numpy(value))
+            policy = network(columns[0][-1], columns[1][-1]).logits.softmax(-1)
+            actions = torch.multinomial(policy, 1, generator=self._generator)[:, 0]
+            self._observations, _, _, _, infos = self.env.step(actions.numpy())
+            self._masks = infos["action_mask"]
+        observations, masks, gains = (torch.cat(column) for column in columns)
+        return observations, masks, gains
+
+
+def gae(rewards: Tensor, values: Tensor, ends: Tensor, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimates (Schulman et al., 2016, eq. 16).
+
+    A_t = sum_k (gamma lam)^k (r_{t+k} + gamma V_{t+k+1} - V_{t+k}), cut at the episode's end, after which V is 0.
+
+    Args:
+        rewards: (T, N).
+        values: (T + 1, N).
+        ends: (T, N), 1.0 where the episode ended.
+        gamma: discount.
+        lam: 0 trusts the values, 1 the returns.
+    """
+    advantages = torch.zeros_like(rewards)
+    following = torch.zeros_like(rewards[0])
+    for t in reversed(range(len(rewards))):
+        goes_on = 1 - ends[t]
+        error = rewards[t] + gamma * goes_on * values[t + 1] - values[t]
+        following = error + gamma * lam * goes_on * following
+        advantages[t] = following
+    return advantages
+
+
+def mean_episode_return(rollout: Rollout) -> float:
+    """Summed rewards for each episode that ended; the gain of the sampled policy."""
+    ended = max(float(rollout.ends.sum()), 1.0)
+    return float(np.float64(rollout.rewards.sum().item()) / ended)
