@@ -7,7 +7,6 @@ episode, without sampling noise. Longer episodes repeat that step; each one is g
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -23,9 +22,9 @@ from vmr_env.vector_env import VMRVectorEnv
 class ExpectedGainConfig:
     """Settings of the expected-gain agent."""
 
-    members: int = 3
+    members: int = 1
     """Networks that learn independently; the agent acts by their mean policy."""
-    steps: int = 4
+    steps: int = 6
     """Steps of every environment in a round."""
     minibatch: int = 64
     """States per gradient step; each is used once."""
@@ -42,8 +41,7 @@ class ExpectedGainConfig:
 class ExpectedGain(PolicyAgent):
     """The expected-gain agent; arguments as in `Agent`, and `config`."""
 
-    rounds: ClassVar[int] = 30
-    env_options: ClassVar[dict[str, Any]] = {"horizon": 1}
+    rounds = 24
 
     def __init__(self, env: VMRVectorEnv, seed: int, config: ExpectedGainConfig | None = None) -> None:
         self.config = config or ExpectedGainConfig()

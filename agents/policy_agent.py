@@ -75,6 +75,7 @@ class PolicyAgent(Agent):
         lr = self._lr * 0.5 * (1 + np.cos(np.pi * self.round / self.rounds))
         # New episodes from a seed of the round's own: a resumed run sees what an uninterrupted one does.
         self.collector.reset(self.seed * 1_000_003 + self.round)
+        before = self.collector.steps
         every: list[Metrics] = []
         for member in self.members:
             assert isinstance(member, Member)
@@ -82,7 +83,8 @@ class PolicyAgent(Agent):
                 group["lr"] = lr
             every.append(self.learn(member.network, member.optimiser))
         self.round += 1
-        return {name: float(np.mean([metrics[name] for metrics in every])) for name in every[0]}
+        means = {name: float(np.mean([metrics[name] for metrics in every])) for name in every[0]}
+        return {**means, "charts/steps": float(self.collector.steps - before)}
 
     @torch.no_grad()
     def probabilities(self, observations: Floats, masks: Masks) -> NDArray[np.float32]:

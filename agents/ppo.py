@@ -6,7 +6,6 @@ discounted: an episode is a few steps long, and its rewards add up to the gain.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from vmr_env.vector_env import VMRVectorEnv
 class PPOConfig:
     """Settings of PPO."""
 
-    members: int = 3
+    members: int = 1
     """Networks that learn independently; the agent acts by their mean policy."""
     steps: int = 4
     """Steps of every environment in a rollout."""
@@ -53,7 +52,7 @@ class PPOConfig:
 class PPO(PolicyAgent):
     """PPO; arguments as in `Agent`, and `config`."""
 
-    rounds: ClassVar[int] = 60
+    rounds = 60
 
     def __init__(self, env: VMRVectorEnv, seed: int, config: PPOConfig | None = None) -> None:
         self.config = config or PPOConfig()
@@ -106,7 +105,8 @@ class PPO(PolicyAgent):
 
 def entropy(log_policy: Tensor) -> Tensor:
     """Mean entropy of (B, A) log-probabilities, -inf where an action is impossible: scalar, in nats."""
-    return torch.special.entr(log_policy.exp()).sum(-1).mean()
+    finite = log_policy.clamp_min(-1e4)  # 0 * -inf has no gradient
+    return -(finite.exp() * finite).sum(-1).mean()
 
 
 def _metrics(rollout: Rollout, losses: Tensor) -> Metrics:

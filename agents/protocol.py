@@ -32,7 +32,7 @@ class Agent(ABC):
         seed: fixes everything random in the agent.
     """
 
-    rounds: ClassVar[int] = 0
+    rounds: int = 0
     num_envs: ClassVar[int] = 256
     env_options: ClassVar[Mapping[str, Any]] = {}
 

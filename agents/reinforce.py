@@ -1,7 +1,6 @@
 """REINFORCE with a learned baseline (Williams, 1992): the return that followed, less what the network expected."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from vmr_env.vector_env import VMRVectorEnv
 class ReinforceConfig:
     """Settings of REINFORCE."""
 
-    members: int = 3
+    members: int = 1
     """Networks that learn independently; the agent acts by their mean policy."""
     steps: int = 4
     """Steps of every environment in a rollout."""
@@ -41,7 +40,7 @@ class ReinforceConfig:
 class Reinforce(PolicyAgent):
     """REINFORCE; arguments as in `Agent`, and `config`."""
 
-    rounds: ClassVar[int] = 200
+    rounds = 200
 
     def __init__(self, env: VMRVectorEnv, seed: int, config: ReinforceConfig | None = None) -> None:
         self.config = config or ReinforceConfig()

@@ -40,6 +40,8 @@ class Collector:
 
     def __init__(self, env: VMRVectorEnv, generator: torch.Generator) -> None:
         self.env, self._generator = env, generator
+        self.steps = 0
+        """Environment steps taken so far."""
         self._observations: Floats
         self._masks: Masks
 
@@ -47,6 +49,13 @@ class Collector:
         """Begin new episodes in all environments."""
         self._observations, infos = self.env.reset(seed=seed)
         self._masks = infos["action_mask"]
+
+    def _step(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Take actions (N,); rewards and ends (N,) as float32."""
+        self._observations, rewards, ends, _, infos = self.env.step(actions.numpy())
+        self._masks = infos["action_mask"]
+        self.steps += len(rewards)
+        return torch.from_numpy(rewards).float(), torch.from_numpy(ends).float()
 
     @torch.no_grad()
     def visit(self, steps: int) -> Tensor:
@@ -56,8 +65,7 @@ class Collector:
             states.append(torch.from_numpy(self._observations))
             uniform = torch.from_numpy(self._masks).float()
             actions = torch.multinomial(uniform, 1, generator=self._generator)[:, 0]
-            self._observations, _, _, _, infos = self.env.step(actions.numpy())
-            self._masks = infos["action_mask"]
+            self._step(actions)
         return torch.cat(states)
 
     @torch.no_grad()
@@ -69,12 +77,9 @@ class Collector:
             said: PolicyValue = network(observations, masks)
             log_policy = said.logits.log_softmax(-1)
             actions = torch.multinomial(log_policy.exp(), 1, generator=self._generator)
-            self._observations, rewards, ends, _, infos = self.env.step(actions[:, 0].numpy())
-            self._masks = infos["action_mask"]
-            step = (
-                *(observations, masks, actions[:, 0], log_policy.gather(1, actions)[:, 0]),
-                *(torch.from_numpy(rewards).float(), torch.from_numpy(ends).float(), said.values),
-            )
+            log_probs = log_policy.gather(1, actions)[:, 0]
+            rewards, ends = self._step(actions[:, 0])
+            step = (observations, masks, actions[:, 0], log_probs, rewards, ends, said.values)
             for column, value in zip(columns, step, strict=True):
                 column.append(value)
         last = network(torch.from_numpy(self._observations), torch.from_numpy(self._masks)).values
@@ -95,8 +100,7 @@ class Collector:
                 column.append(torch.from_numpy(value))
             policy = network(columns[0][-1], columns[1][-1]).logits.softmax(-1)
             actions = torch.multinomial(policy, 1, generator=self._generator)[:, 0]
-            self._observations, _, _, _, infos = self.env.step(actions.numpy())
-            self._masks = infos["action_mask"]
+            self._step(actions)
         observations, masks, gains = (torch.cat(column) for column in columns)
         return observations, masks, gains
 
