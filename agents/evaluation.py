@@ -37,6 +37,8 @@ def refine(
     cache: DecoderStateCache,
     samples: Array,
     env_options: Mapping[str, Any] | None = None,
+    *,
+    enter: Callable[[VMRVectorEnv], None] = lambda env: None,
 ) -> Refined:
     """Run one episode for each sample, from the detector's first proposal.
 
@@ -45,6 +47,7 @@ def refine(
         cache: where the samples are.
         samples: (K,), rows of the cache.
         env_options: arguments of `VMRVectorEnv`.
+        enter: told each environment before `act` is asked there, for what looks behind the observations.
     """
     samples = np.asarray(samples, np.intp)
     parts = []
@@ -57,6 +60,7 @@ def refine(
             autoreset_mode="SameStep",
             **(env_options or {}),
         )
+        enter(env)
         parts.append(_refine_batch(act, env, part))
     return Refined(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
@@ -82,8 +86,8 @@ def _refine_batch(act: Callable[[Floats, Masks], Array], env: VMRVectorEnv, samp
 def submission(cache: DecoderStateCache, refined: Refined) -> list[Prediction]:
     """Predictions in which the refined moment stands first, in place of the proposal it came from.
 
-    The other proposals follow in their order. The refined moment gets the highest of the sample's scores, so that
-    sorting by score leaves it first.
+    The other proposals follow in their order. The refined moment gets the highest of the sample's scores, so
+    that sorting by score leaves it first.
     """
     rows = []
     for i, window, proposal in zip(refined.samples, refined.windows, refined.proposals, strict=True):
