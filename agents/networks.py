@@ -1,8 +1,8 @@
 """Policy and value networks over the environments' observations.
 
-`RefinementNetwork` scores every action by one small network that all actions share, from what is known of the span
-that the action leads to. With a thousand training queries this matters more than anything else: what is learnt about one
-move holds for all. `FlatNetwork` is the usual multilayer perceptron over the whole observation.
+`RefinementNetwork` scores every action by one small network that all actions share, from what is known of the
+span that the action leads to. With a thousand training queries this matters more than anything else: what is
+learnt about one move holds for all. `FlatNetwork` is the usual perceptron over the whole observation.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class ActionFeatures(nn.Module):
     """Features of the span that each discrete action leads to, put together from a flat observation.
 
     Attributes:
-        width: F, features of an action: `SPAN_FEATURES`, the change of start and end, and what kind of action it is.
+        width: F, features of an action: `SPAN_FEATURES`, the change of start and end, and its kind.
         context: C, features that all actions share.
     """
 
@@ -94,7 +94,7 @@ class ActionFeatures(nn.Module):
         return torch.cat(parts, dim=-1), context
 
     def _moved(self, points: Tensor, positions: Tensor, whole: Tensor, video: Tensor) -> Tensor:
-        """Features of the spans after every move, and of the current one: (B, moves + 1, SPAN_FEATURES - 3)."""
+        """Features of the spans after every move, and of the current: (B, moves + 1, SPAN_FEATURES - 3)."""
         first, last = points[:, self._start_probes], points[:, self._end_probes]
         start, end = positions[:, self._start_probes], positions[:, self._end_probes]
         width = (end - start).clamp_min(0)
@@ -147,10 +147,11 @@ class RefinementNetwork(nn.Module):
         self.from_context = nn.Linear(context, hidden, bias=False)
         self.hidden = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU())
         self.score = nn.Linear(hidden, 1)
-        self.value = nn.Sequential(nn.Linear(2 * hidden + context, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        expected = nn.Linear(hidden, 1)
+        self.value = nn.Sequential(nn.Linear(2 * hidden + context, hidden), nn.ReLU(), expected)
         with torch.no_grad():  # nearly uniform policy and value 0 to begin with
             self.score.weight.mul_(0.1)
-            self.value[-1].weight.mul_(0.1)
+            expected.weight.mul_(0.1)
 
     @torch.no_grad()
     def fit(self, observations: Tensor) -> None:
