@@ -4,8 +4,9 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,6 @@ def instead(name: str, make: Callable[[Path], object]) -> Break:
         make(path / name)
 
     return apply
-
-
-def no_rights(name: str) -> Break:
-    return lambda path: (path / name).chmod(0)
 
 
 def npy(header: str, body: bytes = b"") -> bytes:
@@ -339,14 +336,31 @@ def test_a_path_that_is_no_cache_is_refused(tmp_path: Path, place: str) -> None:
         DecoderStateCache.open(tmp_path / place)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder of a user whom the rights of files bind: root gives its own up for the test."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        user = os.geteuid()
+        folder.chmod(0o777)
+        os.seteuid(user or 65534)
+        yield folder
+        os.seteuid(user)
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "spans.npy", "."])
-def test_a_cache_without_permission_is_refused(tmp_path: Path, name: str) -> None:
-    path = make_cache(tmp_path / "c")
-    no_rights(name)(path)
-    with pytest.raises(DataError, match=r"cannot be read|denied"):
+def test_a_cache_without_permission_is_refused(unprivileged: Path, name: str) -> None:
+    path = make_cache(unprivileged / "c")
+    (path / name).chmod(0)
+    with pytest.raises(DataError, match=r"cannot be read.*denied"):
         DecoderStateCache.open(path)
-    path.chmod(0o755)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(unprivileged: Path) -> None:
+    closed = unprivileged / "closed"
+    closed.mkdir(mode=0o555)
+    with pytest.raises(DataError, match=r"cannot be written.*denied"):
+        make_cache(closed / "c")
 
 
 def batch(**changes: Any) -> CacheBatch:

@@ -19,9 +19,9 @@ first, then the simulated one (4,000 samples, mean of three seeds):
 | best of 10, mIoU | 74.3, 73.7 | 69.5, 68.3 | 54.2, 55.9 |
 
 The saliency curve of QVHighlights is like Moment-DETR's (area under the ROC curve 0.80 for 0.82, contrast 1.2
-for 1.3 deviations); the other two files have none. How much the curves tell was set so that a small ranker
-over moved proposals, trained on 1,550 samples, gains about what it gains on the real file (mIoU +2.7 there;
-+2.8, +2.0 and +3.2 in the order of the table).
+for 1.3 deviations); the other two files have none. How much the curves tell was set so that a small ranker of
+moved proposals, over three folds of 1,550 samples, gains about what it gains on the real file (mIoU +2.7
+there; +2.8, +2.0 and +3.2 in the order of the table).
 """
 
 from collections.abc import Mapping
