@@ -6,7 +6,9 @@ loss of a state is - sum_a pi(a) * (tIoU after a - tIoU now): its gradient is th
 episode, without sampling noise. Longer episodes repeat that step; each one is greedy in its expected gain.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -41,7 +43,8 @@ class ExpectedGainConfig:
 class ExpectedGain(PolicyAgent):
     """The expected-gain agent; arguments as in `Agent`, and `config`."""
 
-    rounds = 24
+    rounds = 30
+    env_options: ClassVar[Mapping[str, Any]] = {"horizon": 2}
 
     def __init__(self, env: VMRVectorEnv, seed: int, config: ExpectedGainConfig | None = None) -> None:
         self.config = config or ExpectedGainConfig()

@@ -5,7 +5,9 @@ clipped at 0.5, learning rate annealed (Huang et al., 2022, "The 37 implementati
 discounted: an episode is a few steps long, and its rewards add up to the gain.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +54,8 @@ class PPOConfig:
 class PPO(PolicyAgent):
     """PPO; arguments as in `Agent`, and `config`."""
 
-    rounds = 60
+    rounds = 50
+    env_options: ClassVar[Mapping[str, Any]] = {"horizon": 1}
 
     def __init__(self, env: VMRVectorEnv, seed: int, config: PPOConfig | None = None) -> None:
         self.config = config or PPOConfig()

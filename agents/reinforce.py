@@ -1,6 +1,8 @@
 """REINFORCE with a learned baseline (Williams, 1992): the return that followed, less what the network expected."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -40,7 +42,8 @@ class ReinforceConfig:
 class Reinforce(PolicyAgent):
     """REINFORCE; arguments as in `Agent`, and `config`."""
 
-    rounds = 200
+    rounds = 120
+    env_options: ClassVar[Mapping[str, Any]] = {"horizon": 1}
 
     def __init__(self, env: VMRVectorEnv, seed: int, config: ReinforceConfig | None = None) -> None:
         self.config = config or ReinforceConfig()
