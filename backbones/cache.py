@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from backbones.adapters import Detector, DetectorOutput, GirlDetrDetector
-from backbones.configs import Recipe, get_recipe
 from backbones.dataset import MomentDataset
-from backbones.girl_detr.checkpoint import load_checkpoint, load_official, read_manifest
+from backbones.frozen import add_model_arguments, open_model
 from backbones.girl_detr.head import FOREGROUND
 from backbones.girl_detr.spans import cxw_to_span
 from backbones.sources import add_source_arguments, open_sources, read_samples
@@ -217,21 +216,10 @@ def _batch(rows: Sequence[Annotation], arrays: Mapping[str, NDArray[Any]]) -> Ca
     )
 
 
-def recipe_of(folder: Path) -> Recipe:
-    """The recipe that a checkpoint of ours was trained with."""
-    notes = read_manifest(folder)["notes"]
-    if "recipe" not in notes:
-        raise DataError(
-            Problem(str(folder), None, "notes", "name no recipe; expected weights from backbones.train")
-        )
-    return Recipe.from_dict(notes["recipe"], str(folder))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: build a decoder-state cache from a trained or an official checkpoint."""
     parser = argparse.ArgumentParser(prog="python -m backbones.cache", description=main.__doc__)
-    parser.add_argument("weights", type=Path, help="folder of our weights, or an official .ckpt file")
-    parser.add_argument("--recipe", help="recipe of an official checkpoint: charades, qvhighlights or tacos")
+    add_model_arguments(parser)
     add_source_arguments(parser)
     parser.add_argument("--split", required=True, help="name of the split")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new cache")
@@ -242,24 +230,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--shard", default="0/1", metavar="I/N", help="do only the I-th of N shares of the work"
     )
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace a cache that is there")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    if options.weights.is_dir():
-        recipe, model = recipe_of(options.weights), load_checkpoint(options.weights)
-    elif options.recipe is None:
-        parser.error("an official checkpoint needs --recipe")
-    else:
-        model = load_official(options.weights)
-        recipe = get_recipe(options.recipe).with_options({"official": True})
+    recipe, model = open_model(options)
     rows = read_samples(options.annotations)
     sources = open_sources(recipe, options, rows)
     index, _, count = options.shard.partition("/")
     path = build_cache(
         options.out,
-        GirlDetrDetector(model.to(options.device), options.memory),
+        GirlDetrDetector(model, options.memory),
         MomentDataset(rows, sources.clips, sources.text, recipe.data),
         split=options.split,
         source=sources.kind,

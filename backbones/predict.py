@@ -1,15 +1,26 @@
-"""A trained model on samples: predictions in the field's format."""
+"""A trained model on samples: predictions in the field's format, and their metrics.
 
+    python -m backbones.predict runs/captions/best --annotations val.jsonl --clips features/clips \\
+        --text features/text --out val_preds.jsonl
+"""
+
+import argparse
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from backbones.dataset import MomentDataset
+from backbones.frozen import add_model_arguments, open_model
 from backbones.girl_detr.inference import WindowSettings, saliency_curves, windows
 from backbones.girl_detr.model import GirlDetr, GirlDetrOutput
-from vmr_env.predictions import Prediction
+from backbones.sources import add_source_arguments, open_sources, read_samples
+from vmr_env.errors import DataError
+from vmr_env.metrics import evaluate
+from vmr_env.predictions import Prediction, write_predictions
 
 
 @torch.no_grad()
@@ -59,3 +70,27 @@ def predict(
             for row, moments, curve in zip(annotations, found, curves, strict=True)
         ]
     return predictions
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: write a submission file and print its metrics."""
+    parser = argparse.ArgumentParser(prog="python -m backbones.predict", description=main.__doc__)
+    add_model_arguments(parser)
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="prediction file to write (.jsonl, .jsonl.gz)"
+    )
+    options = parser.parse_args(arguments)
+    recipe, model = open_model(options)
+    rows = read_samples(options.annotations)
+    sources = open_sources(recipe, options, rows)
+    dataset = MomentDataset(rows, sources.clips, sources.text, recipe.data)
+    if problems := dataset.problems():
+        raise DataError(problems)
+    predictions = predict(model, dataset, recipe.windows, recipe.eval_batch_size, progress=True)
+    write_predictions(options.out, predictions)
+    print(json.dumps(evaluate(predictions, rows, outside="keep")["brief"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

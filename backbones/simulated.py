@@ -1,15 +1,14 @@
 """Simulated videos with clip and token features, at the published statistics of a dataset profile.
 
-Nothing has to be downloaded for them; they are meant to be learnable and not trivial. What is simulated:
+Nothing has to be downloaded for them; they are meant to be learnable and not trivial. Durations, moments and
+the number of queries come from the same draws as the detector simulator's (`vmr_env.simulated_videos`). On
+top of them:
 
-* A world of verbs and objects, each a direction in a concept space. An activity is a verb with an object;
-its vector is
-  their sum. Clips and words see concepts through two different fixed random maps, so a model has to learn to
-  align them.
-* A video: its length, the number of its queries, and the moments of each query are drawn from the profile.
-Each query has
-  an activity of its own, and as many unasked activities are added; half of all activities share their verb or
-  their object with another one of the video.
+* A world of verbs and objects, each a direction in a concept space. An activity is a verb with an object; its
+  vector is their sum. Clips and words see concepts through two different fixed random maps, so a model has to
+  learn to align them.
+* A video shows the activities that are asked for and others; half of all activities share their verb or their
+  object with another one of the video.
 * A clip: the activities that go on at its time, each with its own strength and with a visibility that comes
 and
   goes, a vector for the scene that stays the same through the video, and noise. Activities fade in and out
@@ -24,6 +23,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,11 @@ from backbones.feature_store import FeatureStoreWriter
 from vmr_env.annotations import Annotation
 from vmr_env.files import PathLike, write_text
 from vmr_env.profiles import DatasetProfile
+from vmr_env.simulated_videos import draw_samples
+from vmr_env.simulator_config import CONFIGS
 
 Floats = NDArray[np.float32]
+Times = NDArray[Any]
 
 VERBS = (
     *("opens", "closes", "takes", "holds", "washes", "moves"),
@@ -90,14 +93,14 @@ class World:
 
 
 @dataclass(frozen=True)
-class SimulatedVideo:
-    """One video with its queries."""
+class SimulatedFeatures:
+    """Simulated samples with their features."""
 
     annotations: list[Annotation]
-    clips: Floats
-    """``(T, clip_dim)``."""
+    clips: dict[str, Floats]
+    """By vid ``(T, clip_dim)``."""
     tokens: list[Floats]
-    """Per query ``(words, token_dim)``."""
+    """Per annotation ``(words, token_dim)``."""
 
 
 class Simulator:
@@ -107,26 +110,30 @@ class Simulator:
         self.profile = profile
         self.world = world or World()
         self._vectors = self.world.vectors()
+        self._step = CONFIGS[profile.name].annotation_step
 
-    def video(self, name: str, first_qid: int, rng: np.random.Generator) -> SimulatedVideo:
-        """Draw one video; its queries are numbered from `first_qid`."""
-        profile = self.profile
-        # Rated videos and their moments lie on the grid of clips; other times are given to a tenth of a
-        # second.
-        grid = profile.clip_seconds if profile.has_saliency else 0.1
-        duration = float(_on_grid(_draw(profile.durations, rng), grid))
-        # The mean number of queries; TACoS has many on each video, of which a few are enough here.
-        count = 1 + min(int(rng.poisson(max(profile.queries_per_video - 1, 0))), 7)
-        activities = self._activities(2 * count, rng)
-        moments = [self._moments(duration, rng) for _ in activities]
-        length = int(np.ceil(duration / profile.clip_seconds))
-        presence = np.stack([self._presence(rows, length, rng) for rows in moments])  # (activities, T)
-        annotations = [
-            self._annotation(name, first_qid + i, activities[i], moments[i], presence[i], duration, grid, rng)
-            for i in range(count)
-        ]
-        tokens = [self._tokens(*activity, rng) for activity in activities[:count]]
-        return SimulatedVideo(annotations, self._clips(activities, presence, rng), tokens)
+    def draw(self, samples: int, seed: int) -> SimulatedFeatures:
+        """Draw samples, those of one video together; video names hold the seed."""
+        rng = np.random.default_rng(seed)
+        drawn = draw_samples(self.profile, CONFIGS[self.profile.name], samples, rng)
+        result = SimulatedFeatures([], {}, [])
+        for video in range(int(drawn.videos[-1]) + 1):
+            rows = np.flatnonzero(drawn.videos == video)
+            asked, first = np.unique(drawn.events[rows], return_index=True)
+            moments = [drawn.moments[row, : drawn.counts[row]] for row in rows[first]]
+            moments += [other[None] for other in drawn.distractors[rows[0]]]
+            activities = self._activities(len(moments), rng)
+            name, duration = f"sim-{seed}-{video:05d}", float(drawn.durations[rows[0]])
+            presence = self._presence(moments, duration, rng)
+            result.clips[name] = self._clips(activities, presence, rng)
+            for row in rows:
+                which = int(np.flatnonzero(asked == drawn.events[row])[0])
+                verb, thing = activities[which]
+                noted, ids, ratings = self._annotated(moments[which], presence[which], duration, rng)
+                sentence = f"person {VERBS[verb]} the {OBJECTS[thing]}."
+                result.annotations.append(Annotation(int(row), name, sentence, duration, noted, ids, ratings))
+                result.tokens.append(self._tokens(verb, thing, rng))
+        return result
 
     def _activities(self, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
         """Different (verb, object) pairs; about half share one of the two with an earlier pair."""
@@ -140,31 +147,18 @@ class Simulator:
                 chosen.append((verb, thing))
         return chosen
 
-    def _moments(self, duration: float, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Moments of one query, in time order, apart from each other by a clip at least."""
-        profile = self.profile
-        count = 1 + int(rng.choice(len(profile.moments_per_query), p=_shares(profile.moments_per_query)))
-        moments: list[tuple[float, float]] = []
-        for _ in range(count):
-            length = min(max(_draw(profile.moment_lengths, rng), profile.clip_seconds), duration)
-            start = _draw(profile.moment_positions, rng) * (duration - length)
-            gap = profile.clip_seconds
-            if all(start > end + gap or start + length < begin - gap for begin, end in moments):
-                moments.append((start, start + length))
-        return np.array(sorted(moments))
-
-    def _presence(self, moments: NDArray[np.float64], length: int, rng: np.random.Generator) -> Floats:
-        """How plainly an activity is seen in each clip ``(T,)``."""
-        world = self.world
+    def _presence(self, moments: list[Times], duration: float, rng: np.random.Generator) -> Floats:
+        """How plainly each activity is seen in each clip: ``(activities, T)``."""
+        world, seconds = self.world, self.profile.clip_seconds
+        length = int(np.ceil(duration / seconds))
         times = np.arange(length) + 0.5
-        bounds = moments / self.profile.clip_seconds
-        begun = np.tanh((times - bounds[:, :1]) / world.fade)
-        ended = np.tanh((times - bounds[:, 1:]) / world.fade)
-        inside = (1 + begun) * (1 - ended) / 4
-        slow = np.convolve(rng.standard_normal(length + 4), np.ones(5) / np.sqrt(5), "valid")
-        hidden = slow > _normal_quantile(world.visibility)
-        strength = np.exp(0.25 * rng.standard_normal())
-        presence: Floats = (strength * inside.sum(0) * np.where(hidden, 0.25, 1.0)).astype(np.float32)
+        presence = np.empty((len(moments), length), np.float32)
+        for row, bounds in zip(presence, (rows / seconds for rows in moments), strict=True):
+            begun = np.tanh((times - bounds[:, :1]) / world.fade)
+            ended = np.tanh((times - bounds[:, 1:]) / world.fade)
+            slow = np.convolve(rng.standard_normal(length + 4), np.ones(5) / np.sqrt(5), "valid")
+            visible = np.where(slow < NormalDist().inv_cdf(world.visibility), 1.0, 0.25)
+            row[:] = np.exp(0.25 * rng.standard_normal()) * visible * ((1 + begun) * (1 - ended) / 4).sum(0)
         return presence
 
     def _clips(self, activities: list[tuple[int, int]], presence: Floats, rng: np.random.Generator) -> Floats:
@@ -178,69 +172,56 @@ class Simulator:
         words = self._vectors["tokens"]
         person, the, stop = range(len(VERBS) + len(OBJECTS), len(words))
         rows = words[[person, verb, the, len(VERBS) + thing, stop]]
-        return (rows + self.world.word_noise * rng.standard_normal(rows.shape)).astype(np.float32)
+        return np.asarray(rows + self.world.word_noise * rng.standard_normal(rows.shape), np.float32)
 
-    def _annotation(
-        self,
-        name: str,
-        qid: int,
-        activity: tuple[int, int],
-        moments: NDArray[np.float64],
-        presence: Floats,
-        duration: float,
-        grid: float,
-        rng: np.random.Generator,
-    ) -> Annotation:
-        verb, thing = activity
-        profile = self.profile
+    def _annotated(
+        self, moments: Times, presence: Floats, duration: float, rng: np.random.Generator
+    ) -> tuple[Times, NDArray[np.int64] | None, NDArray[np.int64] | None]:
+        """What an annotator notes of an activity: moments, rated clips, ratings."""
+        shortest = self.profile.clip_seconds
         error = self.world.boundary_seconds * rng.standard_normal(moments.shape)
         noted = np.sort(moments + error, axis=1)
-        shortest = profile.clip_seconds
-        starts = _on_grid(noted[:, 0].clip(0, duration - shortest), grid)
-        ends = _on_grid(np.maximum(noted[:, 1], starts + shortest).clip(max=duration), grid)
-        noted = np.stack([starts, ends], axis=1)
-        ids = scores = None
-        if profile.has_saliency:
-            middles = (np.arange(len(presence)) + 0.5) * profile.clip_seconds
-            ids = np.flatnonzero(((middles[:, None] > noted[:, 0]) & (middles[:, None] < noted[:, 1])).any(1))
-            raw = 3 * presence[ids, None] + rng.normal(0, 0.7, (len(ids), 3))
-            scores = raw.round().clip(0, 4).astype(np.int64)
-        return Annotation(
-            qid, name, f"person {VERBS[verb]} the {OBJECTS[thing]}.", duration, noted, ids, scores
-        )
+        starts = self._on_grid(noted[:, 0].clip(0, duration - shortest))
+        ends = self._on_grid(np.maximum(noted[:, 1], starts + shortest))
+        noted = np.stack([starts, ends.clip(max=duration)], axis=1)
+        if not self.profile.has_saliency:
+            return noted, None, None
+        middles = (np.arange(len(presence)) + 0.5) * self.profile.clip_seconds
+        inside = ((middles[:, None] > noted[:, 0]) & (middles[:, None] < noted[:, 1])).any(1)
+        ids = np.flatnonzero(inside & (middles + self.profile.clip_seconds / 2 <= duration))
+        ratings = 3 * presence[ids, None] + rng.normal(0, 0.7, (len(ids), 3))
+        return noted, ids, ratings.round().clip(0, 4).astype(np.int64)
+
+    def _on_grid(self, seconds: Times) -> Times:
+        """Times rounded to multiples of the annotation step, without a tail of binary digits."""
+        return np.round(np.round(seconds / self._step) * self._step, 6)
 
 
 def write_simulated(
-    folder: PathLike, profile: DatasetProfile, videos: int, seed: int, world: World | None = None
+    folder: PathLike, profile: DatasetProfile, samples: int, seed: int, world: World | None = None
 ) -> None:
-    """Draw videos; write ``annotations.jsonl`` and the feature stores ``clips`` and ``text`` into `folder`.
+    """Draw samples; write ``annotations.jsonl`` and the feature stores ``clips`` and ``text`` into `folder`.
 
     Args:
         folder: made by this function; must not exist.
         profile: statistics.
-        videos: number of videos.
+        samples: number of queries.
         seed: of the videos; different seeds give different videos of the same world.
         world: None for the default one.
     """
     folder = Path(folder)
     simulator = Simulator(profile, world)
-    rng = np.random.default_rng(seed)
+    drawn = simulator.draw(samples, seed)
     origin: dict[str, Any] = {"profile": profile.name, "seed": seed, "world": asdict(simulator.world)}
     folder.mkdir(parents=True)
-    rows: list[Annotation] = []
-    with (
-        FeatureStoreWriter(
-            folder / "clips", source="simulated", origin={"features": "simulated", **origin}
-        ) as clips,
-        FeatureStoreWriter(folder / "text", source="simulated", origin=origin) as text,
-    ):
-        for index in range(videos):
-            video = simulator.video(f"sim-{seed}-{index:05d}", len(rows), rng)
-            clips.add(video.annotations[0].vid, video.clips)
-            for row, tokens in zip(video.annotations, video.tokens, strict=True):
-                text.add(str(row.qid), tokens)
-            rows += video.annotations
-    write_annotations(folder / "annotations.jsonl", rows)
+    options: dict[str, Any] = {"source": "simulated", "origin": {"features": "simulated", **origin}}
+    with FeatureStoreWriter(folder / "clips", **options) as clips:
+        for vid, rows in drawn.clips.items():
+            clips.add(vid, rows)
+    with FeatureStoreWriter(folder / "text", **options) as text:
+        for row, tokens in zip(drawn.annotations, drawn.tokens, strict=True):
+            text.add(str(row.qid), tokens)
+    write_annotations(folder / "annotations.jsonl", drawn.annotations)
 
 
 def write_annotations(path: PathLike, rows: Iterable[Annotation]) -> None:
@@ -264,23 +245,3 @@ def unit_rows(rows: NDArray[Any]) -> Floats:
     """Rows of ``(N, D)`` divided by their lengths."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / lengths, np.float32)
-
-
-def _on_grid(seconds: Any, step: float) -> Any:
-    """Times rounded to multiples of `step`, without a tail of binary digits."""
-    return np.round(np.round(np.asarray(seconds) / step) * step, 6)
-
-
-def _draw(quantiles: tuple[float, ...], rng: np.random.Generator) -> float:
-    return float(np.interp(rng.random(), np.linspace(0, 1, len(quantiles)), quantiles))
-
-
-def _shares(values: tuple[float, ...]) -> NDArray[np.float64]:
-    shares: NDArray[np.float64] = np.asarray(values) / np.sum(values)
-    return shares
-
-
-def _normal_quantile(share: float) -> float:
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf(share)
