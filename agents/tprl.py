@@ -164,6 +164,8 @@ class TprlTrainer:
                 count += steps
                 if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == epochs:
                     means = dict(zip(StepLosses._fields, (sums / count).tolist(), strict=True))
+                    if not np.isfinite(list(means.values())).all():
+                        raise FloatingPointError(f"losses up to epoch {epoch} are not all finite: {means}")
                     sums, count = torch.zeros_like(sums), 0
                     self._record(result, epoch, now, means, validate(*propose(self.averaged, held_out)))
                     bar.set_postfix(stage=now.stage, selection=result.history[-1]["selection"])
@@ -207,49 +209,61 @@ class TprlTrainer:
         Args:
             batch: Samples.
             now: Stage and coefficients.
-            draws: Proposals drawn by the sampled estimators, ``(B, S)`` int64, as ranks by score from 0;
-                None to draw them from the policy.
+            draws: Proposals drawn for the sampled estimators, ``(B, S)`` int64; None to draw them from the
+                policy.
         """
         config, moments = self.config, batch.moments
         states = self._with_dropout(batch.states)
         logits = self._class_embed(states)
+        log_pi = log_policy(logits, on=config.policy_input, temperature=config.temperature)
+        if draws is None and now.score and config.estimator in SAMPLED:
+            policy = log_pi.detach().exp()
+            draws = torch.multinomial(policy, config.samples, replacement=True, generator=self._generator)
+
         proposals = states.shape[1]
         regressed = min(config.top_k or proposals, proposals) if now.span else 1
-        ranked = proposals if now.score or config.rank_coef else regressed
-        # Proposals by falling score; everything below is in this order.
-        order = log_odds(logits.detach()).topk(ranked).indices
-        rows = order + torch.arange(0, len(order) * proposals, proposals)[:, None]
-        spans = self._spans(states, batch.references, rows[:, :regressed])
+        everything = config.rank_coef > 0 or (now.score > 0 and config.estimator != "score_greedy")
+        # Proposals by falling score. Only the first few need gradients, and some need no spans at all.
+        order = log_odds(logits.detach()).topk(proposals if everything else regressed).indices
+        spans = self._spans(states, batch.references, order[:, :regressed])
         with torch.no_grad():
-            known = spans.detach()
-            if regressed < ranked:
-                known = torch.cat([known, self._spans(states, batch.references, rows[:, regressed:])], 1)
+            columns, known = order[:, :regressed], spans.detach()
+            others = order[:, regressed:] if everything else draws if now.score else None
+            if others is not None and others.shape[1]:
+                columns = torch.cat([columns, others], 1)
+                known = torch.cat([known, self._spans(states, batch.references, others)], 1)
             matches = match(known, moments)
 
         top1 = top1_loss(spans[:, 0], matches.moment[:, 0])
         span = score = rank = torch.zeros(())
-        if now.span or now.score:
-            log_pi = log_policy(logits, on=config.policy_input, temperature=config.temperature)
-            log_pi = log_pi.gather(1, order)
-            if now.span:
-                span = self._span_loss(spans, matches.top(regressed), log_pi[:, :regressed])
-            if now.score:
-                score = self._score_loss(log_pi, self._rewards(known, moments, matches), draws)
+        if now.span:
+            span = self._span_loss(spans, matches.top(regressed), log_pi.gather(1, columns[:, :regressed]))
+        if now.score:
+            # What nobody reads stays 0: with "score_greedy" all but the best-scored and the drawn proposals.
+            reward = torch.zeros_like(log_pi).scatter(1, columns, self._rewards(known, moments, matches))
+            score = score_loss(
+                log_pi,
+                reward,
+                estimator=config.estimator,
+                draws=draws,
+                clip_advantage=config.clip_advantage,
+            )
         if config.rank_coef:
-            scores = log_odds(logits).sigmoid().gather(1, order)
+            scores = log_odds(logits).sigmoid().gather(1, columns)
             rank = rank_loss(scores, matches.tiou, margin=config.rank_margin, threshold=config.rank_threshold)
         # With a learning rate of its own, the class layer follows the schedule by that rate.
         score_coef = now.score if config.class_lr is None else 1.0
         total = config.top1_coef * top1 + now.span * span + score_coef * score + config.rank_coef * rank
         return StepLosses(total, top1, span, score, rank, matches.tiou[:, 0].mean())
 
-    def _spans(self, states: Tensor, references: Tensor, rows: Tensor) -> Tensor:
-        """Spans ``(B, k, 2)`` of the proposals at ``rows (B, k)`` among all B * Q of the batch."""
-        flat = rows.reshape(-1)
+    def _spans(self, states: Tensor, references: Tensor, columns: Tensor) -> Tensor:
+        """Spans ``(B, k, 2)`` of each sample's proposals at ``columns (B, k)``."""
+        batch, proposals = states.shape[:2]
+        rows = (columns + torch.arange(0, batch * proposals, proposals)[:, None]).reshape(-1)
         spans: Tensor = self._span_layers(
-            states.flatten(0, 1).index_select(0, flat), references.flatten(0, 1).index_select(0, flat)
+            states.flatten(0, 1).index_select(0, rows), references.flatten(0, 1).index_select(0, rows)
         ).spans
-        return spans.view(*rows.shape, 2)
+        return spans.view(*columns.shape, 2)
 
     def _span_loss(self, spans: Tensor, matches: Matches, log_pi: Tensor) -> Tensor:
         config = self.config
@@ -276,16 +290,6 @@ class TprlTrainer:
             centre_weight=config.centre_weight,
         )
 
-    def _score_loss(self, log_pi: Tensor, reward: Tensor, draws: Tensor | None) -> Tensor:
-        config = self.config
-        if draws is None and config.estimator in SAMPLED:
-            draws = torch.multinomial(
-                log_pi.detach().exp(), config.samples, replacement=True, generator=self._generator
-            )
-        return score_loss(
-            log_pi, reward, estimator=config.estimator, draws=draws, clip_advantage=config.clip_advantage
-        )
-
     def _with_dropout(self, states: Tensor) -> Tensor:
         keep = 1 - self.config.state_dropout
         if keep == 1:
@@ -308,8 +312,6 @@ class TprlTrainer:
         metrics: dict[str, float],
     ) -> None:
         """Add an evaluation to the history, and keep the averaged head if it is the best so far."""
-        if not np.isfinite(list(means.values())).all():
-            raise FloatingPointError(f"losses up to epoch {epoch} are not all finite: {means}")
         row = {"epoch": float(epoch), "stage": float(now.stage or 0)}
         result.history.append(
             {**row, **{f"losses/{name}": value for name, value in means.items()}, **metrics}

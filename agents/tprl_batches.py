@@ -85,6 +85,6 @@ def padded_moments(
     # Padding repeats a sample's first moment: finite, inside the array, and masked.
     bounds = values[first[:, None] + column * mask]
     if length == "clips":
-        seconds = cache.n_clips[rows] * np.float32(cache.manifest["clip_seconds"])
-        bounds = bounds * (cache.durations[rows] / seconds)[:, None, None]
+        seconds = cache.n_clips[rows] * cache.manifest["clip_seconds"]
+        bounds = bounds * (cache.durations[rows] / seconds).astype(np.float32)[:, None, None]
     return Moments(torch.from_numpy(to_cxw(bounds)), torch.from_numpy(mask))
