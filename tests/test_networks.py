@@ -1,0 +1,160 @@
+"""Action features against their recomputation from the timeline's tables; masks, order of proposals."""
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from caches import random_batch
+from refinement import environment, user_cache_in, written
+
+from agents.networks import ActionFeatures, FlatNetwork, RefinementNetwork, Standardise
+from vmr_env.actions import MOVES
+from vmr_env.cache import DecoderStateCache
+from vmr_env.timeline import CELLS, INTEGRALS
+from vmr_env.timeline_files import timelines_of
+from vmr_env.vector_env import VMRVectorEnv
+
+PAIRS = [pair for pair in product(MOVES, MOVES) if pair != (0, 0)]
+STATES = 24
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecoderStateCache]:
+    with user_cache_in(tmp_path_factory.mktemp("networks")) as folder:
+        yield written(folder / "random", random_batch(12, q=4))
+
+
+@pytest.fixture(scope="module")
+def env(cache: DecoderStateCache) -> VMRVectorEnv:
+    """Episodes after two random steps, none of them at its end."""
+    env = environment(cache, n=STATES, horizon=9)
+    rng = np.random.default_rng(0)
+    _, infos = env.reset(seed=0)
+    for _ in range(2):
+        mask = infos["action_mask"].copy()
+        mask[:, -1] = False
+        actions = (rng.random(mask.shape) * mask).argmax(axis=1)
+        _, _, _, _, infos = env.step(actions)
+    return env
+
+
+def observed(env: VMRVectorEnv) -> torch.Tensor:
+    flat = np.empty((env.num_envs, env.observer.width), np.float32)
+    env.episodes.observe(flat)
+    return torch.from_numpy(flat)
+
+
+def one_hot(index: int, n: int) -> list[float]:
+    return [float(i == index) for i in range(n)]
+
+
+def features_of(
+    cache: DecoderStateCache, sample: int, start: float, end: float, proposal: int
+) -> list[float]:
+    """`SPAN_FEATURES` of a span that came from a proposal, from the table of points."""
+    points = timelines_of(cache).points[sample].astype(np.float64)
+    first, last = (points[round(float(boundary) * CELLS)] for boundary in (start, end))
+    width = max(float(end) - float(start), 0.0)
+    mass, whole = (last - first)[INTEGRALS], points[-1][INTEGRALS]
+    clips = float(cache.durations[sample]) / cache.manifest["clip_seconds"]
+    score = float(cache.scores[sample, proposal])
+    return [
+        *first[: INTEGRALS.start],
+        *last[: INTEGRALS.start],
+        *np.clip(mass / max(width, 1 / CELLS), -1, 1),
+        *np.clip(mass[:3] / np.maximum(whole[:3], 1e-3), -1, 1),
+        *(start, end, width, np.log(width * clips + 1) / np.log(1501)),
+        *(score, np.log((score + 1e-3) / (1 - score + 1e-3)) / 7, proposal / 10),
+    ]
+
+
+def expected(env: VMRVectorEnv, i: int, action: int) -> list[float]:
+    cache, episodes = env.cache, env.episodes
+    sample, source = int(episodes.samples[i]), int(episodes.sources[i])
+    span, kind = episodes.spans[i], 2
+    if action < len(PAIRS):
+        clip = np.float32(cache.manifest["clip_seconds"]) / cache.durations[sample]
+        span = np.clip(span + np.array(PAIRS[action], np.float32) * clip, 0, 1)
+        kind = 0
+    elif action < len(PAIRS) + 4:
+        source, kind = action - len(PAIRS), 1
+        span = cache.spans[sample, source]
+    features = features_of(cache, sample, span[0], span[1], source)
+    change = (span - episodes.spans[i]).tolist()
+    return [*features, *change, *one_hot(kind, 3), *one_hot(int(cache.models[sample, source]), 2)]
+
+
+def test_features_are_those_of_the_span_that_the_action_leads_to(env: VMRVectorEnv) -> None:
+    features, _ = ActionFeatures(env.observer)(observed(env))
+    mask = env.episodes.mask
+    assert features.shape[:2] == mask.shape == (STATES, len(PAIRS) + 4 + 1)
+    assert mask[:, : len(PAIRS)].sum() > 10 * STATES
+    assert mask[:, len(PAIRS) : -1].sum() > STATES
+    for i, action in np.argwhere(mask).tolist():
+        np.testing.assert_allclose(
+            features[i, action], expected(env, i, action), atol=1e-5, err_msg=f"state {i}, action {action}"
+        )
+
+
+def test_context_is_what_all_actions_share(env: VMRVectorEnv) -> None:
+    episodes, cache = env.episodes, env.cache
+    _, context = ActionFeatures(env.observer)(observed(env))
+    for i, row in enumerate(context.numpy()):
+        sample = int(episodes.samples[i])
+        assert row[0] == pytest.approx(7 / 9)
+        assert row[1] == pytest.approx(np.log1p(cache.durations[sample]) / np.log(1501), rel=1e-5)
+        np.testing.assert_array_equal(row[2:6], cache.scores[sample])
+        (start, end), spans = episodes.spans[i], cache.spans[sample]
+        common = np.maximum(np.minimum(end, spans[:, 1]) - np.maximum(start, spans[:, 0]), 0)
+        union = (end - start) + (spans[:, 1] - spans[:, 0]) - common
+        np.testing.assert_allclose(row[6:], common / union, atol=1e-5)
+
+
+def test_renumbered_proposals_renumber_the_switches_alone(env: VMRVectorEnv) -> None:
+    order = torch.tensor([2, 0, 3, 1])
+    observations = observed(env)
+    renumbered = observations.clone()
+    for name in ("proposals", "source", "overlaps", "models"):
+        part = env.observer.slices[name]
+        by_proposal = observations[:, part].reshape(STATES, 4, -1)
+        renumbered[:, part] = by_proposal[:, order].flatten(1)
+    features = ActionFeatures(env.observer)
+    (before, context), (after, context_after) = features(observations), features(renumbered)
+    moves = len(PAIRS)
+    torch.testing.assert_close(after[:, :moves], before[:, :moves])
+    torch.testing.assert_close(after[:, -1], before[:, -1])
+    torch.testing.assert_close(after[:, moves:-1], before[:, moves:-1][:, order])
+    torch.testing.assert_close(context_after[:, :2], context[:, :2])
+    torch.testing.assert_close(context_after[:, 2:6], context[:, 2:6][:, order])
+
+
+@pytest.mark.parametrize("kind", ["refinement", "flat"])
+def test_impossible_actions_have_probability_zero(env: VMRVectorEnv, kind: str) -> None:
+    torch.manual_seed(0)
+    masks = torch.from_numpy(env.episodes.mask.copy())
+    network = (
+        RefinementNetwork(env.observer, 16)
+        if kind == "refinement"
+        else FlatNetwork(env.observer, masks.shape[1], 16)
+    )
+    network.fit(observed(env))
+    logits, values = network(observed(env), masks)
+    assert torch.equal(logits == -torch.inf, ~masks)
+    assert torch.isfinite(logits[masks]).all()
+    assert torch.isfinite(values).all()
+    assert values.shape == (STATES,)
+    assert torch.equal(logits.softmax(-1) > 0, masks)
+    masks[:, :-1] = False
+    assert torch.equal(network(observed(env), masks).logits.argmax(1), torch.full((STATES,), len(PAIRS) + 4))
+
+
+def test_standardised_features_have_mean_zero_and_deviation_one() -> None:
+    rows = torch.from_numpy(np.random.default_rng(0).normal(3, 5, (10, 20, 4))).float()
+    rows[..., 3] = 2.0  # constant: only shifted
+    standardise = Standardise(4)
+    standardise.fit(rows)
+    done = standardise(rows).reshape(-1, 4)
+    torch.testing.assert_close(done.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(done.std(0, correction=0), torch.tensor([1.0, 1, 1, 0]), atol=1e-5, rtol=0)
