@@ -1,14 +1,15 @@
-"""Cross-fitted training: a committee whose members check each other, so that no training video is wasted on selection.
+"""Cross-fitted training: a committee whose members check each other, so that no video is wasted on selection.
 
-The training videos are cut into K parts. Member k learns on all parts but k and is judged on part k, which it has not
-seen. Together the members judge every training sample once, out of fold. That tells after how many rounds to
-stop, and whether the agent improves on the detector at all; if it does not, the committee leaves the detector's moments alone.
-Test samples take no part.
+The training videos are cut into K parts. Member k learns on all parts but k and is judged on part k, which it
+has not seen. Together the members judge every training sample once, out of fold. That tells after how many
+rounds to stop, and whether the agent improves on the detector at all; if it does not, the committee leaves
+the detector's moments alone. Test samples take no part.
 """
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,15 @@ from numpy.typing import NDArray
 
 from agents.evaluation import refine
 from agents.protocol import Agent, Floats, Masks, Metrics
+from agents.run_state import load_run, save_run
 from vmr_env.cache import DecoderStateCache, video_folds
+from vmr_env.errors import DataError, Problem
 from vmr_env.vector_env import VMRVectorEnv
 
 Array = NDArray[Any]
+MakeAgent = Callable[[VMRVectorEnv, int], Agent]
+
+_CHECKPOINT = "committee"
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Selection:
     chosen: int
     """Rounds of learning that the committee keeps; 0 if it leaves the detector's moments alone."""
     steps: int
-    """Environment steps of all members together."""
+    """Environment steps of all members together, as far as the agent reports them in `charts/steps`."""
 
 
 class Committee:
@@ -60,19 +66,26 @@ class Committee:
 
     def __init__(self, members: Sequence[Agent], options: Mapping[str, Any]) -> None:
         self.members, self.options = list(members), dict(options)
+        if not self.members:
+            self.options["actions"] = "discrete"  # the one mode with an action that stops
 
     def act(self, observations: Floats, masks: Masks) -> Array:
         """(N, width) observations, (N, A) possible actions -> (N,) or (N, …) actions."""
         if not self.members:
             return np.full(len(masks), masks.shape[1] - 1)  # the last discrete action stops
-        policies = [getattr(member, "probabilities", None) for member in self.members]
-        if all(policies):
-            return sum(policy(observations, masks) for policy in policies if policy).argmax(axis=1)  # type: ignore[union-attr]
+        policies = [
+            member.probabilities(observations, masks)
+            for member in self.members
+            if hasattr(member, "probabilities")
+        ]
+        if len(policies) == len(self.members):
+            best: Array = np.sum(policies, axis=0).argmax(axis=1)
+            return best
         return _plurality(np.stack([member.act(observations, masks) for member in self.members]))
 
 
 def _plurality(votes: Array) -> Array:
-    """What most of (K, N, …) actions say; of equally many the first member's side."""
+    """What most of (K, N, …) actions say, of equally many the first member's side; of floats the mean."""
     if votes.dtype.kind not in "iu":
         mean: Array = votes.mean(axis=0).astype(votes.dtype)
         return mean
@@ -83,7 +96,7 @@ def _plurality(votes: Array) -> Array:
 
 
 def cross_fit(
-    make: Callable[[VMRVectorEnv, int], Agent],
+    make: MakeAgent,
     cache: DecoderStateCache,
     samples: Array,
     *,
@@ -101,14 +114,15 @@ def cross_fit(
         cache: where the samples are.
         samples: (n,), training samples.
         members: K, at least 2.
-        evaluations: how often a member is judged.
+        evaluations: how often a member is judged; an agent that does not learn is judged once.
         seed: fixes everything.
         options: environment arguments.
         rounds: of learning; None for the agent's own number.
         watch: called after every round.
 
     Raises:
-        ValueError: fewer than two members, or fewer training videos than members.
+        ValueError: fewer than two members.
+        DataError: fewer training videos than members.
     """
     if members < 2:
         raise ValueError(
@@ -120,24 +134,23 @@ def cross_fit(
     judged_after: tuple[int, ...] = ()
     for member in range(members):
         learn, judge = samples[part_of != member], samples[part_of == member]
-        agent_seed = seed * members + member
-        env = _environment(make, cache, learn, options)
-        agent = make(env, agent_seed)
-        if rounds is not None:
+        agent = make(_environment(make, cache, learn, options), seed * members + member)
+        learns = agent.rounds > 0
+        if learns and rounds is not None:
             agent.rounds = rounds
-        judged_after = _evaluation_rounds(agent.rounds, evaluations)
+        last = max(agent.rounds, 1)  # what does not learn is judged after one round of nothing
+        judged_after = _evaluation_rounds(last, evaluations if learns else 1)
         kept, judged = [], []
-        for number in range(1, agent.rounds + 1):
-            metrics = agent.update()
+        for number in range(1, last + 1):
+            metrics = agent.update() if learns else {}
             gain = None
             if number in judged_after:
                 refined = refine(agent.act, cache, judge, options)
                 kept.append(copy.deepcopy(agent.state_dict()))
                 judged.append(refined.after - refined.before)
                 gain = float(judged[-1].mean())
-            taken = int(metrics.get("charts/steps", 0))
-            steps += taken
-            watch(Progress(member, number, agent.rounds, steps, metrics, gain))
+            steps += int(metrics.get("charts/steps", 0))
+            watch(Progress(member, number, last, steps, metrics, gain))
         agents.append(agent)
         snapshots.append(kept)
         gains.append(judged)
@@ -157,10 +170,7 @@ def cross_fit(
 
 
 def _environment(
-    make: Callable[[VMRVectorEnv, int], Agent],
-    cache: DecoderStateCache,
-    samples: Array,
-    options: Mapping[str, Any],
+    make: MakeAgent, cache: DecoderStateCache, samples: Array, options: Mapping[str, Any]
 ) -> VMRVectorEnv:
     return VMRVectorEnv(
         getattr(make, "num_envs", Agent.num_envs),
@@ -173,12 +183,8 @@ def _environment(
 
 
 def _evaluation_rounds(rounds: int, evaluations: int) -> tuple[int, ...]:
-    """Evenly spread rounds, the last one among them; none for an agent that does not learn."""
-    return (
-        tuple(sorted({round(rounds * (i + 1) / evaluations) for i in range(evaluations)} - {0}))
-        if rounds
-        else ()
-    )
+    """Evenly spread rounds, the last one among them."""
+    return tuple(sorted({round(rounds * (i + 1) / evaluations) for i in range(evaluations)} - {0}))
 
 
 def _choose(gains: Array) -> int | None:
@@ -190,3 +196,59 @@ def _choose(gains: Array) -> int | None:
     best = int(means.argmax())
     error = gains[best].std() / np.sqrt(gains.shape[1])
     return best if means[best] > error else None
+
+
+def save_committee(
+    path: Path, committee: Committee, cache: DecoderStateCache, run: Mapping[str, Any]
+) -> None:
+    """Keep a trained committee in one file, written in one step.
+
+    Args:
+        path: the file.
+        committee: what to keep.
+        cache: what it was trained on.
+        run: how it came to be: seed, settings, versions.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    state = {
+        "options": committee.options,
+        "members": [
+            {"class": _class_name(member), "width": member.env.observer.width, "state": member.state_dict()}
+            for member in committee.members
+        ],
+    }
+    save_run(path, _CHECKPOINT, {**run, "dataset": cache.manifest["dataset"]}, state)
+
+
+def load_committee(path: Path, make: MakeAgent, cache: DecoderStateCache) -> Committee:
+    """A committee from its file; `refine(committee.act, cache, samples, committee.options)` applies it.
+
+    Args:
+        path: the file.
+        make: what made its members, such as their class.
+        cache: of the same data set, with the same kinds of observations.
+
+    Raises:
+        DataError: the file is no committee's, its members are of another class, or the cache does not fit.
+    """
+    state = load_run(path, _CHECKPOINT, {"dataset": cache.manifest["dataset"]})
+    members = []
+    for seed, kept in enumerate(state["members"]):
+        env = _environment(make, cache, np.arange(len(cache)), state["options"])
+        agent = make(env, seed)
+        for what, was, now in (
+            ("class", kept["class"], _class_name(agent)),
+            ("width", kept["width"], env.observer.width),
+        ):
+            if was != now:
+                message = f"is {was}, expected {now}, as the agent and cache to load it with have it"
+                raise DataError(Problem(str(path), None, what, message))
+        agent.load_state_dict(kept["state"])
+        members.append(agent)
+    return Committee(members, state["options"])
+
+
+def _class_name(agent: Agent) -> str:
+    return f"{type(agent).__module__}:{type(agent).__qualname__}"

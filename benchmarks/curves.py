@@ -12,7 +12,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 def draw_curves(
     path: Path, curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]], title: str
 ) -> None:
-    """Gain in tIoU on held-out training samples against rounds, one line per agent with the range of its units.
+    """Gain in tIoU on held-out training samples against rounds, a line per agent with the range of its units.
 
     Args:
         path: PNG file.

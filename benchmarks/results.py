@@ -47,9 +47,10 @@ def query_scores(predictions: Sequence[Prediction], annotations: Sequence[Annota
 def differences(
     agents: Sequence[pd.DataFrame], detector: pd.DataFrame, draws: int = DRAWS
 ) -> dict[str, Difference]:
-    """Mean difference of an agent's seeds from the detector, with a bootstrap interval over videos and seeds.
+    """Mean difference of an agent's seeds from the detector, with a bootstrap interval over videos, seeds.
 
-    A draw takes as many videos and as many seeds as there are, with replacement; queries of one video stay together.
+    A draw takes as many videos and as many seeds as there are, with replacement; queries of one video stay
+    together.
 
     Args:
         agents: scores of each seed, as `query_scores` gives them.

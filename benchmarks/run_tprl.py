@@ -8,36 +8,32 @@
         --test-predictions test.cg_detr.jsonl --test-annotations test.jsonl
     python benchmarks/run_tprl.py --agent my_package.my_module:MyAgent    an own algorithm among ours
 
-Several files after --predictions form a pool. Agents learn and are selected on training videos only; test videos are
-read once, at the end of a unit. Ctrl-C leaves the table of what was done; --resume goes on.
+Several files after --predictions form a pool. Agents learn and are selected on training videos only; test
+videos are read once, at the end of a unit. Ctrl-C leaves the table of what was done; --resume goes on.
 """
 
 import argparse
+import hashlib
 import importlib
+import importlib.util
 import json
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-import vmr_env
-from agents.committee import Progress
-from agents.evaluation import Refined, refine, submission
-from benchmarks.curves import draw_curves
-from benchmarks.experiment import Experiment, Fold, MakeAgent, Settings, cross_validation, train_test
-from benchmarks.results import MEASURES, differences, figures, query_scores, table
-from vmr_env.annotations import Annotation
+from agents.committee import MakeAgent, Progress
+from benchmarks.experiment import Experiment, Fold, Settings, Unit, cross_validation, run_units, train_test
+from benchmarks.report import report
 from vmr_env.cache import DecoderStateCache
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files import write_text
 from vmr_env.prediction_cache import build_prediction_cache
-from vmr_env.predictions import Prediction, read_predictions, write_predictions
 from vmr_env.profiles import get_profile
 from vmr_env.sources import simulated_source
 
@@ -50,11 +46,17 @@ AGENTS: dict[str, str] = {
 }
 DEFAULT_AGENTS = ("expected_gain", "ppo", "reinforce")
 
+_LEAST = {"folds": 2, "seeds": 1, "members": 2, "evaluations": 1, "rounds": 1, "proposals": 1, "jobs": 1}
+"""Smallest sensible value of each number on the command line."""
+
+_PROTOCOL = ("rounds", "update", "act", "state_dict", "load_state_dict")
+"""What an agent's class has; see `agents.protocol`."""
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -85,6 +87,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     learning.add_argument("--evaluations", type=int, default=4, help="judgements of a member (default 4)")
     learning.add_argument("--rounds", type=int, help="rounds of learning; default: each agent's own number")
     learning.add_argument("--proposals", type=int, help="proposals that take part; default: one per model")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that train side by side (default 2)")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/tprl"), help="folder of the results (default runs/tprl)"
     )
@@ -92,268 +95,263 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_agent(name: str) -> MakeAgent:
-    """An agent's class by its short name or as module:Class.
+def check(args: argparse.Namespace) -> None:
+    """Find arguments that are out of range or do not go together.
 
     Raises:
-        DataError: there is no such module or class.
+        DataError: with all that is wrong.
+    """
+    problems = [
+        Problem(f"--{name}", None, None, f"is {value}, expected a whole number from {least}")
+        for name, least in _LEAST.items()
+        if (value := getattr(args, name)) is not None and value < least
+    ]
+    try:
+        get_profile(args.dataset)
+    except ValueError as error:
+        problems.append(Problem("--dataset", None, None, str(error)))
+    if not args.agents and not args.agent:
+        problems.append(Problem("--agents", None, None, f"is empty, expected some of {', '.join(AGENTS)}"))
+    for prefix in ("", "test-"):
+        predictions, annotations, cache = (
+            getattr(args, (prefix + name).replace("-", "_"))
+            for name in ("predictions", "annotations", "cache")
+        )
+        if bool(predictions) != bool(annotations):
+            missing = "annotations" if predictions else "predictions"
+            message = f"is missing, expected with --{prefix}{'predictions' if predictions else 'annotations'}"
+            problems.append(Problem(f"--{prefix}{missing}", None, None, message))
+        if predictions and cache:
+            message = f"is given beside --{prefix}predictions, expected one of them"
+            problems.append(Problem(f"--{prefix}cache", None, None, message))
+    if (args.test_predictions or args.test_cache) and not (args.predictions or args.cache):
+        message = "is missing, expected data to learn from (or --cache) beside the test data"
+        problems.append(Problem("--predictions", None, None, message))
+    for package in ("matplotlib", "tensorboard"):
+        if importlib.util.find_spec(package) is None:
+            problems.append(Problem(package, None, None, "is missing, expected `pip install vmr-env[bench]`"))
+    if problems:
+        raise DataError(problems)
+
+
+def load_agent(name: str) -> MakeAgent:
+    """An agent's class by its short name, or as module:Class, also from the working folder.
+
+    Raises:
+        DataError: there is no such module or class, or it is no agent.
     """
     module, _, cls = AGENTS.get(name, name).partition(":")
+    expected = f"expected one of {', '.join(AGENTS)}, or module:Class"
+    if name not in AGENTS and (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
-        made: MakeAgent = getattr(importlib.import_module(module), cls)
-    except (ImportError, AttributeError, ValueError) as error:
-        message = (
-            f"{name!r} cannot be imported ({error}); expected one of {', '.join(AGENTS)}, or module:Class"
-        )
-        raise DataError(Problem("--agents", None, None, message)) from error
-    return made
+        made = getattr(importlib.import_module(module), cls)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        message = f"{name!r} cannot be imported ({error}); {expected}"
+        raise DataError(Problem("--agent", None, None, message)) from error
+    lacking = [part for part in _PROTOCOL if not hasattr(made, part)]
+    if not isinstance(made, type) or lacking:
+        message = f"{name!r} is no agent (it lacks {', '.join(lacking) or 'a class'}); {expected}"
+        raise DataError(Problem("--agent", None, None, message))
+    agent: MakeAgent = made
+    return agent
 
 
 def open_data(args: argparse.Namespace) -> list[Fold]:
     """Caches and folds that the command line names.
 
     Raises:
-        DataError: arguments are missing or contradict each other, or the data are broken.
+        DataError: the data are broken or do not go together.
     """
-    if args.predictions and not args.annotations:
-        raise DataError(
-            Problem("--annotations", None, None, "is missing, expected the file behind --predictions")
-        )
-    if bool(args.test_predictions) != bool(args.test_annotations):
-        raise DataError(Problem("--test-predictions", None, None, "and --test-annotations belong together"))
-    if args.predictions:
-        train = _prediction_cache(args, "train", args.predictions, args.annotations)
-    else:
-        train = DecoderStateCache.open(args.cache or simulated_source(args.dataset, "train"))
-    if args.test_predictions:
-        test = _prediction_cache(args, "test", args.test_predictions, args.test_annotations)
-    elif args.test_cache:
-        test = DecoderStateCache.open(args.test_cache)
-    elif args.predictions or args.cache:
-        return cross_validation(train, args.folds)
-    else:
+    train = _cache(args, "train", args.predictions, args.annotations, args.cache)
+    test = _cache(args, "test", args.test_predictions, args.test_annotations, args.test_cache)
+    simulated = train is None
+    if train is None:
+        train = DecoderStateCache.open(simulated_source(args.dataset, "train"))
+    if simulated:
         test = DecoderStateCache.open(simulated_source(args.dataset, "test"))
-    return train_test(train, test)
+    for cache in (train, test):
+        if cache is not None and cache.manifest["dataset"] != args.dataset:
+            message = f"is {args.dataset}, expected {cache.manifest['dataset']} as in {cache.path}"
+            raise DataError(Problem("--dataset", None, None, message))
+    return cross_validation(train, args.folds) if test is None else train_test(train, test)
 
 
-def _prediction_cache(
-    args: argparse.Namespace, split: str, predictions: Sequence[Path], annotations: Path
-) -> DecoderStateCache:
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"cache-{split}"
-    built = build_prediction_cache(
-        path, predictions, annotations, get_profile(args.dataset), split, overwrite=True
-    )
-    return DecoderStateCache.open(built)
-
-
-def truth_of(folds: Sequence[Fold]) -> tuple[list[Annotation], list[Prediction]]:
-    """Ground truth of all test samples, and the detector's own answers as the caches have them."""
-    truth, answers = [], []
-    for fold in folds:
-        for i in fold.test_samples:
-            sample = fold.test.sample(int(i))
-            truth.append(
-                Annotation(sample.qid, sample.vid, sample.query, sample.duration, sample.moments, None, None)
-            )
-        stopped = refine(_stop, fold.test, fold.test_samples, {"proposals": 1})
-        answers += submission(fold.test, stopped)
-    return truth, answers
-
-
-def _stop(observations: Any, masks: Any) -> Any:
-    return np.full(len(masks), masks.shape[1] - 1)
-
-
-def detectors(
-    args: argparse.Namespace, folds: Sequence[Fold], answers: list[Prediction]
-) -> dict[str, list[Prediction]]:
-    """The detectors to compare with: each file as published; for caches, their first proposals."""
-    files = args.test_predictions or args.predictions
-    if not files:
-        return {f"detector ({folds[0].test.manifest['backbone']['kind']})": answers}
-    names = folds[0].test.manifest["models"]
-    return {f"{name}, as published": read_predictions(file) for name, file in zip(names, files, strict=True)}
-
-
-def summarise(
-    experiment: Experiment,
+def _cache(
     args: argparse.Namespace,
-    truth: list[Annotation],
-    published: dict[str, list[Prediction]],
-) -> str:
-    """Write tables, figures, curves and submissions of what is done; returns the table."""
-    rows: dict[str, dict[str, Any]] = {name: figures(rows_, truth) for name, rows_ in published.items()}
-    reference = max(published, key=lambda name: rows[name]["R1@0.7"])
-    detector = query_scores(published[reference], truth)
-    curves: dict[str, list[tuple[tuple[int, ...], tuple[float, ...]]]] = {}
-    record: dict[str, Any] = {"detectors": {name: dict(row) for name, row in rows.items()}, "agents": {}}
-    for agent in experiment.agents:
-        done = [
-            (seed, merged) for seed in range(experiment.seeds) if (merged := experiment.merged(agent, seed))
-        ]
-        if not done:
-            continue
-        predictions = [_submission(experiment.folds, refined) for _, refined in done]
-        for (seed, _), rows_ in zip(done, predictions, strict=True):
-            write_predictions(args.out / f"submission-{agent.replace(':', '.')}-seed{seed}.jsonl", rows_)
-        units = [
-            experiment.read(agent, seed, fold) for seed, _ in done for fold in range(len(experiment.folds))
-        ]
-        curves[agent] = [
-            (unit.selection.rounds, unit.selection.gains) for unit in units if unit.selection.rounds
-        ]
-        each = [figures(rows_, truth) for rows_ in predictions]
-        change = differences([query_scores(rows_, truth) for rows_ in predictions], detector)
-        seconds, steps = sum(unit.seconds for unit in units), sum(unit.selection.steps for unit in units)
-        rows[agent] = {
-            **{measure: float(np.mean([one[measure] for one in each])) for measure in MEASURES},
-            **{f"Δ {measure}": change[measure] for measure in MEASURES},
-            "kept detector": f"{sum(unit.selection.chosen == 0 for unit in units)}/{len(units)}",
-            "steps/s": f"{steps / seconds:,.0f}",
-            "s": f"{seconds:.0f}",
-        }
-        record["agents"][agent] = {
-            "seeds": [seed for seed, _ in done],
-            "figures": each,
-            "change": {measure: value._asdict() for measure, value in change.items()},
-            "compared_with": reference,
-            "chosen_rounds": [unit.selection.chosen for unit in units],
-            "steps": steps,
-            "seconds": seconds,
-        }
-    text = _heading(experiment, args, truth, reference) + "\n\n" + table(rows) + "\n"
-    write_text(args.out / "table.md", text)
-    write_text(args.out / "results.json", json.dumps({"run": _provenance(experiment), **record}, indent=1))
-    if curves:
-        draw_curves(
-            args.out / "curves.png", curves, f"{args.dataset}, {experiment.folds[0].train.manifest['source']}"
-        )
-    return text
-
-
-def _submission(folds: Sequence[Fold], refined: Refined) -> list[Prediction]:
-    # Folds of one cache were merged; a train-test pair has one fold.
-    return submission(folds[0].test, refined)
-
-
-def _heading(
-    experiment: Experiment, args: argparse.Namespace, truth: list[Annotation], reference: str
-) -> str:
-    manifest = experiment.folds[0].test.manifest
-    protocol = (
-        f"{len(experiment.folds)} folds by video"
-        if len(experiment.folds) > 1
-        else "train and test data apart"
-    )
-    return (
-        f"Source of the data: {manifest['source']}. {manifest['dataset']}, {', '.join(manifest['models'])}, {protocol}, "
-        f"{len(truth):,} test queries, {experiment.seeds} seeds, {experiment.settings.members} members a committee. "
-        f"Differences are from {reference}, with 95 % bootstrap intervals over videos and seeds."
-    )
-
-
-def _provenance(experiment: Experiment) -> dict[str, Any]:
-    manifest = experiment.folds[0].train.manifest
-    return {
-        "command": shlex.join(["python", "benchmarks/run_tprl.py", *sys.argv[1:]]),
-        "source": manifest["source"],
-        "dataset": manifest["dataset"],
-        "models": manifest["models"],
-        "backbone": manifest["backbone"],
-        "settings": vars(experiment.settings),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "vmr_env": vmr_env.__version__,
-        },
-    }
-
-
-def run(experiment: Experiment, log: Any) -> bool:
-    """Do all units that are not done; False if interrupted."""
-    units = list(experiment.units())
-    with tqdm(total=len(units), unit="unit", dynamic_ncols=True) as bar:
-        for agent, seed, fold in units:
-            if not experiment.is_done(agent, seed, fold):
-                name = f"{agent} seed {seed} fold {fold}"
-
-                def watch(
-                    progress: Progress, name: str = name, tag: str = f"{agent}/seed{seed}/fold{fold}"
-                ) -> None:
-                    bar.set_description(
-                        f"{name} member {progress.member} round {progress.round}/{progress.rounds}"
-                    )
-                    if log is not None:
-                        at = progress.member * progress.rounds + progress.round
-                        for metric, value in progress.metrics.items():
-                            log.add_scalar(f"{tag}/{metric}", value, at)
-                        if progress.gain is not None:
-                            log.add_scalar(f"{tag}/charts/held_out_gain", progress.gain, at)
-
-                try:
-                    experiment.run(agent, seed, fold, watch)
-                except KeyboardInterrupt:
-                    return False
-            bar.update()
-    return True
-
-
-def open_log(folder: Path) -> Any:
-    """A TensorBoard writer, or None where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+    split: str,
+    predictions: Sequence[Path] | None,
+    annotations: Path,
+    cache: Path | None,
+) -> DecoderStateCache | None:
+    """The cache that is named, or is built from the prediction files that are named."""
+    if cache:
+        return DecoderStateCache.open(cache)
+    if not predictions:
         return None
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    path = args.out / f"cache-{split}"
+    profile = get_profile(args.dataset)
+    return DecoderStateCache.open(
+        build_prediction_cache(path, predictions, annotations, profile, split, overwrite=True)
+    )
 
 
-def check_folder(args: argparse.Namespace) -> None:
-    """Results of another run are neither mixed with nor overwritten.
+def settings_of(args: argparse.Namespace, folds: Sequence[Fold]) -> Settings:
+    """How to train on these data.
 
     Raises:
-        DataError: the folder has results and --resume was not given, or they are of other settings.
+        DataError: the data have fewer proposals, or fewer videos, than asked for.
     """
-    identity = {
-        key: str(value) for key, value in sorted(vars(args).items()) if key not in ("out", "resume", "seeds")
-    }
+    available = min(folds[0].train.manifest["proposals"], folds[0].test.manifest["proposals"])
+    proposals = args.proposals or len(folds[0].train.manifest["models"])
+    if proposals > available:
+        message = f"is {proposals}, expected at most the {available} that each sample has"
+        raise DataError(Problem("--proposals", None, None, message))
+    vids = folds[0].train.vids()
+    videos = min(len({vids[row] for row in fold.train_samples}) for fold in folds)
+    if args.members > videos:
+        message = f"is {args.members}, expected at most the {videos} videos to learn from"
+        raise DataError(Problem("--members", None, None, message))
+    return Settings(args.members, args.evaluations, proposals, args.rounds)
+
+
+def make_folder(args: argparse.Namespace) -> None:
+    """The folder of the results; those of another run stay untouched.
+
+    Raises:
+        DataError: it has results and --resume was not given, or it cannot be made.
+    """
+    if (args.out / "settings.json").exists() and not args.resume:
+        raise DataError(
+            Problem(str(args.out), None, None, "has a run already, expected --resume or another --out")
+        )
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot be made ({error.strerror}), expected a folder to write to"
+        raise DataError(Problem("--out", None, None, f"{args.out} {message}")) from error
+
+
+def settle(args: argparse.Namespace, folds: Sequence[Fold]) -> None:
+    """Write down what the run is of, or compare it with what an interrupted run wrote down.
+
+    Raises:
+        DataError: the interrupted run was another.
+    """
+    passing = ("out", "resume", "seeds", "jobs")  # may change when a run goes on
+    data = [cache.manifest["files"] for cache in (folds[0].train, folds[0].test)]
+    now = {key: str(value) for key, value in sorted(vars(args).items()) if key not in passing}
+    now["data"] = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
     path = args.out / "settings.json"
-    if path.exists():
-        if not args.resume:
-            raise DataError(
-                Problem(str(args.out), None, None, "has a run already, expected --resume or another --out")
+    if not path.exists():
+        write_text(path, json.dumps(now, indent=1) + "\n")
+        return
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        message = f"cannot be read ({error}), expected the settings of the run to resume"
+        raise DataError(Problem(str(path), None, None, message)) from error
+    problems = [
+        Problem(str(path), None, key, f"was {shorten(before.get(key))}, expected {value!r} to resume")
+        for key, value in now.items()
+        if before.get(key) != value
+    ]
+    if problems:
+        raise DataError(problems)
+
+
+class Watcher:
+    """Shows how far the units are, and logs their figures for TensorBoard: a run of its own for each.
+
+    Args:
+        experiment: what the units are of.
+        folder: of the logs.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        units = list(experiment.units())
+        done = sum(map(experiment.is_done, units))
+        self._bar = tqdm(total=len(units), initial=done, unit="unit", dynamic_ncols=True)
+        self._running: dict[Unit, Progress] = {}
+        self._folder = folder
+        self._logs: dict[Unit, Any] = {}
+
+    def __enter__(self) -> "Watcher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for log in self._logs.values():
+            log.close()
+        self._bar.close()
+
+    def progress(self, unit: Unit, now: Progress) -> None:
+        """A round is over."""
+        self._running[unit] = now
+        self._bar.set_postfix_str(
+            "; ".join(
+                f"{unit.name} member {at.member + 1}, round {at.round}/{at.rounds}"
+                for unit, at in self._running.items()
             )
-        before = json.loads(path.read_text())
-        for key, value in identity.items():
-            if before.get(key) != value:
-                message = f"was {before.get(key)} in this run and is {value} now, expected the same to resume"
-                raise DataError(Problem(str(path), None, key, message))
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(identity, indent=1))
+        )
+        if unit not in self._logs:
+            self._logs[unit] = _open_log(self._folder / unit.name)
+        at = now.member * now.rounds + now.round
+        for metric, value in now.metrics.items():
+            self._logs[unit].add_scalar(metric, value, at)
+        if now.gain is not None:
+            self._logs[unit].add_scalar("charts/held_out_gain", now.gain, at)
+
+    def finished(self, unit: Unit) -> None:
+        """A unit has its result."""
+        self._running.pop(unit, None)
+        if unit in self._logs:
+            self._logs.pop(unit).close()
+        self._bar.update()
+
+
+def _open_log(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = parse(argv)
     torch.set_num_threads(1)  # small networks; more threads only fight
+    given = [part for part in (sys.argv[1:] if argv is None else argv) if part != "--resume"]
     try:
+        check(args)
         agents = {name: load_agent(name) for name in [*args.agents, *args.agent]}
-        check_folder(args)
+        make_folder(args)
         folds = open_data(args)
-        proposals = args.proposals or len(folds[0].train.manifest["models"])
-        settings = Settings(args.members, args.evaluations, proposals, args.rounds)
-        experiment = Experiment(args.out, folds, agents, args.seeds, settings)
-        truth, answers = truth_of(folds)
-        published = detectors(args, folds, answers)
-        finished = run(experiment, open_log(args.out / "tensorboard"))
-        print(summarise(experiment, args, truth, published))
+        experiment = Experiment(args.out, folds, agents, args.seeds, settings_of(args, folds))
+        settle(args, folds)
+        finished = run(experiment, args.jobs)
+        files = args.test_predictions or (None if args.test_cache else args.predictions) or []
+        print(report(experiment, files, shlex.join(["python", "benchmarks/run_tprl.py", *given])))
     except DataError as error:
+        with suppress(OSError):
+            args.out.rmdir()  # only if there is nothing in it
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        finished = False
     if not finished:
         print("interrupted; --resume goes on", file=sys.stderr)
         return 130
     return 0
+
+
+def run(experiment: Experiment, jobs: int) -> bool:
+    """Do all units that are not done; False if interrupted."""
+    todo = [unit for unit in experiment.units() if not experiment.is_done(unit)]
+    with Watcher(experiment, experiment.folder / "tensorboard") as watcher:
+        try:
+            run_units(experiment, todo, jobs, watcher.progress, watcher.finished)
+        except KeyboardInterrupt:
+            return False
+    return True
 
 
 if __name__ == "__main__":

@@ -1,0 +1,187 @@
+"""What a run leaves behind: table, figures as JSON, submissions and learning curves of all that is done."""
+
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import vmr_env
+from agents.evaluation import Refined, refine, submission
+from agents.references import GreedyOracle, RandomAgent, StopAtOnce, constant_window
+from benchmarks.curves import draw_curves
+from benchmarks.experiment import Experiment, Fold, merge
+from benchmarks.results import MEASURES, differences, figures, query_scores, table
+from vmr_env.annotations import Annotation
+from vmr_env.baselines import OBJECTIVES
+from vmr_env.files import write_text
+from vmr_env.predictions import Prediction, read_predictions, write_predictions
+from vmr_env.vector_env import VMRVectorEnv
+
+STOP_AT_ONCE = "stop at once"
+
+
+def truth_of(folds: Sequence[Fold]) -> list[Annotation]:
+    """Ground truth of all test samples."""
+    truth = []
+    for fold in folds:
+        for row in fold.test_samples:
+            sample = fold.test.sample(int(row))
+            truth.append(
+                Annotation(sample.qid, sample.vid, sample.query, sample.duration, sample.moments, None, None)
+            )
+    return truth
+
+
+def references(folds: Sequence[Fold], proposals: int) -> dict[str, list[Prediction]]:
+    """Answers of what does not learn, to all test samples: by name, as submissions."""
+
+    def stop(fold: Fold, env: VMRVectorEnv) -> Refined:
+        return refine(StopAtOnce(env, 0).act, fold.test, fold.test_samples, options)
+
+    def chance(fold: Fold, env: VMRVectorEnv) -> Refined:
+        return refine(RandomAgent(env, 0).act, fold.test, fold.test_samples, options)
+
+    def oracle(fold: Fold, env: VMRVectorEnv) -> Refined:
+        agent = GreedyOracle(env, 0)
+        return refine(agent.act, fold.test, fold.test_samples, options, enter=agent.enter)
+
+    options: dict[str, Any] = {"proposals": proposals}
+    of_fold: dict[str, Callable[[Fold, VMRVectorEnv], Refined]] = {
+        STOP_AT_ONCE: stop,
+        "random": chance,
+        "greedy oracle (ceiling)": oracle,
+    }
+    envs = [VMRVectorEnv(1, fold.test.manifest["dataset"], source=fold.test, **options) for fold in folds]
+    parts = {
+        name: [refined(fold, env) for fold, env in zip(folds, envs, strict=True)]
+        for name, refined in of_fold.items()
+    }
+    for objective in OBJECTIVES:
+        parts[f"constant window (best {objective})"] = [
+            constant_window(fold.train, fold.train_samples, fold.test, fold.test_samples, objective)
+            for fold in folds
+        ]
+    return {name: submission(folds[0].test, merge(each)) for name, each in parts.items()}
+
+
+def detectors(folds: Sequence[Fold], files: Sequence[Path], stopped: list[Prediction]) -> dict[str, Any]:
+    """The detectors to compare with: each file as published; for caches, their first proposals."""
+    manifest = folds[0].test.manifest
+    if not files:
+        return {f"detector ({manifest['backbone']['kind']})": stopped}
+    return {
+        f"{name}, as published": read_predictions(file)
+        for name, file in zip(manifest["models"], files, strict=True)
+    }
+
+
+def report(experiment: Experiment, detector_files: Sequence[Path], command: str) -> str:
+    """Write all that is known of the units that are done; returns the table.
+
+    Args:
+        experiment: its results are read from its folder, and written there.
+        detector_files: prediction files on the test data; none where these are caches.
+        command: what made the run.
+    """
+    truth = truth_of(experiment.folds)
+    standing = references(experiment.folds, experiment.settings.proposals)
+    published = detectors(experiment.folds, detector_files, standing[STOP_AT_ONCE])
+    record: dict[str, Any] = {
+        "run": _provenance(experiment, command),
+        "detectors": {name: figures(answers, truth) for name, answers in published.items()},
+        "references": {},
+        "agents": {},
+    }
+    compared_with = max(published, key=lambda name: record["detectors"][name]["R1@0.7"])
+    detector = query_scores(published[compared_with], truth)
+    rows: dict[str, Mapping[str, Any]] = dict(record["detectors"])
+    curves = {}
+
+    for name, answers in standing.items():
+        row = {"figures": figures(answers, truth)}
+        change = differences([query_scores(answers, truth)], detector)
+        record["references"][name] = row | {"change": _plain(change)}
+        rows[name] = row["figures"] | {f"Δ {measure}": change[measure] for measure in MEASURES}
+
+    for agent in experiment.agents:
+        results = {seed: experiment.results(agent, seed) for seed in range(experiment.seeds)}
+        done = {seed: units for seed, units in results.items() if units}
+        if not done:
+            continue
+        units = [unit for of_seed in done.values() for unit in of_seed]
+        answers_of_seeds = []
+        for seed, of_seed in done.items():
+            answers = submission(experiment.folds[0].test, merge([unit.refined for unit in of_seed]))
+            name = f"submission-{agent.replace(':', '.')}-seed{seed}.jsonl"
+            write_predictions(experiment.folder / name, answers)
+            answers_of_seeds.append(answers)
+        each = [figures(answers, truth) for answers in answers_of_seeds]
+        change = differences([query_scores(answers, truth) for answers in answers_of_seeds], detector)
+        seconds, steps = sum(unit.seconds for unit in units), sum(unit.selection.steps for unit in units)
+        kept = sum(unit.selection.chosen == 0 for unit in units)
+        rows[agent] = {
+            **{measure: float(np.mean([one[measure] for one in each])) for measure in MEASURES},
+            **{f"Δ {measure}": change[measure] for measure in MEASURES},
+            "seeds": f"{len(done)}/{experiment.seeds}",
+            "kept detector": f"{kept}/{len(units)}",
+            "steps/s": f"{steps / seconds:,.0f}" if steps else None,
+            "s": f"{seconds:.0f}",
+        }
+        record["agents"][agent] = {
+            "seeds": list(done),
+            "figures": each,
+            "change": _plain(change),
+            "compared_with": compared_with,
+            "chosen_rounds": [unit.selection.chosen for unit in units],
+            "steps": steps,
+            "seconds": seconds,
+        }
+        curves[agent] = [(unit.selection.rounds, unit.selection.gains) for unit in units]
+
+    text = _heading(experiment, len(truth), compared_with) + "\n\n" + table(rows) + "\n"
+    write_text(experiment.folder / "table.md", text)
+    write_text(experiment.folder / "results.json", json.dumps(record, indent=1) + "\n")
+    if curves:
+        manifest = experiment.folds[0].train.manifest
+        draw_curves(
+            experiment.folder / "curves.png", curves, f"{manifest['dataset']}, source {manifest['source']}"
+        )
+    return text
+
+
+def _plain(change: Mapping[str, Any]) -> dict[str, Any]:
+    return {measure: value._asdict() for measure, value in change.items()}
+
+
+def _heading(experiment: Experiment, queries: int, compared_with: str) -> str:
+    manifest = experiment.folds[0].test.manifest
+    folds = len(experiment.folds)
+    protocol = f"{folds} folds by video" if folds > 1 else "train and test data apart"
+    return (
+        f"Source of the data: {manifest['source']}. {manifest['dataset']}, {', '.join(manifest['models'])}, "
+        f"{protocol}, {queries:,} test queries, {experiment.seeds} seeds, "
+        f"{experiment.settings.members} members a committee. "
+        f"Δ are differences from {compared_with}, with 95 % bootstrap intervals over videos and seeds."
+    )
+
+
+def _provenance(experiment: Experiment, command: str) -> dict[str, Any]:
+    manifest = experiment.folds[0].train.manifest
+    return {
+        "command": command,
+        "source": manifest["source"],
+        "dataset": manifest["dataset"],
+        "models": manifest["models"],
+        "backbone": manifest["backbone"],
+        "settings": asdict(experiment.settings),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "vmr_env": vmr_env.__version__,
+        },
+    }
