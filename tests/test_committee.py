@@ -1,0 +1,269 @@
+"""Committees: cross-fitting, choosing, keeping the detector, and their files."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import agents.committee
+from agents.committee import Committee, Progress, cross_fit, load_committee, save_committee
+from agents.evaluation import refine
+from agents.expected_gain import ExpectedGain
+from agents.ppo import PPO
+from agents.protocol import Agent, Floats, Masks, Metrics
+from agents.reinforce import Reinforce
+from agents.sb3 import SB3PPO
+from tests.caches import ARGUMENTS, random_batch
+from vmr_env.cache import DecoderStateCache, Ragged, write_cache
+from vmr_env.errors import DataError
+from vmr_env.profiles import get_profile
+from vmr_env.simulator import simulate
+from vmr_env.vector_env import VMRVectorEnv
+
+LATER = 31
+"""The discrete action that moves both boundaries a clip later."""
+EARLIER = 16
+OPTIONS: dict[str, Any] = {"proposals": 1, "horizon": 1}
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory: pytest.TempPathFactory) -> DecoderStateCache:
+    """A detector that answers [10, 20] where [11, 21] is right, in 24 videos of 30 s."""
+    n = 24
+    batch = random_batch(n, q=1, saliency=False)
+    batch = replace(
+        batch,
+        vids=[f"v{i}" for i in range(n)],
+        durations=np.full(n, 30.0),
+        n_clips=np.full(n, 30, np.int32),
+        moments=Ragged.from_rows([np.array([[11.0, 21.0]])] * n),
+        spans=np.full((n, 1, 2), [10 / 30, 20 / 30], np.float32),
+        counts=np.ones(n, np.int32),
+        models=np.zeros((n, 1), np.uint8),
+    )
+    folder = tmp_path_factory.mktemp("late") / "cache"
+    return DecoderStateCache.open(write_cache(folder, batch, **{**ARGUMENTS, "models": ["one"]}))
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> DecoderStateCache:
+    folder = tmp_path_factory.mktemp("simulated") / "cache"
+    return DecoderStateCache.open(simulate(folder, get_profile("charades"), "train", samples=50))
+
+
+class Scripted(Agent):
+    """Takes action `script[r]` after r rounds."""
+
+    rounds = 4
+    num_envs = 4
+    script: ClassVar[tuple[int, ...]] = (EARLIER, EARLIER, LATER, EARLIER, EARLIER)
+
+    def __init__(self, env: VMRVectorEnv, seed: int) -> None:
+        super().__init__(env, seed)
+        self.round = 0
+
+    def update(self) -> Metrics:
+        self.round += 1
+        return {"charts/steps": 5.0}
+
+    def act(self, observations: Floats, masks: Masks) -> np.ndarray:
+        return np.full(len(masks), self.script[self.round])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"round": self.round}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.round = state["round"]
+
+
+class Worse(Scripted):
+    script = (EARLIER,) * 5
+
+
+class Rule(Scripted):
+    """Does not learn."""
+
+    rounds = 0
+    script = (LATER,)
+
+
+class Drifting(Agent):
+    """Continuous, and bad: away from the moment."""
+
+    num_envs = 4
+    env_options: ClassVar[Mapping[str, Any]] = {"actions": "continuous", "horizon": 2}
+
+    def act(self, observations: Floats, masks: Masks) -> np.ndarray:
+        return np.full((len(masks), 2), -1.0, np.float32)
+
+
+def _fit(make: type[Agent], cache: DecoderStateCache, **options: Any) -> Any:
+    arguments: dict[str, Any] = {"members": 3, "evaluations": 4, "seed": 0, "options": OPTIONS, **options}
+    return cross_fit(make, cache, np.arange(len(cache)), **arguments)
+
+
+def test_the_best_round_out_of_fold_is_kept(late: DecoderStateCache) -> None:
+    seen: list[Progress] = []
+    committee, selection = _fit(Scripted, late, watch=seen.append)
+    better, worse = 1 - 9 / 11, 8 / 12 - 9 / 11
+    assert selection.rounds == (1, 2, 3, 4)
+    assert selection.gains == pytest.approx((worse, better, worse, worse), abs=1e-6)
+    assert (selection.chosen, selection.steps) == (2, 3 * 4 * 5)
+    assert [member.round for member in committee.members] == [2, 2, 2]
+    refined = refine(committee.act, late, np.arange(5), committee.options)
+    np.testing.assert_allclose(refined.windows, np.tile([11.0, 21.0], (5, 1)), atol=1e-4)
+    assert [(one.member, one.round) for one in seen] == [(k, r) for k in range(3) for r in range(1, 5)]
+
+
+def test_a_committee_that_does_not_beat_the_detector_keeps_it(late: DecoderStateCache) -> None:
+    committee, selection = _fit(Worse, late)
+    assert (committee.members, selection.chosen) == ([], 0)
+    assert max(selection.gains) < 0
+    refined = refine(committee.act, late, np.arange(len(late)), committee.options)
+    np.testing.assert_array_equal(refined.after, refined.before)
+    np.testing.assert_allclose(refined.windows, np.tile([10.0, 20.0], (len(late), 1)), atol=1e-4)
+
+
+def test_the_detector_is_kept_whatever_the_actions_are(late: DecoderStateCache) -> None:
+    committee, _ = _fit(Drifting, late, options={"proposals": 1, **Drifting.env_options})
+    assert committee.members == []
+    refined = refine(committee.act, late, np.arange(6), committee.options)
+    np.testing.assert_array_equal(refined.after, refined.before)
+
+
+def test_a_gain_within_its_own_noise_is_no_gain() -> None:
+    choose = agents.committee._choose
+    noisy = np.tile([1.0, -0.9], 10)[None]  # mean 0.05, standard error 0.21
+    assert choose(noisy) is None
+    assert choose(np.concatenate([noisy, np.full((1, 20), 0.01)])) is None  # the best mean is judged
+    assert choose(np.full((1, 20), 0.01)) == 0
+    assert choose(np.zeros((2, 20))) is None
+
+
+def test_what_does_not_learn_is_judged_once(late: DecoderStateCache) -> None:
+    committee, selection = _fit(Rule, late, rounds=7)
+    assert (selection.rounds, selection.chosen, len(committee.members)) == ((1,), 1, 3)
+
+
+def test_members_are_judged_on_videos_that_they_have_not_seen(
+    simulated: DecoderStateCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vids = simulated.vids()
+    learnt: list[set[str]] = []
+    judged: list[set[str]] = []
+    rows: list[int] = []
+    environment, run = agents.committee._environment, agents.committee.refine
+
+    def note_learnt(make: Any, cache: Any, samples: np.ndarray, options: Any) -> VMRVectorEnv:
+        learnt.append({vids[i] for i in samples})
+        return environment(make, cache, samples, options)
+
+    def note_judged(act: Any, cache: Any, samples: np.ndarray, options: Any) -> Any:
+        judged.append({vids[i] for i in samples})
+        rows.extend(samples.tolist())
+        return run(act, cache, samples, options)
+
+    monkeypatch.setattr(agents.committee, "_environment", note_learnt)
+    monkeypatch.setattr(agents.committee, "refine", note_judged)
+    training = np.arange(5, 45)
+    cross_fit(Rule, simulated, training, members=4, evaluations=1, seed=0, options=OPTIONS)
+    assert len(learnt) == len(judged) == 4
+    assert all(not own & unseen for own, unseen in zip(learnt, judged, strict=True))
+    assert sorted(rows) == training.tolist()  # each once
+
+
+def test_the_seed_fixes_everything(simulated: DecoderStateCache) -> None:
+    state = torch.random.get_rng_state()
+    results = [_fit(ExpectedGain, simulated, members=2, evaluations=1, rounds=1) for _ in range(2)]
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert results[0][1] == results[1][1]
+    other = _fit(ExpectedGain, simulated, members=2, evaluations=1, rounds=1, seed=1)
+    assert other[1] != results[0][1]
+
+
+def test_too_few_members_or_videos(late: DecoderStateCache) -> None:
+    with pytest.raises(ValueError, match="members is 1, expected at least 2"):
+        _fit(Scripted, late, members=1)
+    with pytest.raises(DataError, match="24 different videos, expected at least 25"):
+        _fit(Scripted, late, members=25)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_plurality_is_the_most_common_vote_and_on_ties_the_first(votes: list[list[int]]) -> None:
+    chosen = agents.committee._plurality(np.array(votes))
+    # Counter keeps the order of first occurrence among equally many.
+    expected = [Counter(column).most_common(1)[0][0] for column in zip(*votes, strict=True)]
+    assert chosen.tolist() == expected
+
+
+def test_joint_votes_are_counted_whole_and_real_ones_averaged() -> None:
+    joint = np.array([[[0, 1]], [[0, 2]], [[3, 2]], [[3, 2]]])
+    assert agents.committee._plurality(joint).tolist() == [[3, 2]]  # not [0, 2], a vote of one
+    real = np.array([[[0.0, 1.0]], [[1.0, 0.0]]], np.float32)
+    mean = agents.committee._plurality(real)
+    assert (mean.tolist(), mean.dtype) == ([[0.5, 0.5]], np.float32)
+
+
+@pytest.mark.parametrize("make", [ExpectedGain, PPO, Reinforce, SB3PPO])
+def test_a_committee_from_its_file_acts_alike(
+    make: type[Agent], simulated: DecoderStateCache, tmp_path: Path
+) -> None:
+    options = {"proposals": 2, **make.env_options}
+    members = []
+    for seed in range(2):
+        env = VMRVectorEnv(make.num_envs, "charades", source=simulated, autoreset_mode="SameStep", **options)
+        members.append(make(env, seed))
+    members[0].update()
+    before = Committee(members, options)
+    path = tmp_path / "committee.pt"
+    save_committee(path, before, simulated, {"seed": 3, "version": "1"})
+    after = load_committee(path, make, simulated)
+    assert after.options == options
+    rows = np.arange(len(simulated))
+    for one, other in zip(
+        refine(before.act, simulated, rows, options),
+        refine(after.act, simulated, rows, after.options),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    told = torch.load(path, weights_only=True)["run"]
+    assert told == {"seed": 3, "version": "1", "dataset": "charades"}
+    assert [file.name for file in tmp_path.iterdir()] == ["committee.pt"]
+
+
+def test_a_committee_without_members_comes_back_too(late: DecoderStateCache, tmp_path: Path) -> None:
+    save_committee(tmp_path / "none.pt", Committee([], OPTIONS), late, {})
+    committee = load_committee(tmp_path / "none.pt", PPO, late)
+    assert committee.members == []
+    assert committee.options == {**OPTIONS, "actions": "discrete"}
+
+
+def test_files_that_do_not_fit_are_refused(
+    late: DecoderStateCache, simulated: DecoderStateCache, tmp_path: Path
+) -> None:
+    path = tmp_path / "committee.pt"
+    committee, _ = _fit(Scripted, late)
+    save_committee(path, committee, late, {})
+    with pytest.raises(DataError, match=r"class: is tests\.test_committee:Scripted, expected .*:Worse"):
+        load_committee(path, Worse, late)
+    tacos = simulate(tmp_path / "tacos", get_profile("tacos"), "train", samples=30)
+    with pytest.raises(DataError, match="dataset: 'charades', expected 'tacos'"):
+        load_committee(path, Scripted, DecoderStateCache.open(tacos))
+    pool = write_cache(tmp_path / "pool", random_batch(9, saliency=False), **ARGUMENTS)
+    with pytest.raises(DataError, match="width: is"):
+        load_committee(path, Scripted, DecoderStateCache.open(pool))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="is no checkpoint"):
+        load_committee(path, Scripted, late)
+    with pytest.raises(DataError, match=r"missing\.pt"):
+        load_committee(tmp_path / "missing.pt", Scripted, late)
+    with pytest.raises(DataError, match="cannot be written"):
+        save_committee(tmp_path / "no" / "such.pt", committee, late, {})

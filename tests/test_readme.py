@@ -1,0 +1,120 @@
+"""What the README shows works as it stands there."""
+
+import importlib
+import json
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+import vmr_env.env
+from agents.evaluation import refine, submission
+from benchmarks.run_tprl import main, parse
+from vmr_env.cache import DecoderStateCache
+from vmr_env.metrics import evaluate
+from vmr_env.predictions import write_predictions
+from vmr_env.profiles import get_profile
+from vmr_env.simulator import simulate
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+COMMANDS = [
+    line
+    for block in re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+QUICK = ["--members", "2", "--evaluations", "1", "--rounds", "1", "--seeds", "1", "--jobs", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small simulated caches, and with the files that the README speaks of."""
+    made = tmp_path_factory.mktemp("readme")
+    for split, samples in (("train", 40), ("test", 30)):
+        simulate(made / "data" / "charades" / split, get_profile("charades"), split, samples=samples)
+    cache = DecoderStateCache.open(made / "data" / "charades" / "test")
+    stay = refine(lambda _, masks: np.full(len(masks), masks.shape[1] - 1), cache, np.arange(len(cache)))
+    write_predictions(made / "my_model.jsonl", submission(cache, stay))
+    rows = [
+        {
+            "qid": sample.qid,
+            "vid": sample.vid,
+            "query": sample.query,
+            "duration": sample.duration,
+            "relevant_windows": sample.moments.tolist(),
+        }
+        for sample in map(cache.sample, range(len(cache)))
+    ]
+    (made / "annotations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("VMR_ENV_DATA", str(folder / "data"))
+    with warnings.catch_warnings():
+        # A user of Stable-Baselines3 sees this advice of its own, too.
+        warnings.filterwarnings("ignore", message="You are trying to run PPO on the GPU")
+        yield
+
+
+def _caches(folder: Path) -> list[str]:
+    data = folder / "data" / "charades"
+    return ["--cache", str(data / "train"), "--test-cache", str(data / "test")]
+
+
+def test_its_code_runs_in_the_order_of_the_page(folder: Path) -> None:
+    assert len(BLOCKS) == 6
+    main([*_caches(folder), "--agents", "expected_gain", *QUICK])
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    assert evaluate("refined.jsonl", "annotations.jsonl")["brief"]["MR-full-mIoU"] > 0
+
+
+def test_its_own_agent_comes_into_the_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = (block for block in BLOCKS if block.startswith("# my_agent.py"))
+    (folder / "my_agent.py").write_text(block)
+    (command,) = (line for line in COMMANDS if "my_agent" in line)
+    arguments = shlex.split(command)[2:]
+    try:
+        assert main([*arguments, "--agents", *_caches(folder), *QUICK, "--out", "own"]) == 0
+        agent = importlib.import_module("my_agent").MyAgent
+    finally:
+        sys.modules.pop("my_agent", None)
+    assert "my_agent:MyAgent" in json.loads((folder / "own" / "results.json").read_text())["agents"]
+
+    # It learns: the action with the highest mean gain is what it counted to be so.
+    env = vmr_env.env.VMREnv(horizon=1)
+    assert agent.env_options == {"horizon": 1}
+    assert env.action_space.n > 2
+
+
+def test_its_commands_are_understood() -> None:
+    runs = [line for line in COMMANDS if line.startswith("python benchmarks/run_tprl.py")]
+    assert len(runs) == 3
+    for line in runs:
+        parse(shlex.split(line)[2:])
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {shlex.split(line, comments=True)[1] for line in COMMANDS if line.startswith("make")} <= {*targets}
+
+
+def test_its_environments_are_registered() -> None:
+    names = set(re.findall(r"VMR-\w+(?:-\w+)?-v0", README))
+    assert len(names) == 7
+    for name in names:
+        assert gymnasium.spec(f"vmr_env:{name}").id == name
+
+
+def test_its_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
+    assert "LICENSE" in links
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert missing in ([], ["benchmarks/RESULTS.md"])  # tables are added with the results

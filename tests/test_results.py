@@ -1,0 +1,130 @@
+"""Figures of a run: official ones, differences, and their bootstrap intervals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.results import (
+    BOOTSTRAP_SEED,
+    MEASURES,
+    Difference,
+    differences,
+    figures,
+    query_scores,
+    table,
+)
+from vmr_env.annotations import Annotation
+from vmr_env.predictions import Prediction
+
+
+def _annotations(rng: np.random.Generator, n: int) -> list[Annotation]:
+    rows = []
+    for i in range(n):
+        duration = float(rng.uniform(20, 40))
+        start = float(rng.uniform(0, 10))
+        moments = np.array([[start, start + float(rng.uniform(2, 10))]])
+        rows.append(Annotation(i, f"v{i // 3}", "a query", duration, moments, None, None))
+    return rows
+
+
+def _predictions(rng: np.random.Generator, annotations: list[Annotation], noise: float) -> list[Prediction]:
+    rows = []
+    for row in annotations:
+        ends = row.moments[0] + rng.normal(0, noise, (5, 2))
+        windows = np.sort(np.clip(ends, 0, row.duration), axis=1)
+        scores = np.sort(rng.random(5))[::-1]
+        rows.append(Prediction(row.qid, row.vid, row.query, np.column_stack([windows, scores]), None))
+    return rows
+
+
+def _scores(gain_of_video: np.ndarray, queries: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of an agent and a detector, whose differences are the video's."""
+    vids = np.repeat(np.arange(len(queries)), queries)
+    index = pd.Index([f"q{i}" for i in range(len(vids))])
+    detector = pd.DataFrame({"vid": [f"v{v}" for v in vids]} | dict.fromkeys(MEASURES, 50.0), index=index)
+    agent = detector.copy()
+    for measure in MEASURES:
+        agent[measure] += gain_of_video[vids]
+    return agent, detector
+
+
+def test_differences_are_those_of_the_official_figures() -> None:
+    rng = np.random.default_rng(0)
+    truth = _annotations(rng, 90)
+    answers, detector = _predictions(rng, truth, 1.0), _predictions(rng, truth, 3.0)
+    official = {measure: figures(answers, truth)[measure] for measure in MEASURES}
+    before = figures(detector, truth)
+    change = differences([query_scores(answers, truth)], query_scores(detector, truth), draws=10)
+    for measure in MEASURES:
+        assert change[measure].mean == pytest.approx(official[measure] - before[measure], abs=0.011)
+        assert change[measure].mean > 5  # three times less noise
+
+
+def test_intervals_equal_an_obvious_bootstrap() -> None:
+    rng = np.random.default_rng(1)
+    truth = _annotations(rng, 31)
+    detector = query_scores(_predictions(rng, truth, 3.0), truth)
+    agents = [query_scores(_predictions(rng, truth, noise), truth) for noise in (1.0, 2.0)]
+    # Rows in another order are still the same queries.
+    shuffled = [scores.sample(frac=1, random_state=3) for scores in agents]
+    draws = 40
+    change = differences(shuffled, detector, draws=draws)
+
+    videos = list(dict.fromkeys(detector["vid"]))
+    own = np.random.default_rng(BOOTSTRAP_SEED)
+    times = own.multinomial(len(videos), np.full(len(videos), 1 / len(videos)), size=draws)
+    seeds = own.integers(len(agents), size=(draws, len(agents)))
+    for measure in MEASURES:
+        means = []
+        for draw in range(draws):
+            qids = [
+                qid
+                for video, count in zip(videos, times[draw], strict=True)
+                for qid in list(detector.index[detector["vid"] == video]) * count
+            ]
+            of_seeds = [
+                np.mean([agents[seed].at[qid, measure] - detector.at[qid, measure] for qid in qids])
+                for seed in seeds[draw]
+            ]
+            means.append(np.mean(of_seeds))
+        low, high = np.quantile(means, [0.025, 0.975])
+        assert change[measure].low == pytest.approx(low)
+        assert change[measure].high == pytest.approx(high)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(2)
+    covered = 0
+    for _ in range(200):
+        agent, detector = _scores(rng.normal(1.0, 4.0, 60), rng.integers(1, 5, 60))
+        interval = differences([agent], detector, draws=200)["mIoU"]
+        covered += interval.low <= 1.0 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_queries_of_a_video_count_together() -> None:
+    rng = np.random.default_rng(3)
+    gains = rng.normal(0.0, 4.0, 40)
+    few = differences([_scores(gains, np.full(40, 1))[0]], _scores(gains, np.full(40, 1))[1])["mIoU"]
+    many = differences([_scores(gains, np.full(40, 9))[0]], _scores(gains, np.full(40, 9))[1])["mIoU"]
+    # Nine equal queries of a video tell no more than one.
+    assert (many.low, many.high) == pytest.approx((few.low, few.high))
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    flat = np.zeros(50)
+    up, detector = _scores(flat + 2.0, np.full(50, 2))
+    down, _ = _scores(flat - 2.0, np.full(50, 2))
+    assert differences([up, up], detector)["mAP"] == pytest.approx((2.0, 2.0, 2.0))
+    mixed = differences([up, down], detector)["mAP"]
+    assert mixed == pytest.approx((0.0, -2.0, 2.0))
+
+
+def test_table_has_a_cell_for_every_column() -> None:
+    rows = {"detector": {"mIoU": 50.0}, "agent": {"mIoU": 51.234, "Δ mIoU": Difference(1.234, -0.5, 2.0)}}
+    assert table(rows).splitlines() == [
+        "| agent | mIoU | Δ mIoU |",
+        "|---|---|---|",
+        "| detector | 50.00 |  |",
+        "| agent | 51.23 | +1.23 [-0.50, +2.00] |",
+    ]

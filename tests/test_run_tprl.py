@@ -1,0 +1,355 @@
+"""The main job from the command line: results, resuming, interruption, bad arguments."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import benchmarks.run_tprl
+from agents.committee import load_committee
+from agents.evaluation import refine, submission
+from agents.expected_gain import ExpectedGain
+from benchmarks.experiment import Experiment
+from benchmarks.run_tprl import main
+from tests.caches import ARGUMENTS, random_batch
+from vmr_env.annotations import Annotation
+from vmr_env.cache import DecoderStateCache, write_cache
+from vmr_env.metrics import evaluate
+from vmr_env.predictions import read_predictions, write_predictions
+from vmr_env.profiles import get_profile
+from vmr_env.simulator import simulate
+
+QUICK = ["--members", "2", "--evaluations", "1", "--rounds", "1", "--jobs", "1"]
+MY_AGENT = """
+import numpy as np
+from agents.protocol import Agent
+
+class MyAgent(Agent):
+    num_envs = 4
+    def act(self, observations, masks):
+        return np.full(len(masks), masks.shape[1] - 1)
+
+class Half:
+    def act(self, observations, masks): ...
+"""
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Simulated caches: train and test of Charades-STA; and others that do not go together with them."""
+    folder = tmp_path_factory.mktemp("caches")
+    for split, samples in (("train", 40), ("test", 30)):
+        simulate(folder / split, get_profile("charades"), split, samples=samples)
+    simulate(folder / "tacos", get_profile("tacos"), "test", samples=30)
+    write_cache(folder / "pool", random_batch(9), **ARGUMENTS)
+    return folder
+
+
+@pytest.fixture
+def data(caches: Path) -> list[str]:
+    return ["--cache", str(caches / "train"), "--test-cache", str(caches / "test")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with an own agent in it."""
+    (tmp_path / "own_agent.py").write_text(MY_AGENT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _without_seconds(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_seconds(value) for key, value in content.items() if key != "seconds"}
+    return [_without_seconds(value) for value in content] if isinstance(content, list) else content
+
+
+def _results(out: Path) -> Any:
+    return _without_seconds(json.loads((out / "results.json").read_text()))
+
+
+def _interrupt_after(units: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, done = Experiment.run, []
+
+    def interrupted(self: Experiment, *args: Any) -> Any:
+        if len(done) == units:
+            raise KeyboardInterrupt
+        done.append(args)
+        return run(self, *args)
+
+    monkeypatch.setattr(Experiment, "run", interrupted)
+
+
+def test_from_data_to_table(
+    caches: Path, data: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "out"
+    own = ["--agent", "own_agent:MyAgent"]
+    assert main([*data, "--agents", "expected_gain", *own, *QUICK, "--out", "out"]) == 0
+    printed, progress = capsys.readouterr()
+    assert "own_agent.MyAgent-seed1-fold0" in progress
+    lines = [line.split(" | ")[0].strip("| ") for line in printed.splitlines() if line.startswith("|")]
+    assert lines == [
+        "agent",
+        "---|---|---|---|---|---|---|---|---|---|---|---",
+        "detector (simulated detector)",
+        "stop at once",
+        "random",
+        "greedy oracle (ceiling)",
+        "constant window (best R1@0.5)",
+        "constant window (best mIoU)",
+        "expected_gain",
+        "own_agent:MyAgent",
+    ]
+    assert (out / "table.md").read_text() in printed
+
+    test = DecoderStateCache.open(caches / "test")
+    truth = [
+        Annotation(s.qid, s.vid, s.query, s.duration, s.moments, None, None)
+        for s in map(test.sample, range(len(test)))
+    ]
+    record = _results(out)
+    said = record["agents"]["expected_gain"]
+    assert (said["seeds"], said["steps"]) == ([0, 1], 2 * 2 * 6 * ExpectedGain.num_envs)
+    for seed, official in enumerate(said["figures"]):
+        answers = read_predictions(out / f"submission-expected_gain-seed{seed}.jsonl")
+        brief = evaluate(answers, truth)["brief"]
+        assert official == {name: brief[f"MR-full-{name}"] for name in official}
+    references = record["references"]
+    detector = record["detectors"]["detector (simulated detector)"]
+    assert references["stop at once"]["figures"] == detector
+    assert references["greedy oracle (ceiling)"]["figures"]["mIoU"] > detector["mIoU"] + 5
+    assert references["random"]["figures"]["mIoU"] < detector["mIoU"]
+    # Stopping gains nothing, so the guard leaves the detector's moments alone.
+    assert record["agents"]["own_agent:MyAgent"]["chosen_rounds"] == [0, 0]
+    assert record["agents"]["own_agent:MyAgent"]["figures"] == [detector, detector]
+
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    logs = {log.parent.name for log in (out / "tensorboard").glob("*/events.*")}
+    assert logs == {
+        f"{agent}-seed{seed}-fold0" for agent in ("expected_gain", "own_agent.MyAgent") for seed in (0, 1)
+    }
+
+
+def test_a_kept_committee_gives_the_submission_again(caches: Path, data: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main([*data, "--agents", "expected_gain", *QUICK, "--seeds", "1", "--out", str(out)]) == 0
+    test = DecoderStateCache.open(caches / "test")
+    committee = load_committee(out / "units" / "expected_gain-seed0-fold0.pt", ExpectedGain, test)
+    rows = np.arange(len(test))
+    again = submission(test, refine(committee.act, test, rows, committee.options))
+    for one, other in zip(again, read_predictions(out / "submission-expected_gain-seed0.jsonl"), strict=True):
+        assert one.qid == other.qid
+        np.testing.assert_array_equal(one.windows, other.windows)
+
+
+def test_an_interrupted_run_tells_what_is_done_and_resumes_to_the_same_numbers(
+    data: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*data, "--agents", "expected_gain", "ppo", *QUICK, "--out", "out"]
+    for name in ("whole", "parts"):
+        (folder / name).mkdir()
+    monkeypatch.chdir(folder / "whole")
+    assert main(arguments) == 0
+    monkeypatch.chdir(folder / "parts")
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        _interrupt_after(3, patched)
+        assert main(arguments) == 130
+    printed, errors = capsys.readouterr()
+    rows = {line.split(" | ")[0].strip("| "): line for line in printed.splitlines()}
+    assert " | 2/2 | " in rows["expected_gain"]
+    assert " | 1/2 | " in rows["ppo"]
+    assert "interrupted; --resume goes on" in errors
+    partial = _results(folder / "parts" / "out")
+    assert partial["agents"]["ppo"]["seeds"] == [0]
+
+    assert main([*arguments, "--resume"]) == 0
+    assert _results(folder / "parts" / "out") == _results(folder / "whole" / "out")
+    for unit in (folder / "whole" / "out" / "units").glob("*.json"):
+        other = folder / "parts" / "out" / "units" / unit.name
+        assert _without_seconds(json.loads(unit.read_text())) == _without_seconds(
+            json.loads(other.read_text())
+        )
+
+
+def test_an_interruption_before_any_unit_still_leaves_the_references(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _interrupt_after(0, monkeypatch)
+    assert main([*data, "--agents", "ppo", *QUICK, "--out", str(tmp_path / "out")]) == 130
+    record = _results(tmp_path / "out")
+    assert record["agents"] == {}
+    assert "stop at once" in record["references"]
+
+
+def test_processes_side_by_side_give_the_same_numbers(data: list[str], folder: Path) -> None:
+    arguments = [*data, "--agents", "expected_gain", *QUICK]
+    assert main([*arguments, "--out", "one"]) == 0
+    assert main([*arguments, "--jobs", "2", "--out", "two"]) == 0
+    one, two = _results(folder / "one"), _results(folder / "two")
+    assert one.pop("run")["command"] != two.pop("run")["command"]
+    assert one == two
+
+
+@pytest.fixture
+def files(caches: Path, tmp_path: Path) -> list[str]:
+    """The simulated detector's answers as prediction file, and their annotations."""
+    cache = DecoderStateCache.open(caches / "train")
+    stay = refine(
+        lambda _, masks: np.full(len(masks), masks.shape[1] - 1),
+        cache,
+        np.arange(len(cache)),
+        {"proposals": 1},
+    )
+    write_predictions(tmp_path / "predictions.jsonl", submission(cache, stay))
+    with (tmp_path / "annotations.jsonl").open("w") as file:
+        for sample in map(cache.sample, range(len(cache))):
+            row = {
+                "qid": sample.qid,
+                "vid": sample.vid,
+                "query": sample.query,
+                "duration": sample.duration,
+                "relevant_windows": sample.moments.tolist(),
+            }
+            file.write(json.dumps(row) + "\n")
+    return [
+        "--predictions",
+        str(tmp_path / "predictions.jsonl"),
+        "--annotations",
+        str(tmp_path / "annotations.jsonl"),
+    ]
+
+
+def test_folds_by_video_over_one_file_judge_every_query_once(files: list[str], folder: Path) -> None:
+    arguments = [*files, "--folds", "2", "--agents", "--agent", "own_agent:MyAgent", *QUICK]
+    assert main([*arguments, "--out", "out"]) == 0
+    record = _results(folder / "out")
+    assert record["run"]["source"] == "predictions"
+    official = evaluate(files[1], files[3])["brief"]
+    assert record["detectors"] == {
+        "predictions, as published": {
+            name: official[f"MR-full-{name}"] for name in ("R1@0.5", "R1@0.7", "mIoU", "mAP")
+        }
+    }
+    answers = read_predictions(folder / "out" / "submission-own_agent.MyAgent-seed0.jsonl")
+    assert [row.qid for row in answers] == [row.qid for row in read_predictions(Path(files[1]))]
+
+
+Arguments = Callable[[Path], list[str]]
+
+
+def _pair(train: str, test: str, *more: str) -> Arguments:
+    return lambda caches: ["--cache", str(caches / train), "--test-cache", str(caches / test), *more]
+
+
+BAD: dict[str, tuple[Arguments, str]] = {
+    "unknown data set": (lambda _: ["--dataset", "charade"], "--dataset: No dataset profile 'charade'"),
+    "unknown agent": (_pair("train", "test", "--agents", "pppo"), "'pppo' cannot be imported"),
+    "no such module": (_pair("train", "test", "--agent", "no_such.module:A"), "No module named 'no_such'"),
+    "no such class": (_pair("train", "test", "--agent", "own_agent:Nope"), "has no attribute 'Nope'"),
+    "no class": (_pair("train", "test", "--agent", "json:dumps"), "'json:dumps' is no agent"),
+    "half an agent": (
+        _pair("train", "test", "--agent", "own_agent:Half"),
+        "it lacks rounds, update, state_dict",
+    ),
+    "no agents": (_pair("train", "test", "--agents"), "--agents: is empty"),
+    "no seeds": (_pair("train", "test", "--seeds", "0"), "--seeds: is 0, expected a whole number from 1"),
+    "one member": (
+        _pair("train", "test", "--members", "1"),
+        "--members: is 1, expected a whole number from 2",
+    ),
+    "no evaluations": (_pair("train", "test", "--evaluations", "0"), "--evaluations: is 0"),
+    "no rounds": (_pair("train", "test", "--rounds", "0"), "--rounds: is 0"),
+    "no proposals": (_pair("train", "test", "--proposals", "-1"), "--proposals: is -1"),
+    "no jobs": (_pair("train", "test", "--jobs", "0"), "--jobs: is 0"),
+    "one fold": (lambda caches: ["--cache", str(caches / "train"), "--folds", "1"], "--folds: is 1"),
+    "too many folds": (
+        lambda caches: ["--cache", str(caches / "train"), "--folds", "99"],
+        "expected at least 99",
+    ),
+    "too many members": (_pair("train", "test", "--members", "99"), "--members: is 99, expected at most"),
+    "too many proposals": (
+        _pair("train", "test", "--proposals", "99"),
+        "--proposals: is 99, expected at most",
+    ),
+    "not a number": (_pair("train", "test", "--seeds", "two"), "invalid int value: 'two'"),
+    "unknown option": (_pair("train", "test", "--sneeds", "2"), "unrecognized arguments: --sneeds"),
+    "predictions alone": (lambda _: ["--predictions", "a.jsonl"], "--annotations: is missing"),
+    "annotations alone": (lambda _: ["--annotations", "a.jsonl"], "--predictions: is missing"),
+    "test predictions alone": (
+        lambda caches: ["--cache", str(caches / "train"), "--test-predictions", "a.jsonl"],
+        "--test-annotations: is missing",
+    ),
+    "both sources": (
+        lambda caches: ["--cache", str(caches / "train"), "--predictions", "a", "--annotations", "b"],
+        "--cache: is given beside --predictions",
+    ),
+    "nothing to learn from": (
+        lambda caches: ["--test-cache", str(caches / "test")],
+        "--predictions: is missing",
+    ),
+    "missing file": (lambda _: ["--predictions", "none.jsonl", "--annotations", "none.jsonl"], "none.jsonl"),
+    "missing cache": (_pair("none", "test"), "none"),
+    "another data set": (_pair("tacos", "test"), "--dataset: is charades, expected tacos"),
+    "the same videos": (_pair("train", "train"), "shares"),
+    "another number of models": (_pair("train", "pool"), "number of models: is 2, expected 1"),
+    "a file as folder": (
+        _pair("train", "test", "--out", "own_agent.py"),
+        "--out: own_agent.py cannot be made",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments(name: str, caches: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = BAD[name]
+    try:
+        code: Any = main(arguments(caches))
+    except SystemExit as exit_:  # argparse's own
+        code = exit_.code
+    printed, errors = capsys.readouterr()
+    assert (code, printed) == (2, "")
+    assert message in errors
+    assert errors.count("error: ") == 1
+    assert not (folder / "runs" / "tprl").exists()
+
+
+def test_all_that_is_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seeds", "0", "--members", "1", "--annotations", "a"]) == 2
+    errors = capsys.readouterr().err
+    assert all(f"--{name}: is" in errors for name in ("seeds", "members", "predictions"))
+
+
+def test_another_run_is_neither_overwritten_nor_mixed(
+    data: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*data, "--agents", "--agent", "own_agent:MyAgent", *QUICK, "--out", "out"]
+    assert main(arguments) == 0
+    before = {path: path.read_bytes() for path in (folder / "out").glob("*.json")}
+    for changed, message in (
+        (arguments, "has a run already, expected --resume"),
+        ([*arguments, "--resume", "--members", "3"], "members: was '2', expected '3' to resume"),
+        ([*arguments, "--resume", "--test-cache", data[1]], "shares"),
+    ):
+        assert main(changed) == 2
+        assert message in capsys.readouterr().err
+    (folder / "out" / "settings.json").write_text("{")
+    assert main([*arguments, "--resume"]) == 2
+    assert "settings.json: cannot be read" in capsys.readouterr().err
+    (folder / "out" / "settings.json").write_bytes(before.pop(folder / "out" / "settings.json"))
+    assert all(path.read_bytes() == content for path, content in before.items())
+    # More seeds, or other processes, are the same run going on.
+    assert main([*arguments, "--resume", "--seeds", "3"]) == 0
+    assert _results(folder / "out")["agents"]["own_agent:MyAgent"]["seeds"] == [0, 1, 2]
+
+
+def test_missing_packages_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmarks.run_tprl.importlib.util, "find_spec", lambda _: None)
+    assert main([]) == 2
+    assert "tensorboard: is missing, expected `pip install vmr-env[bench]`" in capsys.readouterr().err
