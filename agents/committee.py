@@ -20,6 +20,7 @@ from agents.protocol import Agent, Floats, Masks, Metrics
 from agents.run_state import load_run, save_run
 from vmr_env.cache import DecoderStateCache, video_folds
 from vmr_env.errors import DataError, Problem
+from vmr_env.files import PathLike
 from vmr_env.vector_env import VMRVectorEnv
 
 Array = NDArray[Any]
@@ -222,7 +223,7 @@ def save_committee(
     save_run(path, _CHECKPOINT, {**run, "dataset": cache.manifest["dataset"]}, state)
 
 
-def load_committee(path: Path, make: MakeAgent, cache: DecoderStateCache) -> Committee:
+def load_committee(path: PathLike, make: MakeAgent, cache: DecoderStateCache) -> Committee:
     """A committee from its file; `refine(committee.act, cache, samples, committee.options)` applies it.
 
     Args:
@@ -233,7 +234,7 @@ def load_committee(path: Path, make: MakeAgent, cache: DecoderStateCache) -> Com
     Raises:
         DataError: the file is no committee's, its members are of another class, or the cache does not fit.
     """
-    state = load_run(path, _CHECKPOINT, {"dataset": cache.manifest["dataset"]})
+    state = load_run(Path(path), _CHECKPOINT, {"dataset": cache.manifest["dataset"]})
     members = []
     for seed, kept in enumerate(state["members"]):
         env = _environment(make, cache, np.arange(len(cache)), state["options"])

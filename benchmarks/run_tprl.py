@@ -83,8 +83,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--agent", action="append", default=[], help="an own agent, module:Class; may be repeated"
     )
     learning.add_argument("--seeds", type=int, default=2, help="runs of each agent (default 2)")
-    learning.add_argument("--members", type=int, default=4, help="members of a committee (default 4)")
-    learning.add_argument("--evaluations", type=int, default=4, help="judgements of a member (default 4)")
+    learning.add_argument("--members", type=int, default=3, help="members of a committee (default 3)")
+    learning.add_argument("--evaluations", type=int, default=3, help="judgements of a member (default 3)")
     learning.add_argument("--rounds", type=int, help="rounds of learning; default: each agent's own number")
     learning.add_argument("--proposals", type=int, help="proposals that take part; default: one per model")
     parser.add_argument("--jobs", type=int, default=2, help="processes that train side by side (default 2)")

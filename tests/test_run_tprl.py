@@ -23,9 +23,18 @@ from vmr_env.profiles import get_profile
 from vmr_env.simulator import simulate
 
 QUICK = ["--members", "2", "--evaluations", "1", "--rounds", "1", "--jobs", "1"]
+SMALL = ["--agent", "own_agent:Small", "--agent", "own_agent:SmallPPO"]
 MY_AGENT = """
 import numpy as np
+from agents.expected_gain import ExpectedGain
+from agents.ppo import PPO
 from agents.protocol import Agent
+
+class Small(ExpectedGain):
+    num_envs = 8
+
+class SmallPPO(PPO):
+    num_envs = 8
 
 class MyAgent(Agent):
     num_envs = 4
@@ -55,8 +64,9 @@ def data(caches: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with an own agent in it."""
+    """A working folder with own agents in it."""
     (tmp_path / "own_agent.py").write_text(MY_AGENT)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -149,7 +159,7 @@ def test_a_kept_committee_gives_the_submission_again(caches: Path, data: list[st
 def test_an_interrupted_run_tells_what_is_done_and_resumes_to_the_same_numbers(
     data: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [*data, "--agents", "expected_gain", "ppo", *QUICK, "--out", "out"]
+    arguments = [*data, "--agents", *SMALL, *QUICK, "--out", "out"]
     for name in ("whole", "parts"):
         (folder / name).mkdir()
     monkeypatch.chdir(folder / "whole")
@@ -161,11 +171,11 @@ def test_an_interrupted_run_tells_what_is_done_and_resumes_to_the_same_numbers(
         assert main(arguments) == 130
     printed, errors = capsys.readouterr()
     rows = {line.split(" | ")[0].strip("| "): line for line in printed.splitlines()}
-    assert " | 2/2 | " in rows["expected_gain"]
-    assert " | 1/2 | " in rows["ppo"]
+    assert " | 2/2 | " in rows["own_agent:Small"]
+    assert " | 1/2 | " in rows["own_agent:SmallPPO"]
     assert "interrupted; --resume goes on" in errors
     partial = _results(folder / "parts" / "out")
-    assert partial["agents"]["ppo"]["seeds"] == [0]
+    assert partial["agents"]["own_agent:SmallPPO"]["seeds"] == [0]
 
     assert main([*arguments, "--resume"]) == 0
     assert _results(folder / "parts" / "out") == _results(folder / "whole" / "out")
@@ -187,7 +197,7 @@ def test_an_interruption_before_any_unit_still_leaves_the_references(
 
 
 def test_processes_side_by_side_give_the_same_numbers(data: list[str], folder: Path) -> None:
-    arguments = [*data, "--agents", "expected_gain", *QUICK]
+    arguments = [*data, "--agents", *SMALL, *QUICK]
     assert main([*arguments, "--out", "one"]) == 0
     assert main([*arguments, "--jobs", "2", "--out", "two"]) == 0
     one, two = _results(folder / "one"), _results(folder / "two")
