@@ -1,0 +1,105 @@
+"""Which package may import which, and what `import vmr_env` leaves alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from caches import make_cache
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FORBIDDEN = {
+    "vmr_env": {
+        "agents",
+        "backbones",
+        "benchmarks",
+        "tests",
+        "torch",
+        "stable_baselines3",
+        "scipy",
+        "safetensors",
+    },
+    "agents": {"backbones", "benchmarks", "tests"},
+    "backbones": {"agents", "benchmarks", "tests"},
+    "benchmarks": {"tests"},
+}
+"""Top-level modules that no file of a package imports, not even inside a function."""
+
+
+def imported(path: Path) -> list[tuple[int, str]]:
+    """Line and full name of every module that a file imports, relative ones resolved."""
+    package = list(path.relative_to(ROOT).parent.parts)
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = [*above, *([node.module] if node.module else [])]
+            found += [(node.lineno, ".".join([*module, alias.name])) for alias in node.names]
+    return found
+
+
+def violations(path: Path, package: str) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for line, name in imported(path)
+        if name.split(".")[0] in FORBIDDEN[package]
+    ]
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_packages_import_only_what_they_may(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    assert [one for file in files for one in violations(file, package)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import torch.nn",
+        "def f():\n    from torch import nn",
+        "from agents.ppo import PPO",
+        "if True:\n    import numpy, backbones",
+        "from .. import agents",
+    ],
+)
+def test_the_rule_sees_every_kind_of_import(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    file = tmp_path / "vmr_env" / "module.py"
+    file.parent.mkdir()
+    file.write_text(line)
+    assert len(violations(file, "vmr_env")) == 1
+    file.write_text("import numpy as np\nfrom vmr_env.spans import tiou\nfrom . import spans\n")
+    assert violations(file, "vmr_env") == []
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules in a fresh interpreter after the code."""
+    report = "\nimport sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    command = [sys.executable, "-c", code + report]
+    return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+
+
+def test_importing_the_package_stays_light() -> None:
+    loaded = loaded_by("import vmr_env")
+    assert "vmr_env" in loaded
+    assert loaded.isdisjoint({"torch", "stable_baselines3", "pyarrow", "scipy", "agents", "backbones"})
+
+
+def test_stepping_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+    source = make_cache(tmp_path / "cache")
+    loaded = loaded_by(
+        "import gymnasium\n"
+        f"env = gymnasium.make('vmr_env:VMR-Charades-v0', source={str(source)!r})\n"
+        "env.reset(seed=0); env.step(0)\n"
+        f"envs = gymnasium.make_vec('vmr_env:VMR-Charades-v0', num_envs=2, source={str(source)!r})\n"
+        "envs.reset(seed=0); envs.step(envs.action_space.sample())"
+    )
+    assert loaded.isdisjoint({"torch", "stable_baselines3", "scipy", "agents", "backbones"})

@@ -1,0 +1,41 @@
+"""Walks through environments, for tests of what they give."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmr_env.env import VMREnv
+
+
+def walk(env: VMREnv, seed: int, steps: int) -> Iterator[tuple[Any, ...]]:
+    """What resets (observation, info) and steps (five values) give under random actions of that seed."""
+    env.action_space.seed(seed)
+    yield env.reset(seed=seed)
+    for _ in range(steps):
+        result = env.step(env.action_space.sample())
+        yield result
+        if result[2]:
+            yield env.reset()
+
+
+def trajectory_hash(source: str, seed: int = 3, steps: int = 120) -> str:
+    """Digest of all that a walk of so many steps gives."""
+    digest = hashlib.sha256()
+    for result in walk(VMREnv("charades", source=source), seed, steps):
+        digest.update(np.ascontiguousarray(result[0]).tobytes())
+        info = {key: np.asarray(value).tolist() for key, value in result[-1].items()}
+        digest.update(repr((result[1:-1], sorted(info.items()))).encode())
+    return digest.hexdigest()
+
+
+def varied_actions(env: Any, rng: np.random.Generator) -> NDArray[Any]:
+    """Random actions of a vector environment, of which every group is taken often."""
+    actions = np.asarray(env.action_space.sample())
+    size = getattr(env.single_action_space, "n", None)
+    if size is not None:  # moves are many, switches and stopping few
+        few = rng.integers(48, size, len(actions))
+        actions = np.where(rng.random(len(actions)) < 0.5, few, actions)
+    return actions
