@@ -98,7 +98,7 @@ class CmiLayer(nn.Module):
         fused = residual(read, fuse, self.norm3, self.pre_norm)
         branch = self.feed_forward(self.norm4(fused) if self.pre_norm else fused)
         kept = fused if self.adds_to_input else branch  # the official layer adds the branch to itself (Q8)
-        mixed = kept + self.dropout(branch)
+        mixed: Tensor = self.dropout(branch, kept)
         return mixed if self.pre_norm else cast(Tensor, self.norm4(mixed))
 
 

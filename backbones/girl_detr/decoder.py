@@ -53,6 +53,9 @@ class AnchorCrossAttention(nn.Module):
     """Attention from queries to clips; in each head, content and position stand side by side.
 
     Only the first layer also adds the positions to the contents: ``adds_position``.
+
+    There are far fewer queries than clips, so keys and values are not projected clip by clip: the projection
+    of the keys is moved to the queries, <q, W m> = <W^T q, m>, that of the values behind the weighted sum.
     """
 
     def __init__(self, config: GirlDetrConfig, adds_position: bool) -> None:
@@ -64,6 +67,7 @@ class AnchorCrossAttention(nn.Module):
         self.value = nn.Linear(width, width)
         self.query_position = nn.Linear(width, width) if adds_position else None
         self.out = nn.Linear(width, width)
+        self.dropout = Dropout(config.dropout)
         nn.init.zeros_(self.out.bias)
 
     def forward(
@@ -76,21 +80,35 @@ class AnchorCrossAttention(nn.Module):
         visible: Tensor,
     ) -> Tensor:
         """Read ``memory (B, Lv, d)``; content ``x``, ``position``, modulated ``sine`` are ``(B, Q, d)``."""
-        query, key, key_place = (
-            self.query_content(x),
-            self.key_content(memory),
-            self.key_position(memory_positions),
-        )
+        query, place = self.query_content(x), self.query_sine(sine)
         if self.query_position is not None:
-            query, key = query + self.query_position(position), key + key_place
-        q, q_place, k, k_place, v = (
-            split_heads(y, self.heads)
-            for y in (query, self.query_sine(sine), key, key_place, self.value(memory))
-        )
-        p = self.p if self.training else 0.0
-        return cast(
-            Tensor, self.out(attend(torch.cat((q, q_place), -1), torch.cat((k, k_place), -1), v, visible, p))
-        )
+            query = query + self.query_position(position)
+            place = place + query  # the key's content is its own plus its position, so the query meets both
+        content_scores = self._scores(query, self.key_content, memory)
+        position_scores = self._scores(place, self.key_position, memory_positions)
+        scale = (2 * x.shape[-1] / self.heads) ** -0.5
+        scores = ((content_scores + position_scores) * scale).masked_fill(~visible, -torch.inf)
+        return cast(Tensor, self.out(self._values(self.dropout(scores.softmax(-1)), memory)))
+
+    def _scores(self, query: Tensor, key: nn.Linear, memory: Tensor) -> Tensor:
+        """Products ``(B, H, Q, Lv)`` of ``query (B, Q, d)`` and the keys that ``key`` makes of ``memory``."""
+        parts = query.view(*query.shape[:2], self.heads, -1)
+        weight, bias = self._by_head(key)
+        moved = torch.einsum("bqhe,hed->bhqd", parts, weight)
+        scores = moved.flatten(1, 2) @ memory.transpose(1, 2)
+        return scores.view(*moved.shape[:3], -1) + torch.einsum("bqhe,he->bhq", parts, bias)[..., None]
+
+    def _values(self, weights: Tensor, memory: Tensor) -> Tensor:
+        """Sums ``(B, Q, d)`` of the values of ``memory``, by ``weights (B, H, Q, Lv)``."""
+        read = (weights.flatten(1, 2) @ memory).view(*weights.shape[:3], -1)
+        weight, bias = self._by_head(self.value)
+        values = torch.einsum("bhqd,hed->bqhe", read, weight)
+        return (values + torch.einsum("bhq,he->bqhe", weights.sum(-1), bias)).flatten(2)
+
+    def _by_head(self, projection: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Weight ``(H, d / H, d)`` and bias ``(H, d / H)`` of a projection."""
+        weight, bias = projection.weight, projection.bias
+        return weight.view(self.heads, -1, weight.shape[1]), bias.view(self.heads, -1)
 
 
 class DecoderLayer(nn.Module):
@@ -118,15 +136,14 @@ class DecoderLayer(nn.Module):
         """Map content ``x (B, Q, d)`` to the same shape; other arguments as in `AnchorCrossAttention`."""
 
         def read_queries(y: Tensor) -> Tensor:
-            return cast(Tensor, self.dropout(self.self_attention(y, position)))
+            return cast(Tensor, self.self_attention(y, position))
 
         def read_memory(y: Tensor) -> Tensor:
-            read = self.cross_attention(y, position, sine, memory, memory_positions, visible)
-            return cast(Tensor, self.dropout(read))
+            return cast(Tensor, self.cross_attention(y, position, sine, memory, memory_positions, visible))
 
-        x = residual(x, read_queries, self.norm1, self.pre_norm)
-        x = residual(x, read_memory, self.norm2, self.pre_norm)
-        return residual(x, lambda y: self.dropout(self.feed_forward(y)), self.norm3, self.pre_norm)
+        x = residual(x, read_queries, self.norm1, self.pre_norm, self.dropout)
+        x = residual(x, read_memory, self.norm2, self.pre_norm, self.dropout)
+        return residual(x, self.feed_forward, self.norm3, self.pre_norm, self.dropout)
 
 
 class Decoder(nn.Module):

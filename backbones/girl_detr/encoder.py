@@ -33,10 +33,10 @@ class EncoderLayer(nn.Module):
 
         def attend(y: Tensor) -> Tensor:
             placed = y + positions
-            return cast(Tensor, self.dropout(self.attention(placed, placed, y, visible)))
+            return cast(Tensor, self.attention(placed, placed, y, visible))
 
-        x = residual(x, attend, self.norm1, self.pre_norm)
-        return residual(x, lambda y: self.dropout(self.feed_forward(y)), self.norm2, self.pre_norm)
+        x = residual(x, attend, self.norm1, self.pre_norm, self.dropout)
+        return residual(x, self.feed_forward, self.norm2, self.pre_norm, self.dropout)
 
 
 class Encoder(nn.Module):

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from backbones.girl_detr.kernels import dropout, prelu
+
 
 class MLP(nn.Module):
     """``layers`` linear layers of widths ``inputs -> hidden -> ... -> outputs`` with ReLU between them."""
@@ -36,19 +38,6 @@ def inverse_sigmoid(x: Tensor, floor: float = 1e-3) -> Tensor:
     return torch.log(x.clamp(min=floor) / (1 - x).clamp(min=floor))
 
 
-def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Dropout; on a CPU from 16-bit random numbers, at a fifth of PyTorch's cost (p is off by up to 1e-5)."""
-    if not training or p == 0:
-        return x
-    if x.is_cuda:
-        return F.dropout(x, p)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
-    words.random_(-(2**63), None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    keep = torch.gt(bits, round(p * 2**16) - 2**15 - 1, out=torch.empty(0, dtype=x.dtype, device=x.device))
-    return x * keep.mul_(1 / (1 - p))
-
-
 class Dropout(nn.Module):
     """Zeroes each element with probability ``p`` in training and scales the others by ``1 / (1 - p)``."""
 
@@ -56,37 +45,14 @@ class Dropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape as ``x``."""
-        return dropout(x, self.p, self.training)
+    @property
+    def active(self) -> float:
+        """The probability at present: 0 outside training."""
+        return self.p if self.training else 0.0
 
-
-class _SingleSlope(torch.autograd.Function):
-    """PReLU with one slope; on a CPU PyTorch's own backward pass takes five times as long."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(x, slope)
-        return F.prelu(x, slope)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        x, slope = ctx.saved_tensors
-        (gradient,) = gradients
-        to_slope = torch.dot(gradient.reshape(-1), x.clamp(max=0).view(-1))
-        to_x = torch.ops.aten.leaky_relu_backward(gradient, x, slope.item(), False)
-        return to_x, to_slope.view_as(slope)
-
-
-class PReLU(nn.PReLU):
-    """PReLU with one learned slope."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape as ``x``."""
-        if x.is_cuda:
-            return super().forward(x)
-        apply: Callable[[Tensor, Tensor], Tensor] = _SingleSlope.apply
-        return apply(x.contiguous(), self.weight)
+    def forward(self, x: Tensor, add_to: Tensor | None = None) -> Tensor:
+        """Same shape as ``x``; the sum with ``add_to``, if given."""
+        return dropout(x, self.active, add_to)
 
 
 class FeedForward(nn.Module):
@@ -95,13 +61,14 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, inner: int, p: float) -> None:
         super().__init__()
         self.linear1 = nn.Linear(width, inner)
-        self.activation = PReLU()
+        self.activation = nn.PReLU()
         self.linear2 = nn.Linear(inner, width)
         self.dropout = Dropout(p)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., width)`` to the same shape."""
-        return cast(Tensor, self.linear2(self.dropout(self.activation(self.linear1(x)))))
+        inner = prelu(self.linear1(x), self.activation.weight)
+        return cast(Tensor, self.linear2(self.dropout(inner)))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -128,7 +95,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, p:
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         if visible is not None:
             scores = scores + torch.zeros_like(visible, dtype=scores.dtype).masked_fill_(~visible, -torch.inf)
-        mixed = dropout(scores.softmax(-1), p, True) @ value
+        mixed = dropout(scores.softmax(-1), p) @ value
     return mixed.transpose(1, 2).flatten(2)
 
 
@@ -147,20 +114,39 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
         """Attend from ``query (B, Lq, d)`` to ``key``, ``value (B, Lk, d)``; ``visible`` as in `attend`."""
-        inputs = (query, key, value)
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (
-            split_heads(F.linear(x, weight, bias), self.heads)
-            for x, weight, bias in zip(inputs, weights, biases, strict=True)
-        )
+        q, k, v = (split_heads(x, self.heads) for x in self._project(query, key, value))
         return cast(Tensor, self.out_proj(attend(q, k, v, visible, self.p if self.training else 0.0)))
 
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Each input by its part of the packed projection; parts that share an input are done at once."""
+        inputs, shares = [query, key, value], [1, 1, 1]
+        if key is value:
+            inputs, shares = [query, key], [1, 2]
+        elif query is key:
+            inputs, shares = [query, value], [2, 1]
+        sizes = [share * query.shape[-1] for share in shares]
+        weights, biases = torch.split(self.in_proj_weight, sizes), torch.split(self.in_proj_bias, sizes)
+        return tuple(
+            part
+            for x, weight, bias, share in zip(inputs, weights, biases, shares, strict=True)
+            for part in F.linear(x, weight, bias).chunk(share, -1)
+        )
 
-def residual(x: Tensor, branch: Callable[[Tensor], Tensor], norm: nn.Module, pre_norm: bool) -> Tensor:
-    """``x`` plus what ``branch`` makes of it; normalised after the sum, or before the branch."""
+
+def residual(
+    x: Tensor,
+    branch: Callable[[Tensor], Tensor],
+    norm: nn.Module,
+    pre_norm: bool,
+    add: Callable[[Tensor, Tensor], Tensor] = torch.add,
+) -> Tensor:
+    """``x`` plus what ``branch`` makes of it; normalised after the sum, or before the branch.
+
+    ``add(branch(x), x)`` makes the sum: a `Dropout`, or plain addition.
+    """
     if pre_norm:
-        return x + branch(norm(x))
-    return cast(Tensor, norm(x + branch(x)))
+        return add(branch(norm(x)), x)
+    return cast(Tensor, norm(add(branch(x), x)))
 
 
 def recomputed(module: Callable[..., Tensor], recompute: bool, *inputs: Any) -> Tensor:

@@ -1,11 +1,13 @@
 """Feature refinement: each clip is mixed with what the sentence says about it."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.layers import dropout
+from backbones.girl_detr.layers import Dropout
 
 # The official model adds log(mask + 1e-45) to the similarity; in float32, 1e-45 is the smallest subnormal
 # number, so padded clips get this. Written out, it does not depend on how the machine treats subnormals (Q5).
@@ -18,7 +20,7 @@ class FeatureRefinement(nn.Module):
     def __init__(self, config: GirlDetrConfig) -> None:
         super().__init__()
         width = config.hidden_dim
-        self.p = 0.1
+        self.dropout = Dropout(0.1)
         self.sentence_pool = nn.Parameter(torch.empty(width, 1))
         self.similarity = nn.Parameter(torch.empty(width, 1))
         self.mask_similarity = config.repaired("padded_similarity")
@@ -39,7 +41,7 @@ class FeatureRefinement(nn.Module):
             sentence,
             self.correlation(video, text, text_mask),
         )
-        return dropout(torch.relu(self._mix(blocks, video.shape)), self.p, self.training)
+        return cast(Tensor, self.dropout(torch.relu(self._mix(blocks, video.shape))))
 
     def _sentence(self, text: Tensor, text_mask: Tensor) -> Tensor:
         scores = (text @ self.sentence_pool).squeeze(-1) + (1 - text_mask) * -1e30
@@ -56,7 +58,7 @@ class FeatureRefinement(nn.Module):
         mixed: Tensor = self.mixer.bias
         for block, weight in zip(blocks, self.mixer.weight.chunk(4, dim=1), strict=True):
             spread = block.expand(shape) if self.training else block  # each clip has its own dropout
-            mixed = mixed + F.linear(dropout(spread, self.p, self.training), weight)
+            mixed = mixed + F.linear(self.dropout(spread), weight)
         return mixed
 
 
