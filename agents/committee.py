@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from agents.evaluation import refine
@@ -216,7 +217,11 @@ def save_committee(
     state = {
         "options": committee.options,
         "members": [
-            {"class": _class_name(member), "width": member.env.observer.width, "state": member.state_dict()}
+            {
+                "class": _class_name(member),
+                "width": member.env.observer.width,
+                "state": _storable(member.state_dict()),
+            }
             for member in committee.members
         ],
     }
@@ -246,9 +251,33 @@ def load_committee(path: PathLike, make: MakeAgent, cache: DecoderStateCache) ->
             if was != now:
                 message = f"is {was}, expected {now}, as the agent and cache to load it with have it"
                 raise DataError(Problem(str(path), None, what, message))
-        agent.load_state_dict(kept["state"])
+        agent.load_state_dict(_restored(kept["state"]))
         members.append(agent)
     return Committee(members, state["options"])
+
+
+_ARRAY = "numpy.ndarray"
+"""Marks an array, which is kept as a tensor: safe loading knows nothing of NumPy."""
+
+
+def _storable(value: Any) -> Any:
+    """A state without NumPy's types."""
+    if isinstance(value, np.ndarray):
+        return {_ARRAY: torch.from_numpy(value.copy())}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: _storable(part) for key, part in value.items()}
+    return [_storable(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _restored(value: Any) -> Any:
+    """The state with its arrays again."""
+    if isinstance(value, dict):
+        if value.keys() == {_ARRAY}:
+            return value[_ARRAY].numpy()
+        return {key: _restored(part) for key, part in value.items()}
+    return [_restored(part) for part in value] if isinstance(value, list) else value
 
 
 def _class_name(agent: Agent) -> str:

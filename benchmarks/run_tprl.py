@@ -312,7 +312,7 @@ class Watcher:
 def _open_log(folder: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=0)  # hides what an interrupted unit logged
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -320,6 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     torch.set_num_threads(1)  # small networks; more threads only fight
     given = [part for part in (sys.argv[1:] if argv is None else argv) if part != "--resume"]
+    existed = args.out.exists()
     try:
         check(args)
         agents = {name: load_agent(name) for name in [*args.agents, *args.agent]}
@@ -331,8 +332,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = args.test_predictions or (None if args.test_cache else args.predictions) or []
         print(report(experiment, files, shlex.join(["python", "benchmarks/run_tprl.py", *given])))
     except DataError as error:
-        with suppress(OSError):
-            args.out.rmdir()  # only if there is nothing in it
+        if not existed:
+            with suppress(OSError):
+                args.out.rmdir()  # only if there is nothing in it
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -239,6 +239,27 @@ def test_a_committee_from_its_file_acts_alike(
     assert [file.name for file in tmp_path.iterdir()] == ["committee.pt"]
 
 
+def test_states_keep_their_numpy_arrays(late: DecoderStateCache, tmp_path: Path) -> None:
+    class Counting(Scripted):
+        def __init__(self, env: VMRVectorEnv, seed: int) -> None:
+            super().__init__(env, seed)
+            self.state: dict[str, Any] = {}
+
+        def state_dict(self) -> dict[str, Any]:
+            return self.state
+
+        def load_state_dict(self, state: Mapping[str, Any]) -> None:
+            self.state = dict(state)
+
+    agent = Counting(VMRVectorEnv(4, "charades", source=late, autoreset_mode="SameStep", **OPTIONS), 0)
+    agent.state = {"counts": np.arange(6).reshape(2, 3), "rate": np.float64(0.1), "names": ["a", {"b": None}]}
+    save_committee(tmp_path / "file.pt", Committee([agent], OPTIONS), late, {})
+    (member,) = load_committee(tmp_path / "file.pt", Counting, late).members
+    state = member.state_dict()
+    np.testing.assert_array_equal(state["counts"], agent.state["counts"])
+    assert (state["rate"], state["names"]) == (0.1, ["a", {"b": None}])
+
+
 def test_a_committee_without_members_comes_back_too(late: DecoderStateCache, tmp_path: Path) -> None:
     save_committee(tmp_path / "none.pt", Committee([], OPTIONS), late, {})
     committee = load_committee(tmp_path / "none.pt", PPO, late)

@@ -1,19 +1,15 @@
 """What the README shows works as it stands there."""
 
-import importlib
 import json
 import re
 import shlex
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 
-import vmr_env.env
 from agents.evaluation import refine, submission
 from benchmarks.run_tprl import main, parse
 from vmr_env.cache import DecoderStateCache
@@ -57,13 +53,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("VMR_ENV_DATA", str(folder / "data"))
-    with warnings.catch_warnings():
-        # A user of Stable-Baselines3 sees this advice of its own, too.
-        warnings.filterwarnings("ignore", message="You are trying to run PPO on the GPU")
-        yield
 
 
 def _caches(folder: Path) -> list[str]:
@@ -86,15 +78,9 @@ def test_its_own_agent_comes_into_the_table(folder: Path, monkeypatch: pytest.Mo
     arguments = shlex.split(command)[2:]
     try:
         assert main([*arguments, "--agents", *_caches(folder), *QUICK, "--out", "own"]) == 0
-        agent = importlib.import_module("my_agent").MyAgent
     finally:
         sys.modules.pop("my_agent", None)
     assert "my_agent:MyAgent" in json.loads((folder / "own" / "results.json").read_text())["agents"]
-
-    # It learns: the action with the highest mean gain is what it counted to be so.
-    env = vmr_env.env.VMREnv(horizon=1)
-    assert agent.env_options == {"horizon": 1}
-    assert env.action_space.n > 2
 
 
 def test_its_commands_are_understood() -> None:
