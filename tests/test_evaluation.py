@@ -1,0 +1,127 @@
+"""Refining given samples, against single environments; submissions, against published figures."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from caches import random_batch
+from refinement import environment, user_cache_in, written
+
+from agents import evaluation
+from agents.evaluation import Refined, refine, submission
+from agents.references import StopAtOnce
+from vmr_env.annotations import read_annotations
+from vmr_env.cache import DecoderStateCache
+from vmr_env.env import VMREnv
+from vmr_env.metrics import evaluate
+from vmr_env.prediction_cache import build_prediction_cache
+from vmr_env.predictions import read_predictions, write_predictions
+from vmr_env.profiles import get_profile
+from vmr_env.vector_env import VMRVectorEnv
+
+# R1@0.3, R1@0.5, R1@0.7, mIoU, mAP@0.5, mAP@0.75, mAP, published for the detector's prediction file.
+FIGURES = {"qvhighlights_val.moment_detr": (67.48, 53.94, 34.84, 49.21, 54.96, 31.01, 32.2)}
+KEYS = ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU", "mAP@0.5", "mAP@0.75", "mAP")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with user_cache_in(tmp_path_factory.mktemp("evaluation")) as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def cache(folder: Path) -> DecoderStateCache:
+    return written(folder / "random", random_batch(13, q=4))
+
+
+class Scrambled:
+    """A deterministic policy without sense: an action depends on the observation in an arbitrary way."""
+
+    def __init__(self, width: int, actions: int) -> None:
+        self.weights = np.random.default_rng(0).normal(size=(width, actions))
+
+    def __call__(self, observations: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        mixed = np.sin(1000 * (observations.astype(np.float64) @ self.weights))
+        mixed[:, -5:-1] += 1  # few actions switch, yet some shall be taken
+        return np.where(masks, mixed, -np.inf).argmax(axis=1)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_refine_equals_single_environments(
+    cache: DecoderStateCache, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    monkeypatch.setattr(evaluation, "_BATCH", 4)
+    samples, options = np.array([5, 0, 12, 3, 7, 1, 1, 9, 2]), {"horizon": 4, "stage": stage}
+    env = VMREnv("charades", source=cache, **options)
+    act = Scrambled(env.observer.width, env.action_mode.size)
+    refined = refine(act, cache, samples, options)
+    np.testing.assert_array_equal(refined.samples, samples)
+    for i, sample in enumerate(samples.tolist()):
+        observation, info = env.reset(seed=0, options={"sample": sample, "start": 0})
+        assert refined.before[i] == info["tiou"]
+        over = False
+        while not over:
+            action = act(observation[None], info["action_mask"][None])
+            observation, _, over, _, info = env.step(action[0])
+        np.testing.assert_array_equal(refined.windows[i], info["span"])
+        assert refined.proposals[i] == info["proposal"]
+        assert refined.after[i] == info["tiou"]
+    assert (refined.proposals > 0).any() == (stage == 3)  # stage 2 does not switch
+
+
+def test_environments_are_told_before_acting(
+    cache: DecoderStateCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "_BATCH", 4)
+    told: list[VMRVectorEnv] = []
+
+    def act(observations: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        np.testing.assert_array_equal(told[-1].episodes.mask, masks)
+        return np.full(len(masks), masks.shape[1] - 1)
+
+    refine(act, cache, np.arange(6), enter=told.append)
+    assert [env.num_envs for env in told] == [4, 2]
+
+
+def test_submission_puts_the_refined_moment_in_place_of_its_proposal(cache: DecoderStateCache) -> None:
+    samples = np.argsort(-np.asarray(cache.counts))[:3]
+    assert cache.counts[samples].min() >= 3
+    windows, proposals = np.array([[1.23456, 4.0], [0.5, 2.0], [2.0, 3.0]]), np.array([0, 2, 1])
+    rows = submission(cache, Refined(samples, windows, proposals, np.zeros(3), np.zeros(3)))
+    for row, i, window, proposal in zip(rows, samples.tolist(), windows, proposals.tolist(), strict=True):
+        sample, count = cache.sample(i), int(cache.counts[i])
+        assert (row.qid, row.vid, row.query) == (sample.qid, sample.vid, sample.query)
+        rest = [k for k in range(count) if k != proposal]
+        assert row.windows.shape == (count, 3)
+        np.testing.assert_allclose(row.windows[0, :2], window, atol=5.1e-5)
+        np.testing.assert_allclose(row.windows[1:, :2], cache.spans[i, rest] * sample.duration, atol=1e-4)
+        np.testing.assert_allclose(row.windows[1:, 2], cache.scores[i, rest], atol=5.1e-5)
+        assert row.windows[0, 2] == row.windows[:, 2].max() >= cache.scores[i].max() - 5.1e-5
+        np.testing.assert_array_equal(row.windows, np.round(row.windows, 4))
+        assert cache.saliency is not None
+        np.testing.assert_array_equal(row.saliency, cache.saliency[i])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_stopping_at_once_is_the_published_detector(data: Path, folder: Path, name: str) -> None:
+    truth = data / "qvhighlights" / "highlight_val_release.jsonl"
+    file = data / "predictions" / f"{name}.jsonl.gz"
+    path = build_prediction_cache(folder / name, file, truth, get_profile("qvhighlights"), "val")
+    cache = DecoderStateCache.open(path)
+    stop = StopAtOnce(VMRVectorEnv(1, "qvhighlights", source=cache), 0)
+    refined = refine(stop.act, cache, np.arange(len(cache)))
+    np.testing.assert_array_equal(refined.before, refined.after)
+
+    write_predictions(folder / "submission.jsonl.gz", submission(cache, refined))
+    brief = evaluate(read_predictions(folder / "submission.jsonl.gz"), read_annotations(truth))["brief"]
+    found = [brief[f"MR-full-{key}"] for key in KEYS]
+    np.testing.assert_allclose(found, FIGURES[name], atol=1e-9)
+
+
+def test_submission_of_stopping_at_once_keeps_every_window(cache: DecoderStateCache) -> None:
+    stop = StopAtOnce(environment(cache, n=1), 0)
+    for i, row in enumerate(submission(cache, refine(stop.act, cache, np.arange(len(cache))))):
+        own = cache.spans[i, : cache.counts[i]] * np.float64(cache.sample(i).duration)
+        np.testing.assert_allclose(row.windows[:, :2], own, atol=1e-4)
