@@ -26,7 +26,7 @@ def column(*values: float) -> Tensor:
 
 
 def test_gae_equals_hand_computation() -> None:
-    # Errors: 2 + 0.5 * 1 - 3 = -0.5; then 2 - 1 = 1 at the end; then 4 + 0.5 * 6 - 2 = 5, of a running episode.
+    # Errors: 2 + 0.5 * 1 - 3 = -0.5; then 2 - 1 = 1 at the end; then 4 + 0.5 * 6 - 2 = 5, not at its end.
     advantages = gae(column(2, 2, 4), column(3, 1, 2, 6), column(0, 1, 0), gamma=0.5, lam=0.5)
     torch.testing.assert_close(advantages, column(-0.5 + 0.5 * 0.5 * 1, 1, 5))
 
