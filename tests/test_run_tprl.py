@@ -101,10 +101,9 @@ def test_from_data_to_table(
     assert main([*data, "--agents", "expected_gain", *own, *QUICK, "--out", "out"]) == 0
     printed, progress = capsys.readouterr()
     assert "own_agent.MyAgent-seed1-fold0" in progress
-    lines = [line.split(" | ")[0].strip("| ") for line in printed.splitlines() if line.startswith("|")]
+    lines = [line.split(" | ")[0].strip("| ") for line in printed.splitlines() if line.startswith("| ")]
     assert lines == [
         "agent",
-        "---|---|---|---|---|---|---|---|---|---|---|---",
         "detector (simulated detector)",
         "stop at once",
         "random",
