@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
 
 class StateBatches:
-    """Batches of a cache that has decoder states; memory does not grow with the number of samples.
+    """Batches of a cache that has decoder states; only their order (8 bytes each) grows with the samples.
 
     Args:
         cache: Open cache of a backbone with a detection head.
