@@ -10,7 +10,7 @@ copies such files into one feature store. Layout (GIRL-DETR specification, secti
 
 import argparse
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from backbones.feature_store import Features, array_problem, import_features
+from backbones.feature_store import array_problem, import_features
 from vmr_env.annotations import read_annotations
 from vmr_env.errors import DataError, Problem
 from vmr_env.files import PathLike
@@ -119,23 +119,6 @@ def read_array(path: Path, name: str) -> NDArray[Any]:
         if isinstance(error, DataError):
             raise
         raise _fail(path, f"is no readable array file ({error})") from error
-
-
-def feature_problems(features: Features, keys: Iterable[str], progress: bool = True) -> list[Problem]:
-    """Read the features of all keys and return everything that is wrong with them.
-
-    Besides what each file's own reader finds, arrays of another width than `features.dim` are named.
-    """
-    problems: list[Problem] = []
-    for key in tqdm(dict.fromkeys(keys), desc="check features", unit="file", disable=not progress):
-        try:
-            problem = array_problem(features.read(key), features.dim)
-        except DataError as error:
-            problems.extend(error.problems)
-        else:
-            if problem:
-                problems.append(Problem(repr(features), None, key, problem))
-    return problems
 
 
 def _fail(path: PathLike, message: str) -> DataError:

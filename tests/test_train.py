@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from backbones import cache, train
+from backbones import cache, predict, train
 from backbones.configs import RECIPES, Recipe, get_recipe
 from backbones.dataset import MomentDataset
 from backbones.feature_store import FeatureStore
@@ -19,6 +19,8 @@ from backbones.train import Trainer, parse_options, selection_score, split_for_s
 from vmr_env.annotations import read_annotations
 from vmr_env.cache import DecoderStateCache
 from vmr_env.errors import DataError
+from vmr_env.metrics import evaluate
+from vmr_env.predictions import read_predictions
 from vmr_env.profiles import get_profile
 
 TINY = get_recipe("charades-simulated").with_options(
@@ -213,3 +215,41 @@ def test_from_command_line_to_cache(
     centre, width = found.spans.unbind(-1)
     spans = torch.stack([centre - width / 2, centre + width / 2], -1).clamp(0, 1)
     np.testing.assert_allclose(spans.numpy(), opened.spans, atol=1e-6)
+
+
+def test_blind_model_from_the_official_layout_to_a_submission(
+    goldens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = goldens / "dataset" / "charadesSTA"
+    sources = ["--annotations", str(folder / "val.jsonl"), "--features", str(folder / "features")]
+    options = {"blind": True, "max_clips": 20, "epochs": 1, "hidden_dim": 8, "nheads": 2, "batch_size": 2}
+    changes = [f"--set={name}={json.dumps(value)}" for name, value in options.items()]
+    select = ["--select-annotations", str(folder / "val.jsonl")]
+    train.main(["charades", "--out", str(tmp_path / "run"), *sources, *select, *changes])
+    capsys.readouterr()
+    best = str(tmp_path / "run" / "best")
+    predict.main([best, *sources, "--out", str(tmp_path / "preds.jsonl")])
+    brief = json.loads(capsys.readouterr().out)
+    truth = folder / "val.jsonl"
+    assert brief == evaluate(tmp_path / "preds.jsonl", truth)["brief"]
+    assert load_checkpoint(best).config.v_feat_dim == 2
+    assert len(read_predictions(tmp_path / "preds.jsonl")) == 4
+
+
+@pytest.mark.parametrize("missing", ["--text", "--clips"])
+def test_missing_sources_are_named(simulated: Path, tmp_path: Path, missing: str) -> None:
+    given = {"--text": str(simulated / "text"), "--clips": str(simulated / "clips")}
+    del given[missing]
+    words = [word for pair in given.items() for word in pair]
+    annotations = str(simulated / "annotations.jsonl")
+    with pytest.raises(DataError, match=f"{missing} or --features: is missing"):
+        train.main(["charades-simulated", "--out", str(tmp_path), "--annotations", annotations, *words])
+
+
+def test_selection_videos_are_a_tenth_and_the_same_for_every_seed(simulated: Path) -> None:
+    rows = read_annotations(simulated / "annotations.jsonl")
+    part, select = split_for_selection(rows)
+    assert not {row.vid for row in part} & {row.vid for row in select}
+    assert len(part) + len(select) == len(rows)
+    assert 0.05 < len(select) / len(rows) < 0.2
+    assert [row.qid for row in split_for_selection(rows)[1]] == [row.qid for row in select]
