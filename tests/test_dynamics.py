@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from caches import make_cache
+from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from refinement import user_cache_in
 
 from vmr_env import spans as span_functions
-from vmr_env.actions import COARSE_TO_FINE, MOVES
+from vmr_env.actions import COARSE_TO_FINE, MOVES, DiscreteActions
 from vmr_env.cache import DecoderStateCache
 from vmr_env.curriculum import STAGES
 from vmr_env.env import VMREnv
@@ -45,6 +46,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @cache
 def environment(source: str, stage: int = 3, reward: str | None = None, actions: str = "discrete") -> VMREnv:
     return VMREnv(source=source, stage=stage, reward=reward, actions=actions, horizon=HORIZON)
+
+
+def names_of(env: VMREnv) -> list[str]:
+    assert isinstance(env.action_mode, DiscreteActions)
+    return env.action_mode.names()
 
 
 def begin(env: VMREnv, sample: int, start: int) -> tuple[NDArray[Any], dict[str, Any], int]:
@@ -117,7 +123,7 @@ def slow_mask(env: VMREnv, sample: int, span: Span, proposal: int) -> list[bool]
     """Discrete actions that the documentation calls possible."""
     clip, free = clip_of(env, sample), STAGES[env.stage].actions
     possible = []
-    for name in env.action_mode.names():
+    for name in names_of(env):
         clips = clips_of(name)
         if clips is not None:
             alone = [one for one in ((clips[0], 0.0), (0.0, clips[1])) if any(one)]
@@ -139,12 +145,12 @@ def assert_near(got: Span, expected: Span) -> None:
 
 
 def test_action_names_are_the_documented_actions(source: str) -> None:
-    names = environment(source).action_mode.names()
+    names = names_of(environment(source))
     moves = [(start, end) for start in (-8, -3, -1, 0, 1, 3, 8) for end in (-8, -3, -1, 0, 1, 3, 8)]
     moves.remove((0, 0))
     assert [clips_of(name) for name in names[:48]] == moves
     assert names[48:] == [*(f"switch to proposal {i}" for i in range(1, PROPOSALS + 1)), "stop"]
-    assert environment(source).action_space.n == len(names)
+    assert environment(source).action_space == spaces.Discrete(len(names))
     assert MOVES == (-8, -3, -1, 0, 1, 3, 8)
 
 
@@ -160,7 +166,7 @@ def test_discrete_steps_do_what_their_names_say(
     source: str, sample: int, start: int, actions: list[int], stage: int, reward: str | None
 ) -> None:
     env = environment(source, stage, reward)
-    names = env.action_mode.names()
+    names = names_of(env)
     observation, info, proposal = begin(env, sample, start)
     span = first = span_in(env, observation)
     assert span == tuple(env.cache.spans[sample, proposal].tolist())

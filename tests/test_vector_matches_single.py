@@ -19,7 +19,7 @@ from vmr_env.env import VMREnv
 from vmr_env.vector_env import VMRVectorEnv
 
 N, STEPS = 6, 16
-SEEDS = [11, 5, 5, 900, 0, 7]
+SEEDS: list[int | None] = [11, 5, 5, 900, 0, 7]
 
 Array = NDArray[Any]
 Info = dict[str, Any]
@@ -97,7 +97,7 @@ def test_native_equals_loop(source: Path, actions: str, stage: int, autoreset: A
 def test_autoreset_names_the_new_samples(source: Path, autoreset: AutoresetMode) -> None:
     loop = SyncVectorEnv([partial(VMREnv, source=source)] * 3, autoreset_mode=autoreset)
     native = VMRVectorEnv(3, source=source, autoreset_mode=autoreset)
-    stop = native.single_action_space.n - 1
+    stop = native.action_mode.size - 1
     loop.reset(seed=0)
     native.reset(seed=0)
     for actions in ([stop, 0, stop], [0, 0, 0]):
