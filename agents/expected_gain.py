@@ -1,9 +1,10 @@
-"""Expected gain: the policy gradient summed over all actions instead of sampled (Sutton et al., 2000; Ciosek and
-Whiteson, 2018, "expected policy gradients").
+"""Expected gain: the policy gradient summed over all actions instead of sampled (Sutton et al., 2000; Ciosek
+and Whiteson, 2018, "expected policy gradients").
 
-The environment is a simulator, so the tIoU of every span that an action leads to can be computed while training. The
-loss of a state is - sum_a pi(a) * (tIoU after a - tIoU now): its gradient is the exact policy gradient of a one-step
-episode, without sampling noise. Longer episodes repeat that step; each one is greedy in its expected gain.
+The environment is a simulator, so the tIoU of every span that an action leads to can be computed while
+training. The loss of a state is - sum_a pi(a) * (tIoU after a - tIoU now): its gradient is the exact policy
+gradient of a one-step episode, without sampling noise. Longer episodes repeat that step; each one is greedy
+in its expected gain.
 """
 
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ class ExpectedGain(PolicyAgent):
         config = self.config
         observations, masks, gains = self.collector.collect_gains(network, config.steps)
         expected = spread = torch.zeros(())
-        for rows in torch.randperm(len(gains), generator=self.generator).split(config.minibatch):
+        for rows in torch.split(torch.randperm(len(gains), generator=self.generator), config.minibatch):
             said: PolicyValue = network(observations[rows], masks[rows])
             log_policy = said.logits.log_softmax(-1)
             expected = (log_policy.exp() * gains[rows]).sum(-1).mean()

@@ -1,5 +1,6 @@
 """What our learning agents have in common: members that learn independently and act by their mean policy."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -29,8 +30,8 @@ class Member(nn.Module):
 class PolicyAgent(Agent):
     """Networks that learn from their own experience, one after the other in each round.
 
-    A single policy fits the noise of a thousand queries; the mean of a few that start from different weights and see
-    different episodes does so less (Breiman, 1996).
+    A single policy fits the noise of a thousand queries; the mean of a few that start from different weights
+    and see different episodes does so less (Breiman, 1996).
 
     Args:
         env: see `Agent`.
@@ -70,15 +71,17 @@ class PolicyAgent(Agent):
     def learn(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Metrics:
         """Let one network gather experience and learn from it."""
 
+    def _members(self) -> list[Member]:
+        return [member for member in self.members if isinstance(member, Member)]
+
     def update(self) -> Metrics:
         """One round of every member."""
-        lr = self._lr * 0.5 * (1 + np.cos(np.pi * self.round / self.rounds))
+        lr = self._lr * 0.5 * (1 + math.cos(math.pi * self.round / self.rounds))
         # New episodes from a seed of the round's own: a resumed run sees what an uninterrupted one does.
         self.collector.reset(self.seed * 1_000_003 + self.round)
         before = self.collector.steps
         every: list[Metrics] = []
-        for member in self.members:
-            assert isinstance(member, Member)
+        for member in self._members():
             for group in member.optimiser.param_groups:
                 group["lr"] = lr
             every.append(self.learn(member.network, member.optimiser))
@@ -90,20 +93,21 @@ class PolicyAgent(Agent):
     def probabilities(self, observations: Floats, masks: Masks) -> NDArray[np.float32]:
         """The mean policy of the members: (N, A)."""
         inputs = torch.from_numpy(observations), torch.from_numpy(masks)
-        policies = [member.network(*inputs).logits.softmax(-1) for member in self.members]
+        policies = [member.network(*inputs).logits.softmax(-1) for member in self._members()]
         mean: NDArray[np.float32] = torch.stack(policies).mean(0).numpy()
         return mean
 
     def act(self, observations: Floats, masks: Masks) -> NDArray[Any]:
         """The most probable actions (N,) of the mean policy."""
-        return self.probabilities(observations, masks).argmax(axis=1)
+        best: NDArray[Any] = self.probabilities(observations, masks).argmax(axis=1)
+        return best
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers, random numbers, and the collector's place in its environment."""
         return {
             "round": self.round,
             "members": self.members.state_dict(),
-            "optimisers": [member.optimiser.state_dict() for member in self.members],
+            "optimisers": [member.optimiser.state_dict() for member in self._members()],
             "generator": self.generator.get_state(),
         }
 
@@ -111,6 +115,6 @@ class PolicyAgent(Agent):
         """Take over what `state_dict` gave. Running episodes are given up: a round begins with new ones."""
         self.round = state["round"]
         self.members.load_state_dict(state["members"])
-        for member, optimiser in zip(self.members, state["optimisers"], strict=True):
+        for member, optimiser in zip(self._members(), state["optimisers"], strict=True):
             member.optimiser.load_state_dict(optimiser)
         self.generator.set_state(state["generator"])

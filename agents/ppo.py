@@ -1,8 +1,8 @@
 """Proximal policy optimisation (Schulman et al., 2017) of the moment's refinement.
 
-Details that matter, with their source: advantages normalised per minibatch, value loss without clipping, gradient norm
-clipped at 0.5, learning rate annealed (Huang et al., 2022, "The 37 implementation details of PPO"). Nothing is
-discounted: an episode is a few steps long, and its rewards add up to the gain.
+Details that matter, with their source: advantages normalised per minibatch, value loss without clipping,
+gradient norm clipped at 0.5, learning rate annealed (Huang et al., 2022, "The 37 implementation details of
+PPO"). Nothing is discounted: an episode is a few steps long, and its rewards add up to the gain.
 """
 
 from collections.abc import Mapping
@@ -78,7 +78,7 @@ class PPO(PolicyAgent):
         losses = Tensor()
         for _ in range(config.epochs):
             order = torch.randperm(len(batch[0]), generator=self.generator)
-            for rows in order.split(config.minibatch):
+            for rows in torch.split(order, config.minibatch):
                 losses = self._losses(network, *(column[rows] for column in batch))
                 optimiser.zero_grad()
                 (losses @ torch.tensor([1.0, config.value, -config.entropy])).backward()  # type: ignore[no-untyped-call]

@@ -1,6 +1,7 @@
 """What an agent is: the little that the trainer and the benchmarks ask of one.
 
-An own algorithm subclasses `Agent`, or has the same attributes and methods; `benchmarks/run_tprl.py` takes it by name:
+An own algorithm subclasses `Agent`, or has the same attributes and methods; `benchmarks/run_tprl.py` takes it
+by name:
 
     python benchmarks/run_tprl.py --agent my_package.my_module:MyAgent
 """
@@ -28,7 +29,8 @@ class Agent(ABC):
         env_options: arguments of `VMRVectorEnv` that this agent wants, in training and evaluation alike.
 
     Args:
-        env: where it learns; its samples are training samples only, and finished episodes restart in the same step.
+        env: where it learns; its samples are training samples only, and finished episodes restart in the same
+        step.
         seed: fixes everything random in the agent.
     """
 
@@ -42,15 +44,19 @@ class Agent(ABC):
 
     @abstractmethod
     def act(self, observations: Floats, masks: Masks) -> NDArray[Any]:
-        """The best actions, without exploration: (N, width) observations, (N, A) possible actions -> (N, …)."""
+        """The best actions, without exploration: (N, width) observations, (N, A) possible actions -> (N,
+        …)."""
 
     def update(self) -> Metrics:
         """One round of learning; returns figures to log, named `charts/…` or `losses/…`."""
         raise NotImplementedError(f"{type(self).__name__} has rounds > 0 but no update")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs: tensors, arrays, numbers, strings, and dicts and lists of them."""
+        """Everything that a resumed run needs: tensors, arrays, numbers, strings, and dicts and lists of
+        them."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Take over what `state_dict` gave; an agent without a state takes an empty one."""
+        if state:
+            raise NotImplementedError(f"{type(self).__name__} has a state but no load_state_dict")

@@ -1,4 +1,5 @@
-"""REINFORCE with a learned baseline (Williams, 1992): the return that followed, less what the network expected."""
+"""REINFORCE with a learned baseline (Williams, 1992): the return that followed, less what the network
+expected."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Reinforce(PolicyAgent):
         advantages = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).flatten()
         observations, masks, actions = (column.flatten(0, 1) for column in rollout[:3])
         policy = value = spread = torch.zeros(())
-        for rows in torch.randperm(len(actions), generator=self.generator).split(config.minibatch):
+        for rows in torch.split(torch.randperm(len(actions), generator=self.generator), config.minibatch):
             said: PolicyValue = network(observations[rows], masks[rows])
             log_policy = said.logits.log_softmax(-1)
             taken = log_policy.gather(1, actions[rows, None])[:, 0]

@@ -108,7 +108,8 @@ class Collector:
 def gae(rewards: Tensor, values: Tensor, ends: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimates (Schulman et al., 2016, eq. 16).
 
-    A_t = sum_k (gamma lam)^k (r_{t+k} + gamma V_{t+k+1} - V_{t+k}), cut at the episode's end, after which V is 0.
+    A_t = sum_k (gamma lam)^k (r_{t+k} + gamma V_{t+k+1} - V_{t+k}), cut at the episode's end, after which V
+    is 0.
 
     Args:
         rewards: (T, N).

@@ -101,7 +101,7 @@ class NativeVecEnv(VecEnv):
         """Set an attribute of all environments.
 
         Raises:
-            AttributeError: it cannot be set (the stage can, by `env_method("set_stage", k)`).
+            AttributeError: it cannot be set (the stage can).
             ValueError: `indices` names some of them only.
         """
         self._refuse_some(attr_name, indices)

@@ -19,7 +19,8 @@ from backbones.girl_detr.weights import state_sha256
 
 @dataclass(frozen=True)
 class DetectorOutput:
-    """Proposals for B samples: Q queries, D-wide decoder states, Lv padded clips. On any device, any precision."""
+    """Proposals for B samples: Q queries, D-wide decoder states, Lv padded clips. On any device, any
+    precision."""
 
     states: Tensor
     """Last decoder layer's output ``(B, Q, D)``, as the class and span layers read it."""
@@ -52,7 +53,8 @@ class Detector(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Text that changes whenever its output might: an interrupted build goes on only if it is the same."""
+        """Text that changes whenever its output might: an interrupted build goes on only if it is the
+        same."""
         ...
 
     def detect(self, batch: Batch) -> DetectorOutput:

@@ -126,8 +126,8 @@ def slow_mask(env: VMREnv, sample: int, span: Span, proposal: int) -> list[bool]
     for name in names_of(env):
         clips = clips_of(name)
         if clips is not None:
-            alone = [one for one in ((clips[0], 0.0), (0.0, clips[1])) if any(one)]
-            possible.append("move" in free and all(slow_possible(span, one, clip) for one in alone))
+            both = [one for one in ((clips[0], 0.0), (0.0, clips[1]), clips) if any(one)]
+            possible.append("move" in free and all(slow_possible(span, one, clip) for one in both))
         elif name == "stop":
             possible.append("stop" in free)
         else:

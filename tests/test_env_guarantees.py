@@ -159,6 +159,8 @@ def test_returned_arrays_do_not_change_later(source: str) -> None:
         result = envs.step(np.full(4, 20))
         kept.append((result, copy.deepcopy(result)))
     for result, frozen in kept:
+        for infos in (result[4], frozen[4]):  # an array of arrays and None
+            infos["final_obs"] = list(infos.get("final_obs", []))
         np.testing.assert_equal(result, frozen)
 
 
@@ -268,7 +270,6 @@ def test_copies_go_on_alike(make: Make, observation: str, clone: Callable[[VMREn
     assert twin.cache is env.cache
 
 
-@pytest.mark.xfail(strict=True, reason="the observer pickles its tables instead of mapping them again")
 def test_pickled_instances_are_small_and_share_the_cache(sources: dict[str, str]) -> None:
     large = make_cache(Path(sources["charades"]).parent / "large", 900, full=True)
     envs: list[Any] = [VMREnv(source=large), VMRVectorEnv(8, source=large)]
@@ -536,7 +537,7 @@ def test_wrong_actions_change_nothing(make: Make, actions: str, action: Any) -> 
     env, twin = make(actions=actions), make(actions=actions)
     env.reset(seed=0)
     twin.reset(seed=0)
-    assert_refused(lambda: env.step(action), "action is .*, expected a member of")
+    assert_refused(lambda: env.step(action), "action.* expected a member of")
     good = env.action_space.sample()
     np.testing.assert_equal(env.step(good), twin.step(good))
 
@@ -546,7 +547,7 @@ def test_wrong_vector_actions_change_nothing(source: str, actions: Any) -> None:
     envs, twins = (VMRVectorEnv(2, source=source) for _ in range(2))
     envs.reset(seed=0)
     twins.reset(seed=0)
-    assert_refused(lambda: envs.step(actions), "actions are not in")
+    assert_refused(lambda: envs.step(actions), "actions?.* expected")
     np.testing.assert_equal(envs.step([1, 2]), twins.step([1, 2]))
 
 

@@ -98,8 +98,10 @@ def test_methods_and_attributes_are_those_of_single_environments(cache: DecoderS
     assert env.env_is_wrapped(Monitor) == [True] * N
     with pytest.raises(ValueError, match=r"indices is \[0\] for 'set_stage', expected None"):
         env.env_method("set_stage", 2, indices=[0])
+    env.set_attr("stage", 2)
+    assert env.get_attr("stage") == [2] * N
     with pytest.raises(AttributeError):
-        env.set_attr("stage", 2)
+        env.get_attr("no_such_thing")
     with pytest.raises(ValueError, match="stage must be one of"):
         env.env_method("set_stage", 4)
 

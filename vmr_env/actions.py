@@ -1,12 +1,17 @@
 """Action modes: what an action does to the current span.
 
-All modes move boundaries to one of `PROBES` positions each, counted in clips from where the boundary is; the observation
-shows what the timeline says at each of them, so an agent sees where a move leads before it takes it. A span never
-leaves the video and is never shortened below one clip.
+All modes move boundaries to one of `PROBES` positions each, counted in clips from where the boundary is; the
+observation shows what the timeline says at each of them, so an agent sees where a move leads before it takes
+it. A span never leaves the video and is never shortened below one clip.
+
+Arrays of many episodes have the episodes on the last axis, so that NumPy's inner loops are long: the bounds
+of N spans are (2, N), their starts and their ends. Constants are arrays, and results go where arrays are
+already: a single episode's time goes into calls of NumPy, not into numbers.
 """
 
 import difflib
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +19,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Bools = NDArray[np.bool_]
 Floats = NDArray[np.float32]
+Ints = NDArray[np.intp]
 
 MOVES = (-8.0, -3.0, -1.0, 0.0, 1.0, 3.0, 8.0)
 """Positions of the default mode, in clips from the boundary: coarse, middle, fine, and where it is."""
@@ -28,83 +35,182 @@ COARSE_TO_FINE = (
 
 PROBES = len(MOVES)
 HERE = PROBES // 2
-"""The probe at the boundary itself."""
+"""The probe at the boundary itself; those before it go back, those after it go on."""
 
-_TINY = np.float32(1e-6)  # below any difference that data sets annotate, above float32 rounding
+PROBES_OF_MOVES = tuple(np.divmod(np.delete(np.arange(PROBES**2), HERE * PROBES + HERE), PROBES))
+"""Which probe of the start and which of the end each move of `DiscreteActions` goes to: 2 arrays of 48."""
+
+_MOVES = np.array(MOVES, np.float32)[:, None]
+_COARSE_TO_FINE = np.array(COARSE_TO_FINE, np.float32).T
+_N_MOVES = PROBES**2 - 1
+_COARSEST = np.array(MOVES[-1], np.float32)
+_ZERO, _ONE = np.zeros((), np.float32), np.ones((), np.float32)
+_TINY = np.array(1e-6, np.float32)  # below any difference that data sets annotate, above float32 rounding
+_ALMOST_ONE = _ONE - _TINY
 
 
-class Probes(NamedTuple):
-    """Where the boundaries could go. Episodes stand last, so that NumPy's inner loops are long."""
+class Reach:
+    """Where the boundaries of N spans can go, and what that makes possible.
 
-    positions: Floats
-    """(2, PROBES, N), of the start and of the end; the boundary itself where a move is impossible."""
-    valid: NDArray[np.bool_]
-    """(2, PROBES, N), whether the move is possible and changes the span."""
-
-
-def probe(spans: Floats, clip: Floats, offsets: Floats) -> Probes:
-    """Positions of either boundary while the other stays.
-
-    Args:
-        spans: (N, 2).
-        clip: (N,), length of a clip as a share of the video.
-        offsets: (PROBES, 1) or (PROBES, N), in clips.
+    Attributes:
+        marks: (2, PROBES + P + M, N), for start and end: the probes, the proposals, and the moments. A
+            boundary can be put on the first two; a span is compared with the last two.
+        positions: (2, PROBES, N), the probes among them; the boundary itself where it cannot go there while
+            the other stays.
+        proposals: (2, P, N), the proposals among them.
+        moments: (2, M, N), the moments among them.
+        others: (2, P + M, N), both.
+        conditions: (C, N), what actions may need: that the start or the end can go to a probe, each alone
+            (row `ALWAYS`, among them, is where it is); that they can go to two probes which shorten the span
+            from both sides; that there is a proposal to switch to; last what never holds (`NEVER`).
     """
-    here = np.ascontiguousarray(spans.T)[:, None]  # (2, 1, N)
-    positions = here + offsets * clip
-    np.maximum(positions, 0, out=positions)
-    np.minimum(positions, 1, out=positions)
-    change = positions - here
-    # Moving the start back, or the end on, makes the span wider.
-    width = here[1] - here[0]
-    wider = np.array([[[-1.0]], [[1.0]]], np.float32) * change
-    # Shortening stops at one clip; a span that is already shorter may only grow.
-    valid = wider >= np.minimum(clip - width, 0) - _TINY
-    valid &= np.abs(change) > _TINY
-    np.copyto(positions, here, where=~valid)
-    return Probes(positions, valid)
+
+    ALWAYS = HERE
+    PAIRS = 2 * PROBES
+    SWITCHES = PAIRS + HERE**2
+    NEVER = -1
+
+    def __init__(self, n: int, proposals: int, moments: int) -> None:
+        self._sizes = n, proposals, moments
+        self.marks = np.zeros((2, PROBES + proposals + moments, n), np.float32)
+        self.marks[1] = 1
+        self.conditions = np.ones((self.SWITCHES + proposals + 1, n), bool)
+        self.conditions[self.NEVER] = False
+        self._name_parts()
+
+    def _name_parts(self) -> None:
+        n, proposals, _ = self._sizes
+        marks, conditions = self.marks, self.conditions
+        self.positions, self.others = marks[:, :PROBES], marks[:, PROBES:]
+        self.proposals, self.moments = self.others[:, :proposals], self.others[:, proposals:]
+        alone = conditions[: self.PAIRS].reshape(2, PROBES, n)
+        self._start_back, self._end_on = self.positions[0, :HERE], self.positions[1, HERE + 1 :]
+        self._start_on, self._end_back = self.positions[0, HERE + 1 :], self.positions[1, :HERE]
+        self._start_can_back, self._end_can_on = alone[0, :HERE], alone[1, HERE + 1 :]
+        self._start_can_on, self._end_can_back = alone[0, HERE + 1 :], alone[1, :HERE]
+        self._start_on_of_pairs = self._start_on[:, None]
+        self._pairs = conditions[self.PAIRS : self.SWITCHES].reshape(HERE, HERE, n)
+        self._switches = conditions[self.SWITCHES : self.NEVER]
+        self._flat = marks.reshape(-1)
+        self._firsts = np.array([[0], [marks[0].size]]) + np.arange(n)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._name_parts()  # copies of views are views no longer
+
+    def look(self, bounds: Floats, widths: Floats, clip: Floats, offsets: Floats, exists: Bools) -> None:
+        """Find out where the boundaries can go.
+
+        Args:
+            bounds: (2, N).
+            widths: (N,), end - start.
+            clip: (N,), length of a clip as a share of the video.
+            offsets: (PROBES, 1) or (PROBES, N), of the probes in clips.
+            exists: (P, N), which proposals there are.
+        """
+        start, end = bounds
+        np.add(bounds[:, None], offsets * clip, out=self.positions)
+        # Moving the start back or the end on makes the span wider, up to the borders of the video.
+        np.maximum(self._start_back, _ZERO, out=self._start_back)
+        np.minimum(self._end_on, _ONE, out=self._end_on)
+        np.greater(start, _TINY, out=self._start_can_back)
+        np.less(end, _ALMOST_ONE, out=self._end_can_on)
+        # Moving them towards each other stops at one clip; a span that is already shorter may only grow.
+        least = np.minimum(widths, clip)
+        least -= _TINY
+        np.greater_equal(self._end_back - self._start_on_of_pairs, least, out=self._pairs)
+        np.less_equal(self._start_on, end - least, out=self._start_can_on)
+        np.greater_equal(self._end_back, start + least, out=self._end_can_back)
+        np.copyto(self._start_on, start, where=~self._start_can_on)
+        np.copyto(self._end_back, end, where=~self._end_can_back)
+        # A switch to where the span already is would change nothing.
+        differs = self.proposals != bounds[:, None]
+        np.logical_or(differs[0], differs[1], out=self._switches)
+        np.logical_and(self._switches, exists, out=self._switches)
+
+    def mask(self, needs: Ints) -> Bools:
+        """Which actions are possible: (2, A) conditions that both must hold -> (A, N)."""
+        mask: Bools = self.conditions.take(needs[0], axis=0)
+        mask &= self.conditions.take(needs[1], axis=0)
+        return mask
+
+    def pick(self, choice: Ints) -> Floats:
+        """One mark for each boundary: (2, N), below PROBES + P -> (2, N)."""
+        result: Floats = self._flat.take(choice * self._firsts.shape[1] + self._firsts)
+        return result
 
 
 class Outcome(NamedTuple):
     """Where the actions lead."""
 
-    spans: Floats
-    """(N, 2), the new spans; those that switch are still to be set."""
-    switched: Array
-    """(N,), number of the proposal switched to, -1 for none."""
-    stopped: NDArray[np.bool_]
+    bounds: Floats
+    """(2, N), the new spans."""
+    switched: Ints
+    """(N,), number of the proposal switched to, negative for none."""
+    stopped: Bools
     """(N,), whether the agent stopped."""
 
 
 class ActionMode(Protocol):
     """What the environments ask of an action mode."""
 
-    horizon: int
-    """Steps of an episode."""
+    @property
+    def horizon(self) -> int:
+        """Steps of an episode."""
 
     @property
     def space(self) -> spaces.Space[Any]:
         """Action space of one episode."""
 
     @property
+    def size(self) -> int:
+        """A, entries of the action mask."""
+
+    @property
     def groups(self) -> dict[str, slice]:
         """Which entries of the action mask belong to the groups that the stages free: move, switch, stop."""
 
     @property
-    def size(self) -> int:
-        """A, entries of the action mask."""
+    def needs(self) -> Ints:
+        """(2, A), the two rows of `Reach.conditions` that must hold for each entry of the action mask."""
 
-    def offsets(self, steps: Array) -> Floats:
+    @property
+    def choices(self) -> Ints:
+        """(2, A), on which mark each entry of the action mask puts start and end.
+
+        Raises:
+            TypeError: the entries are no actions.
+        """
+
+    def offsets(self, steps: Ints) -> Floats:
         """Offsets of the probes in clips after `steps` (N,) steps: (PROBES, 1) or (PROBES, N)."""
 
-    def mask(self, valid: NDArray[np.bool_], switchable: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which actions are possible: (2, PROBES, N) probes, (N, P) proposals -> (N, A)."""
+    def checked(self, actions: Array) -> Array:
+        """The actions (N,) or (N, 2) of N episodes, once they are known to be in the action space.
 
-    def apply(self, actions: Array, spans: Floats, probes: Probes, clip: Floats, mask: Array) -> Outcome:
-        """Take actions; one that the mask forbids changes nothing."""
+        Raises:
+            ValueError: an action has the wrong type or shape, or is outside.
+        """
+
+    def apply(self, actions: Array, bounds: Floats, reach: Reach, clip: Floats, mask: Bools) -> Outcome:
+        """Take actions; one that the mask (A, N) forbids changes nothing.
+
+        Args:
+            actions: what `checked` returned.
+            bounds: (2, N), the current spans.
+            reach: where their boundaries can go.
+            clip: (N,), length of a clip as a share of the video.
+            mask: (A, N), which actions are possible.
+        """
 
 
-def _nothing(n: int) -> tuple[Array, NDArray[np.bool_]]:
+@lru_cache(maxsize=64)
+def _numbered(n: int) -> Ints:
+    """0 to n - 1; not to be changed."""
+    return np.arange(n)
+
+
+def _nothing(n: int) -> tuple[Ints, Bools]:
     """No switch and no stop, N times."""
     return np.full(n, -1), np.zeros(n, bool)
 
@@ -124,12 +230,12 @@ class DiscreteActions:
     proposals: int
     horizon: int = 3
 
-    @property
+    @cached_property
     def space(self) -> spaces.Space[Any]:
         """`Discrete(A)`."""
         return spaces.Discrete(self.size)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """A = 48 + P + 1."""
         return _N_MOVES + self.proposals + 1
@@ -144,55 +250,57 @@ class DiscreteActions:
             "stop": slice(stop, self.size),
         }
 
+    @property
+    def needs(self) -> Ints:
+        """A move needs both its probes, or the pair of them; a switch its proposal."""
+        starts, ends = PROBES_OF_MOVES
+        needs = np.full((2, self.size), Reach.ALWAYS)
+        needs[:, :_N_MOVES] = starts, PROBES + ends
+        shortening = np.flatnonzero((starts > HERE) & (ends < HERE))
+        needs[:, shortening] = Reach.PAIRS + (starts[shortening] - HERE - 1) * HERE + ends[shortening]
+        needs[:, _N_MOVES:-1] = Reach.SWITCHES + np.arange(self.proposals)
+        return needs
+
+    @property
+    def choices(self) -> Ints:
+        """The probes of each move, the proposal of each switch; stopping leaves both where they are."""
+        return self._choices[:, :-1]
+
+    @cached_property
+    def _choices(self) -> Ints:
+        """The same with one more entry, for doing nothing."""
+        switches = PROBES + np.arange(self.proposals)
+        return np.array([(*probes, *switches, HERE, HERE) for probes in PROBES_OF_MOVES])
+
     def names(self) -> list[str]:
         """What each action does, in words."""
-        moves = [f"start {MOVES[i]:+g}, end {MOVES[j]:+g} clips" for i, j in zip(*PROBES_OF_MOVES, strict=True)]
+        moves = [
+            f"start {MOVES[i]:+g}, end {MOVES[j]:+g} clips" for i, j in zip(*PROBES_OF_MOVES, strict=True)
+        ]
         return [*moves, *(f"switch to proposal {i + 1}" for i in range(self.proposals)), "stop"]
 
-    def offsets(self, steps: Array) -> Floats:
+    def offsets(self, steps: Ints) -> Floats:
         """The same at every step."""
         return _MOVES
 
-    def mask(self, valid: NDArray[np.bool_], switchable: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Possible moves and switches; stopping always is."""
-        n = len(switchable)
-        mask = np.empty((n, self.size), bool)
-        starts, ends = PROBES_OF_MOVES
-        possible = valid | _AT_HERE
-        mask[:, :_N_MOVES] = (possible[0, starts] & possible[1, ends]).T
-        mask[:, _N_MOVES:-1] = switchable
-        mask[:, -1] = True
-        return mask
+    def checked(self, actions: Array) -> Array:
+        """Whole numbers (N,)."""
+        return _whole_numbers(actions, 1, self.size, self)
 
-    def destinations(self, spans: Floats, probes: Probes, proposals: Floats, clip: Floats) -> Floats:
-        """The span that every action leads to: (N, A, 2)."""
-        result = np.repeat(spans[:, None], self.size, axis=1)
-        for side, probe_of_move in enumerate(PROBES_OF_MOVES):
-            result[:, :_N_MOVES, side] = probes.positions[side, probe_of_move].T
-        least = (np.minimum(clip, spans[:, 1] - spans[:, 0]) - _TINY)[:, None]
-        too_short = result[..., 1] - result[..., 0] < least
-        np.copyto(result, spans[:, None], where=too_short[..., None])
-        result[:, _N_MOVES:-1] = proposals
-        return result
-
-    def apply(self, actions: Array, spans: Floats, probes: Probes, clip: Floats, mask: Array) -> Outcome:
+    def apply(self, actions: Array, bounds: Floats, reach: Reach, clip: Floats, mask: Bools) -> Outcome:
         """Actions (N,)."""
-        rows = np.arange(len(actions))
-        # What is no move, or an impossible one, puts the boundaries where they are.
-        move = np.where(mask[rows, actions], np.minimum(actions, _N_MOVES), _N_MOVES)
-        moved = np.empty_like(spans)
-        for side, probe_of_move in enumerate(_PROBES_OF_ACTIONS):
-            moved[:, side] = probes.positions[side, probe_of_move[move], rows]
-        spans = _unless_too_short(moved, spans, clip)
-        slot = actions - _N_MOVES
-        slot[~mask[rows, actions]] = -1
-        stopped = slot == self.proposals
-        return Outcome(spans, np.where(stopped, -1, np.maximum(slot, -1)), stopped)
+        n = len(actions)
+        possible = mask.reshape(-1).take(actions * n + _numbered(n))
+        taken = np.where(possible, actions, self.size)
+        choice = self._choices.take(taken, axis=1)
+        return Outcome(reach.pick(choice), choice[0] - PROBES, taken == self.size - 1)
 
 
 @dataclass(frozen=True)
 class CoarseToFineActions:
-    """`MultiDiscrete([7, 7])`: a move of the start and one of the end, coarse first, then finer. No switch, no stop.
+    """`MultiDiscrete([7, 7])`: a move of the start and one of the end, coarse first, then finer.
+
+    There is no switch and no stop.
 
     Attributes:
         horizon: steps of an episode.
@@ -200,7 +308,7 @@ class CoarseToFineActions:
 
     horizon: int = 3
 
-    @property
+    @cached_property
     def space(self) -> spaces.Space[Any]:
         """`MultiDiscrete([7, 7])`."""
         return spaces.MultiDiscrete([PROBES, PROBES])
@@ -215,26 +323,38 @@ class CoarseToFineActions:
         """All are moves."""
         return {"move": slice(0, self.size)}
 
-    def offsets(self, steps: Array) -> Floats:
+    @property
+    def needs(self) -> Ints:
+        """Each move needs its probe."""
+        return np.array([range(self.size), range(self.size)])
+
+    @property
+    def choices(self) -> Ints:
+        """An action is two entries of the mask."""
+        raise TypeError(
+            "actions='multidiscrete' has two moves an action, expected 'discrete' to list actions"
+        )
+
+    def offsets(self, steps: Ints) -> Floats:
         """Finer with every step."""
-        return _COARSE_TO_FINE[:, np.minimum(steps, len(COARSE_TO_FINE) - 1)]
+        result: Floats = _COARSE_TO_FINE.take(steps, axis=1, mode="clip")
+        return result
 
-    def mask(self, valid: NDArray[np.bool_], switchable: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Possible moves; staying always is."""
-        mask = valid.reshape(-1, len(switchable)).T.copy()
-        mask[:, [HERE, PROBES + HERE]] = True
-        return mask
+    def checked(self, actions: Array) -> Array:
+        """Whole numbers (N, 2)."""
+        return _whole_numbers(actions, 2, PROBES, self)
 
-    def apply(self, actions: Array, spans: Floats, probes: Probes, clip: Floats, mask: Array) -> Outcome:
+    def apply(self, actions: Array, bounds: Floats, reach: Reach, clip: Floats, mask: Bools) -> Outcome:
         """Actions (N, 2). Two moves that together leave less than a clip change nothing."""
-        rows = np.arange(len(actions))
-        moved = np.stack([probes.positions[side, actions[:, side], rows] for side in (0, 1)], axis=1)
-        return Outcome(_unless_too_short(moved, spans, clip), *_nothing(len(actions)))
+        moved = reach.pick(actions.T)
+        return Outcome(_unless_too_short(moved, bounds, clip), *_nothing(len(actions)))
 
 
 @dataclass(frozen=True)
 class ContinuousActions:
-    """`Box(-1, 1, (2,))`: a move of the start and one of the end, 1 being the coarsest move. No switch, no stop.
+    """`Box(-1, 1, (2,))`: a move of the start and one of the end, 1 being the coarsest move.
+
+    There is no switch and no stop.
 
     Attributes:
         horizon: steps of an episode.
@@ -242,7 +362,7 @@ class ContinuousActions:
 
     horizon: int = 6
 
-    @property
+    @cached_property
     def space(self) -> spaces.Space[Any]:
         """`Box(-1, 1, (2,))`."""
         return spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -257,36 +377,65 @@ class ContinuousActions:
         """All are moves."""
         return {"move": slice(0, self.size)}
 
-    def offsets(self, steps: Array) -> Floats:
+    @property
+    def needs(self) -> Ints:
+        """Each needs its probe."""
+        return CoarseToFineActions().needs
+
+    @property
+    def choices(self) -> Ints:
+        """There are more actions than could be listed."""
+        raise TypeError("actions='continuous' cannot be listed, expected 'discrete'")
+
+    def offsets(self, steps: Ints) -> Floats:
         """The same at every step."""
         return _MOVES
 
-    def mask(self, valid: NDArray[np.bool_], switchable: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Possible probes; staying always is."""
-        return CoarseToFineActions().mask(valid, switchable)
+    def checked(self, actions: Array) -> Array:
+        """Numbers (N, 2) in [-1, 1]."""
+        if actions.ndim != 2 or actions.shape[1] != 2 or actions.dtype.kind not in "fiu":
+            raise _wrong_kind(actions, self)
+        inside = np.abs(actions) <= 1  # False for NaN
+        if not inside.all():
+            raise _outside(actions, ~inside, self)
+        return actions.astype(np.float32)
 
-    def apply(self, actions: Array, spans: Floats, probes: Probes, clip: Floats, mask: Array) -> Outcome:
-        """Actions (N, 2) in [-1, 1]. Two moves that together leave less than a clip change nothing."""
-        moved = spans + np.asarray(actions, np.float32) * (np.float32(MOVES[-1]) * clip[:, None])
-        return Outcome(_unless_too_short(np.clip(moved, 0, 1), spans, clip), *_nothing(len(spans)))
+    def apply(self, actions: Array, bounds: Floats, reach: Reach, clip: Floats, mask: Bools) -> Outcome:
+        """Actions (N, 2). Two moves that together leave less than a clip change nothing."""
+        moved = bounds + actions.T * (_COARSEST * clip)
+        np.maximum(moved, _ZERO, out=moved)
+        np.minimum(moved, _ONE, out=moved)
+        return Outcome(_unless_too_short(moved, bounds, clip), *_nothing(len(actions)))
 
 
-def _unless_too_short(moved: Floats, spans: Floats, clip: Floats) -> Floats:
-    """Moved spans (N, 2); the old ones where a move leaves less than a clip and less than there was."""
-    least = np.minimum(clip, spans[:, 1] - spans[:, 0]) - _TINY
-    kept: Floats = np.where((moved[:, 1] - moved[:, 0] >= least)[:, None], moved, spans)
+def _unless_too_short(moved: Floats, bounds: Floats, clip: Floats) -> Floats:
+    """Moved spans (2, N); the old ones where a move leaves less than a clip and less than there was."""
+    least = np.minimum(clip, bounds[1] - bounds[0]) - _TINY
+    kept: Floats = np.where(moved[1] - moved[0] >= least, moved, bounds)
     return kept
 
 
-PROBES_OF_MOVES = tuple(np.divmod(np.delete(np.arange(PROBES**2), HERE * PROBES + HERE), PROBES))
-"""Which probe of the start and which of the end each move of `DiscreteActions` goes to: 2 arrays of 48."""
+def _whole_numbers(actions: Array, ndim: int, bound: int, mode: ActionMode) -> Ints:
+    """Actions that are whole numbers from 0 to below the bound."""
+    if actions.ndim != ndim or actions.dtype.kind not in "iu" or (ndim == 2 and actions.shape[1] != 2):
+        raise _wrong_kind(actions, mode)
+    numbers = actions.astype(np.intp, order="C")
+    outside = numbers.view(np.uintp) >= bound  # as an unsigned number, what is below 0 is far above
+    if np.count_nonzero(outside):
+        raise _outside(actions, outside, mode)
+    return numbers
 
-_MOVES = np.array(MOVES, np.float32)[:, None]
-_COARSE_TO_FINE = np.array(COARSE_TO_FINE, np.float32).T
-_N_MOVES = PROBES**2 - 1
-# The same with one more entry, for what is no move.
-_PROBES_OF_ACTIONS = tuple(np.append(probes, HERE) for probes in PROBES_OF_MOVES)
-_AT_HERE = (np.arange(PROBES) == HERE)[:, None]
+
+def _wrong_kind(actions: Array, mode: ActionMode) -> ValueError:
+    found = f"an action has shape {actions.shape[1:]} and type {actions.dtype}"
+    return ValueError(f"{found}, expected a member of {mode.space}")
+
+
+def _outside(actions: Array, outside: Bools, mode: ActionMode) -> ValueError:
+    first = int(np.argwhere(outside)[0, 0])
+    which = "the action" if len(actions) == 1 else f"the action of environment {first}"
+    return ValueError(f"{which} is {actions[first]}, expected a member of {mode.space}")
+
 
 ACTION_MODES = ("discrete", "multidiscrete", "continuous")
 """Names that the environments' argument `actions` takes."""

@@ -6,27 +6,32 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.actions import ActionMode, probe
+from vmr_env.actions import ActionMode, Reach
 from vmr_env.cache import DecoderStateCache
 from vmr_env.curriculum import Stage, get_stage
-from vmr_env.observations import Observer, View
-from vmr_env.rewards import best_tiou, get_potential
+from vmr_env.observations import Observer, Rows, Sight
+from vmr_env.rewards import get_potential, overlaps
+from vmr_env.timeline import log_length
 
 Array = NDArray[Any]
+Bools = NDArray[np.bool_]
 Floats = NDArray[np.float32]
+Ints = NDArray[np.intp]
 
 
-class Transition(NamedTuple):
-    """Outcome of one step of N episodes."""
+class Starts(NamedTuple):
+    """Episodes to begin."""
 
-    rewards: Floats
-    """(N,)"""
-    terminated: NDArray[np.bool_]
-    """(N,)"""
+    rows: Rows
+    """Where, (K,)."""
+    samples: Ints
+    """(K,), rows of the cache."""
+    proposals: Ints
+    """(K,), numbers of the proposals at which they start."""
 
 
 class Episodes:
-    """State of N episodes over one cache; every method acts on all of them, or on the rows named, at once.
+    """State of N episodes over one cache. Arrays have the episodes on the last axis, unless said otherwise.
 
     Args:
         n: N.
@@ -36,6 +41,13 @@ class Episodes:
         proposals: P, how many proposals of a sample take part.
         stage: number of the curriculum's stage.
         reward: name of the potential; None for the stage's own.
+
+    Attributes:
+        samples: (N,), rows of the cache.
+        sources: (N,), the proposals that the spans came from.
+        steps: (N,), steps taken.
+        tiou: (N,), highest tIoU of the spans with a moment.
+        stage: the curriculum's stage.
     """
 
     def __init__(
@@ -48,21 +60,41 @@ class Episodes:
         stage: int,
         reward: str | None,
     ) -> None:
-        self._cache, self._mode, self._observer, self._proposals = cache, mode, observer, proposals
-        self._reward = reward
+        self._cache, self._mode, self._observer, self._reward = cache, mode, observer, reward
+        moments = int(np.diff(cache.moments.offsets).max())
+        self._moment_numbers = np.arange(moments)
+        self._proposal_numbers = np.arange(proposals)[:, None]
+        self._remaining = (np.arange(mode.horizon, -1, -1) / mode.horizon).astype(np.float32)
         self.samples = np.zeros(n, np.intp)
         self.sources = np.zeros(n, np.intp)
-        self.steps = np.zeros(n, np.intp)
-        self.spans = np.zeros((n, 2), np.float32)
         self.start_spans = np.zeros((n, 2), np.float32)
-        self.tiou = np.zeros(n, np.float32)
+        self.steps = np.zeros(n, np.intp)
+        self._exists = np.zeros((proposals, n), bool)
         self._clip = np.ones(n, np.float32)
-        self._counts = np.zeros(n, np.intp)
-        self.proposals = np.zeros((n, proposals, 2), np.float32)
-        self._slots = np.arange(proposals)
-        self._rows = np.arange(n)
-        self.moments = np.tile(np.array([0, 1], np.float32), (n, 1, 1))
+        self._reach = Reach(n, proposals, moments)
+        self._sight = Sight(n, proposals)
+        self._sight.bounds[1] = 1
         self.set_stage(stage)
+
+    @property
+    def spans(self) -> Floats:
+        """The current spans: (N, 2)."""
+        return self._sight.bounds.T
+
+    @property
+    def proposals(self) -> Floats:
+        """Proposals that take part: (N, P, 2), zeros where there is none."""
+        return self._reach.others[:, : len(self._proposal_numbers)].T
+
+    @property
+    def moments(self) -> Floats:
+        """Ground truth: (N, M, 2); of a sample with fewer moments than M the last is repeated."""
+        return self._reach.moments.T
+
+    @property
+    def mask(self) -> Bools:
+        """Which actions are possible: (N, A)."""
+        return self._mask.T
 
     def set_stage(self, number: int) -> None:
         """Change the stage; running episodes go on under the new rules.
@@ -72,119 +104,121 @@ class Episodes:
         """
         self.stage: Stage = get_stage(number)
         self._potential = get_potential(self.stage.reward if self._reward is None else self._reward)
-        self._free = np.zeros(self._mode.size, bool)
+        self._needs = np.full((2, self._mode.size), Reach.NEVER)
         for group, part in self._mode.groups.items():
-            self._free[part] = group in self.stage.actions
-        self._potentials = self._potential(self.spans, self.moments)
-        self._look()
+            if group in self.stage.actions:
+                self._needs[:, part] = self._mode.needs[:, part]
+        self.refresh()
 
-    def start(self, rows: Array, samples: Array, starts: Array) -> None:
-        """Begin episodes in `rows` (K,) with the given samples (K,), each at the given proposal (K,)."""
-        cache = self._cache
+    def start(self, starts: Starts) -> None:
+        """Begin episodes; `refresh` must follow."""
+        rows, samples, first = starts
+        cache, reach = self._cache, self._reach
+        offsets, moments = cache.moments.offsets, cache.moments.values
+        # Of a sample with fewer moments than another the last is repeated, which leaves maxima as they are.
+        at = np.minimum(offsets[samples, None] + self._moment_numbers, offsets[samples + 1, None] - 1)
+        proposals = cache.spans.take(samples, axis=0)[:, : len(self._proposal_numbers)]
+        others = np.concatenate([proposals, moments.take(at, axis=0)], axis=1)
+        reach.others[:, :, rows] = others.T
+        self._exists[:, rows] = self._proposal_numbers < cache.counts.take(samples)
+        clip = np.float32(cache.manifest["clip_seconds"]) / cache.durations.take(samples)
+        self._clip[rows] = clip
+        spans = others[np.arange(len(samples)), first]
+        self._sight.bounds[:, rows] = spans.T
+        self.start_spans[rows] = spans
+        self._observer.meet(self._sight, rows, samples, clip)
         self.samples[rows] = samples
-        self.sources[rows] = starts
+        self.sources[rows] = first
         self.steps[rows] = 0
-        proposals = cache.spans[samples, : self._proposals]
-        self.proposals[rows] = proposals
-        self._counts[rows] = cache.counts[samples]
-        self._clip[rows] = np.float32(cache.manifest["clip_seconds"]) / cache.durations[samples]
-        spans = proposals[np.arange(len(rows)), starts]
-        self.spans[rows] = self.start_spans[rows] = spans
-        moments = self._load_moments(rows, samples)
-        self.tiou[rows] = best_tiou(spans, moments)
-        self._potentials[rows] = self._potential(spans, moments)
-        self._look()
 
-    def _load_moments(self, rows: Array, samples: Array) -> Floats:
-        offsets = self._cache.moments.offsets
-        first, last = offsets[samples], offsets[samples + 1] - 1
-        missing = int((last - first).max()) + 1 - self.moments.shape[1]
-        if missing > 0:
-            repeated = np.repeat(self.moments[:, -1:], missing, axis=1)
-            self.moments = np.concatenate([self.moments, repeated], axis=1)
-        at = np.minimum(first[:, None] + np.arange(self.moments.shape[1]), last[:, None])
-        moments: Floats = self._cache.moments.values[at]
-        self.moments[rows] = moments
-        return moments
+    def step(self, actions: Array, starts: Starts | None = None) -> tuple[Floats, Bools]:
+        """Take one action in every episode, or begin it.
 
-    def step(self, actions: Array) -> Transition:
-        """Take one action in every episode."""
-        outcome = self._mode.apply(actions, self.spans, self._probes, self._clip, self.mask)
-        switching = np.flatnonzero(outcome.switched >= 0)
-        slots = outcome.switched[switching]
-        self.spans = outcome.spans
-        self.spans[switching] = self.proposals[switching, slots]
-        self.sources[switching] = slots
+        Returns:
+            Rewards (N,) and which episodes ended (N,); 0 and False where one began.
+        """
+        outcome = self._mode.apply(actions, self._sight.bounds, self._reach, self._clip, self._mask)
+        self._sight.bounds[:] = outcome.bounds
+        np.copyto(self.sources, outcome.switched, where=outcome.switched >= 0)
         self.steps += 1
-        self.tiou = best_tiou(self.spans, self.moments)
-        potentials = self.tiou if self._potential is best_tiou else self._potential(self.spans, self.moments)
-        rewards = potentials - self._potentials
-        self._potentials = potentials.copy()
-        self._look()
-        return Transition(rewards, outcome.stopped | (self.steps >= self._mode.horizon))
+        ended = outcome.stopped | (self.steps >= self._mode.horizon)
+        if starts is not None:
+            self.start(starts)
+        before = self._potentials
+        self.refresh()
+        rewards = self._potentials - before
+        if starts is not None:
+            rewards[starts.rows], ended[starts.rows] = 0, False
+        return rewards, ended
+
+    def refresh(self) -> None:
+        """Judge the current spans, and see what is possible from there."""
+        sight, reach = self._sight, self._reach
+        start, end = sight.bounds
+        np.subtract(end, start, out=sight.width)
+        sight.length[:] = log_length(sight.width / self._clip)
+        tious = overlaps(sight.bounds, reach.others)
+        sight.overlaps[:] = tious[: len(sight.overlaps)]
+        self.tiou = np.maximum.reduce(tious[len(sight.overlaps) :])
+        self._potentials = self._potential(self.tiou, sight.bounds, reach.moments)
+        reach.look(sight.bounds, sight.width, self._clip, self._mode.offsets(self.steps), self._exists)
+        sight.positions[:] = reach.positions
+        self._mask = reach.mask(self._needs)
+
+    def observe(self, out: Floats, rows: Rows = slice(None)) -> None:
+        """Write flat observations of episodes `rows` (K,) into `out` (K, width)."""
+        sight, samples, sources = self._sight, self.samples, self.sources
+        self._remaining.take(self.steps, out=sight.remaining, mode="clip")
+        cells = self._observer.look(sight, samples, sources)
+        self._observer.write(out, sight.table[:, rows], samples[rows], sources[rows], cells[..., rows])
 
     def gains(self) -> Floats:
-        """Change of tIoU by every action: (N, A), 0 for impossible ones. For training only: it knows the answer.
+        """Change of tIoU by every action: (N, A), 0 for impossible ones. For training only.
 
         Raises:
-            TypeError: the actions cannot be listed (continuous ones).
+            TypeError: the actions cannot be listed.
         """
-        spans, n = self._mode.destinations(self.spans, self._probes, self.proposals, self._clip), len(self.spans)
-        moments = np.repeat(self.moments, spans.shape[1], axis=0)
-        tiou = best_tiou(spans.reshape(-1, 2), moments).reshape(n, -1)
-        gains: Floats = np.where(self.mask, tiou - self.tiou[:, None], np.float32(0))
+        start, end = (
+            marks[choice] for marks, choice in zip(self._reach.marks, self._mode.choices, strict=True)
+        )
+        best = np.zeros_like(start)  # (A, N)
+        for moment in self._reach.moments.swapaxes(0, 1):
+            np.maximum(best, overlaps(np.stack([start, end]), moment[:, None]), out=best)
+        gains: Floats = np.where(self._mask, best - self.tiou, np.float32(0)).T
         return gains
 
-    def _look(self) -> None:
-        """Find out which actions are possible from here."""
-        self._probes = probe(self.spans, self._clip, self._mode.offsets(self.steps))
-        # A switch back to where the span came from makes sense only if it has moved since.
-        at_source = self.proposals[self._rows, self.sources]
-        moved = (self.spans[:, 0] != at_source[:, 0]) | (self.spans[:, 1] != at_source[:, 1])
-        switchable = self._slots < self._counts[:, None]
-        switchable[self._rows, self.sources] = moved
-        self.mask: NDArray[np.bool_] = self._mode.mask(self._probes.valid, switchable) & self._free
-
-    def observe(self, out: Floats, rows: Array | slice = slice(None)) -> None:
-        """Write flat observations of `rows` into `out` (K, width)."""
-        horizon = self._mode.horizon
-        view = View(
-            samples=self.samples[rows],
-            spans=self.spans[rows],
-            sources=self.sources[rows],
-            remaining=((horizon - self.steps[rows]) / horizon).astype(np.float32),
-            clip=self._clip[rows],
-            proposals=self.proposals[rows],
-            positions=self._probes.positions[..., rows],
-        )
-        self._observer.write(out, view)
-
-    def seconds(self, rows: Array | slice = slice(None)) -> NDArray[np.float64]:
+    def seconds(self, rows: Rows = slice(None)) -> NDArray[np.float64]:
         """Current spans in seconds: (K, 2)."""
         durations = self._cache.durations[self.samples[rows]].astype(np.float64)
-        return self.spans[rows].astype(np.float64) * durations[:, None]
+        result: NDArray[np.float64] = self.spans[rows] * durations[:, None]
+        return result
 
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_INCREMENT, _MIX_1, _MIX_2 = (
+    np.array(number, np.uint64) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+_27, _30, _31 = (np.array(bits, np.uint64) for bits in (27, 30, 31))
 
 
 class Draws:
     """One stream of random numbers per episode slot, drawn for all slots at once.
 
-    Slot i's k-th number is a hash of (key_i, k) (SplitMix64: Steele, Lea and Flood, 2014), so a slot draws the same
-    numbers whether it stands alone or among thousands.
+    SplitMix64 (Steele, Lea and Flood, 2014): a slot draws the same numbers whether it stands alone or among
+    thousands.
     """
 
     def __init__(self, keys: Sequence[int] | Array) -> None:
-        self._keys = np.array(keys, np.uint64)
-        self._counts = np.zeros(len(self._keys), np.uint64)
+        self._state = np.array(keys, np.uint64)
 
-    def below(self, rows: Array, bounds: Array | int) -> NDArray[np.intp]:
-        """The next number of each slot in `rows` (K,), in [0, bound)."""
-        self._counts[rows] += np.uint64(1)
-        z = self._keys[rows] + self._counts[rows] * _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-        # The modulo's bias is below 2^-40 for any cache.
-        return (z % np.asarray(bounds, np.uint64)).astype(np.intp)
+    def restart(self, slot: int, generator: np.random.Generator) -> None:
+        """Begin the stream of one slot anew, with a key from the generator."""
+        self._state[slot] = generator.integers(2**63)
+
+    def next(self, rows: Rows) -> NDArray[np.uint64]:
+        """The next number of each slot in `rows` (K,): (K,)."""
+        self._state[rows] += _INCREMENT
+        z = self._state[rows]
+        z = (z ^ (z >> _30)) * _MIX_1
+        z = (z ^ (z >> _27)) * _MIX_2
+        z ^= z >> _31
+        return z

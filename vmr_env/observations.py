@@ -20,14 +20,15 @@ All values are finite float32 inside the declared bounds. The features are descr
 """
 
 import difflib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from vmr_env.actions import PROBES
+from vmr_env.actions import HERE, PROBES
 from vmr_env.cache import DecoderStateCache
 from vmr_env.timeline import (
     CELLS,
@@ -36,36 +37,68 @@ from vmr_env.timeline import (
     INTEGRALS,
     POINT_FEATURES,
     SPAN_FEATURES,
-    Timelines,
     cell_of,
     inside_features,
     log_length,
 )
+from vmr_env.timeline_files import timelines_of
 
-Array = NDArray[Any]
 Floats = NDArray[np.float32]
+Ints = NDArray[np.intp]
+Rows = Ints | slice
+"""Which of N episodes."""
 
 STATE_BOUND = 65504.0
 """Largest float16: bound of decoder states and sentence vectors."""
 
+_BLOCK_BYTES = 1 << 18  # of observations, so that they and what they are made of fit into a processor's cache
+_COLUMNS_OF_INTEGRALS = np.arange(INTEGRALS.start, INTEGRALS.stop)[:, None, None]
 
-class View(NamedTuple):
-    """What there is to see of N episodes."""
 
-    samples: Array
-    """(N,), rows of the cache."""
-    spans: Floats
-    """(N, 2), current spans."""
-    sources: Array
-    """(N,), the proposals they came from."""
-    remaining: Floats
-    """(N,), share of the horizon that is left."""
-    clip: Floats
-    """(N,), length of a clip as a share of the video."""
-    proposals: Floats
-    """(N, P, 2)."""
-    positions: Floats
-    """(2, PROBES, N), where the boundaries could go."""
+class Sight:
+    """What N episodes look like, without the wide components, which `Observer.write` looks up.
+
+    Attributes:
+        table: (rows, N), a row for every number.
+        remaining: (N,), parts of the table, as are all that follow; see `vmr_env.observations`.
+        video: (N,).
+        bounds: (2, N), start and end.
+        width: (N,).
+        length: (N,), on a logarithmic scale.
+        source: (P, N).
+        overlaps: (P, N).
+        positions: (2, PROBES, N).
+        whole: (C, N).
+        inside: (I, N).
+        rows: which rows of the table belong to each component.
+    """
+
+    def __init__(self, n: int, proposals: int) -> None:
+        sizes = {
+            "remaining": 1,
+            "video": 1,
+            "span": 4,
+            "source": proposals,
+            "overlaps": proposals,
+            "positions": 2 * PROBES,
+            "whole": len(CURVES),
+            "inside": len(INSIDE_FEATURES),
+        }
+        self.rows, height = _side_by_side(sizes)
+        self.table = np.zeros((height, n), np.float32)
+        self._name_parts()
+
+    def _name_parts(self) -> None:
+        part = {name: self.table[rows] for name, rows in self.rows.items()}
+        (self.remaining,), (self.video,) = part["remaining"], part["video"]
+        self.bounds, self.width, self.length = part["span"][:2], *part["span"][2:]
+        self.source, self.overlaps = part["source"], part["overlaps"]
+        self.positions = part["positions"].reshape(2, PROBES, -1)
+        self.whole, self.inside = part["whole"], part["inside"]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._name_parts()  # copies of views are views no longer
 
 
 class Observer:
@@ -73,7 +106,6 @@ class Observer:
 
     Args:
         cache: where the samples come from.
-        timelines: of its samples, see `vmr_env.timeline`.
         proposals: P, how many proposals are shown.
         components: names, in the order in which they stand; None for all that the cache has.
 
@@ -84,64 +116,50 @@ class Observer:
 
     Raises:
         ValueError: a component is unknown, named twice, or not in this cache.
+        DataError: the timelines of the cache cannot be kept.
     """
 
     def __init__(
-        self,
-        cache: DecoderStateCache,
-        timelines: Timelines,
-        proposals: int,
-        components: Sequence[str] | None = None,
+        self, cache: DecoderStateCache, proposals: int, components: Sequence[str] | None = None
     ) -> None:
-        models = len(cache.manifest["models"])
-        known: dict[str, tuple[tuple[int, ...], Callable[[Floats, View], None]]] = {
-            "remaining": ((1,), self._remaining),
-            "video": ((1,), self._video),
-            "span": ((4,), self._span),
-            "source": ((proposals,), self._source),
-            "overlaps": ((proposals,), self._overlaps),
-            "positions": ((2 * PROBES,), self._positions),
-            "points": ((2 * PROBES, len(POINT_FEATURES)), self._points),
-            "whole": ((len(CURVES),), self._whole),
-            "inside": ((len(INSIDE_FEATURES),), self._inside),
-            "proposals": ((proposals, len(SPAN_FEATURES)), self._proposals),
-        }
-        if models > 1:
-            known["models"] = ((proposals, models), self._models)
-        if cache.states is not None:
-            known["decoder_state"] = ((cache.states.shape[2],), self._decoder_state)
-        if cache.text is not None:
-            known["text"] = ((cache.text.shape[1],), self._text)
+        self._arguments = cache, proposals, components
+        self._cache, self._slots = cache, np.arange(proposals)
+        timelines = timelines_of(cache)
+        self._points = timelines.points.reshape(-1, len(POINT_FEATURES))
+        self._proposals = timelines.proposals[:, :proposals].reshape(len(cache), -1)
+
+        known = _known_shapes(cache, proposals)
         names = list(known) if components is None else list(components)
         _check_components(names, list(known))
+        self.shapes = {name: known[name] for name in names}
+        self.slices, self.width = _side_by_side({name: math.prod(known[name]) for name in names})
+        rows = Sight(0, proposals).rows
+        self._copies = _merged([(self.slices[name], rows[name]) for name in names if name in rows])
+        lookups = {
+            "points": self._points_of,
+            "proposals": self._proposals_of,
+            "models": self._models_of,
+            "decoder_state": self._decoder_states_of,
+            "text": self._texts_of,
+        }
+        self._lookups = [(self.slices[name], lookups[name]) for name in names if name in lookups]
 
-        self.shapes = {name: known[name][0] for name in names}
-        self.slices: dict[str, slice] = {}
-        self.width = 0
-        for name, shape in self.shapes.items():
-            self.slices[name] = slice(self.width, self.width + int(np.prod(shape)))
-            self.width = self.slices[name].stop
-        self._writers = [(known[name][1], self.slices[name]) for name in names]
-        self._cache, self._n_models = cache, models
-        self._slots = np.arange(proposals)
-        self._point_rows = timelines.points.reshape(-1, len(POINT_FEATURES))
-        self._proposal_rows = timelines.proposals[:, :proposals].reshape(len(cache), -1)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Observer, self._arguments  # a pickle holds no tables; they are mapped again
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Observer":
+        return self
 
     def space(self, flat: bool) -> spaces.Space[Any]:
         """Observation space of one episode: a `Box`, or a one-level `Dict` with a key per component."""
-        boxes = {}
-        for name, shape in self.shapes.items():
-            bound = STATE_BOUND if name in ("decoder_state", "text") else 1.0
-            boxes[name] = spaces.Box(-bound, bound, shape, np.float32)
+        limits = {
+            name: np.full(shape, STATE_BOUND if name in ("decoder_state", "text") else 1, np.float32)
+            for name, shape in self.shapes.items()
+        }
         if not flat:
-            return spaces.Dict(boxes)
-        low = np.concatenate([box.low.ravel() for box in boxes.values()])
-        return spaces.Box(low, -low, dtype=np.float32)
-
-    def write(self, out: Floats, view: View) -> None:
-        """Fill `out` (N, width) with the flat observations of N episodes."""
-        for writer, part in self._writers:
-            writer(out[:, part], view)
+            return spaces.Dict({name: spaces.Box(-limit, limit) for name, limit in limits.items()})
+        limit = np.concatenate([limit.ravel() for limit in limits.values()])
+        return spaces.Box(-limit, limit)
 
     def split(self, flat: Floats) -> dict[str, Floats]:
         """The components of flat observations (..., width), as fresh arrays."""
@@ -150,66 +168,138 @@ class Observer:
             for name, part in self.slices.items()
         }
 
-    def _remaining(self, out: Floats, view: View) -> None:
-        out[:, 0] = view.remaining
+    def meet(self, sight: Sight, rows: Rows, samples: Ints, clip: Floats) -> None:
+        """Set what stays the same throughout the episodes that begin in `rows` (K,).
 
-    def _video(self, out: Floats, view: View) -> None:
-        out[:, 0] = log_length(1 / view.clip)
+        Args:
+            sight: of N episodes.
+            rows: which of them begin.
+            samples: (K,), rows of the cache.
+            clip: (K,), length of a clip as a share of the video.
+        """
+        sight.video[rows] = log_length(_ONE / clip)
+        last = self._points.take(samples * (CELLS + 1) + CELLS, axis=0)
+        sight.whole[:, rows] = last[:, INTEGRALS].T
 
-    def _span(self, out: Floats, view: View) -> None:
-        width = view.spans[:, 1] - view.spans[:, 0]
-        out[:, :2] = view.spans
-        out[:, 2] = width
-        out[:, 3] = log_length(width / view.clip)
+    def look(self, sight: Sight, samples: Ints, sources: Ints) -> Ints:
+        """Update what lies inside the spans and which proposals they came from.
 
-    def _source(self, out: Floats, view: View) -> None:
-        np.equal(view.sources[:, None], self._slots, out=out, casting="unsafe")
+        Args:
+            sight: of N episodes, with bounds and positions.
+            samples: (N,), rows of the cache.
+            sources: (N,), the proposals they came from.
 
-    def _overlaps(self, out: Floats, view: View) -> None:
-        low, high = view.proposals[..., 0], view.proposals[..., 1]
-        start, end = view.spans[:, :1], view.spans[:, 1:]
-        common = np.minimum(end, high)
-        common -= np.maximum(start, low)
-        np.maximum(common, 0, out=common)
-        union = high - low
-        union += end - start
-        union -= common
-        np.maximum(union, np.float32(1e-9), out=union)  # two empty spans overlap by 0
-        np.divide(common, union, out=out)
+        Returns:
+            (2, PROBES, N), the rows of the points' table at the positions.
+        """
+        np.equal(self._slots[:, None], sources, out=sight.source, casting="unsafe")
+        cells = cell_of(sight.positions)
+        cells += samples * (CELLS + 1)
+        places = cells[:, HERE] * len(POINT_FEATURES) + _COLUMNS_OF_INTEGRALS
+        integrals = self._points.reshape(-1).take(places)  # (C, 2, N)
+        inside_features(sight.inside, integrals[:, 1] - integrals[:, 0], sight.width, sight.whole)
+        return cells
 
-    def _positions(self, out: Floats, view: View) -> None:
-        out[:] = view.positions.reshape(-1, len(out)).T
+    def write(self, out: Floats, table: Floats, samples: Ints, sources: Ints, cells: Ints) -> None:
+        """Fill `out` (K, width) with flat observations.
 
-    def _points(self, out: Floats, view: View) -> None:
-        rows = cell_of(view.positions)
-        rows += view.samples * (CELLS + 1)
-        out[:] = self._point_rows.take(rows.reshape(-1, len(out)).T, axis=0).reshape(out.shape)
+        Args:
+            out: filled.
+            table: (rows, K), columns of a `Sight`'s table.
+            samples: (K,), rows of the cache.
+            sources: (K,), the proposals that the spans came from.
+            cells: (2, PROBES, K), as `look` gives them.
+        """
+        n = len(out)
+        # Rows are put together where they stay in the processor's cache, unless all of them do.
+        block = out if n <= self._block else np.empty((self._block, self.width), np.float32)
+        for first in range(0, n, len(block)):
+            rows = slice(first, min(first + len(block), n))
+            part = block[: rows.stop - first]
+            for there, here in self._copies:
+                part[:, there] = table[here, rows].T
+            for there, look_up in self._lookups:
+                part[:, there] = look_up(samples[rows], sources[rows], cells[..., rows])
+            if block is not out:
+                out[rows] = part
 
-    def _whole(self, out: Floats, view: View) -> None:
-        out[:] = self._point_rows.take(view.samples * (CELLS + 1) + CELLS, axis=0)[:, INTEGRALS]
+    @property
+    def _block(self) -> int:
+        """How many observations are put together at once."""
+        return max(1, _BLOCK_BYTES // (4 * self.width))
 
-    def _inside(self, out: Floats, view: View) -> None:
-        first = (view.samples * (CELLS + 1))[:, None]
-        at = self._point_rows.take(first + cell_of(view.spans), axis=0)[..., INTEGRALS]
-        whole = self._point_rows.take(first[:, 0] + CELLS, axis=0)[:, INTEGRALS]
-        inside_features(out, at[:, 1] - at[:, 0], view.spans[:, 1] - view.spans[:, 0], whole)
+    def _points_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
+        points = self._points.take(cells.reshape(2 * PROBES, -1).T, axis=0)
+        return points.reshape(len(samples), -1)
 
-    def _proposals(self, out: Floats, view: View) -> None:
-        out[:] = self._proposal_rows.take(view.samples, axis=0)
+    def _proposals_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
+        proposals: Floats = self._proposals[samples]
+        return proposals
 
-    def _models(self, out: Floats, view: View) -> None:
-        models = self._cache.models[view.samples, : len(self._slots), None]
-        exists = self._slots < self._cache.counts[view.samples, None]
-        onehot = (models == np.arange(self._n_models)) & exists[..., None]
-        out[:] = onehot.reshape(out.shape)
+    def _models_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
+        numbers = np.arange(len(self._cache.manifest["models"]))
+        exists = self._slots < self._cache.counts[samples, None]
+        models = self._cache.models[samples, : len(self._slots), None]
+        onehot: Floats = ((models == numbers) & exists[..., None]).astype(np.float32)
+        return onehot.reshape(len(samples), -1)
 
-    def _decoder_state(self, out: Floats, view: View) -> None:
+    def _decoder_states_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
         assert self._cache.states is not None
-        out[:] = self._cache.states[view.samples, view.sources]
+        states: Floats = self._cache.states[samples, sources]
+        return states
 
-    def _text(self, out: Floats, view: View) -> None:
+    def _texts_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
         assert self._cache.text is not None
-        out[:] = self._cache.text[view.samples]
+        texts: Floats = self._cache.text[samples]
+        return texts
+
+
+_ONE = np.ones((), np.float32)
+
+
+def _known_shapes(cache: DecoderStateCache, proposals: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of all components that a cache has."""
+    models = len(cache.manifest["models"])
+    shapes: dict[str, tuple[int, ...]] = {
+        "remaining": (1,),
+        "video": (1,),
+        "span": (4,),
+        "source": (proposals,),
+        "overlaps": (proposals,),
+        "positions": (2 * PROBES,),
+        "points": (2 * PROBES, len(POINT_FEATURES)),
+        "whole": (len(CURVES),),
+        "inside": (len(INSIDE_FEATURES),),
+        "proposals": (proposals, len(SPAN_FEATURES)),
+    }
+    if models > 1:
+        shapes["models"] = (proposals, models)
+    if cache.states is not None:
+        shapes["decoder_state"] = (cache.states.shape[2],)
+    if cache.text is not None:
+        shapes["text"] = (cache.text.shape[1],)
+    return shapes
+
+
+def _side_by_side(sizes: dict[str, int]) -> tuple[dict[str, slice], int]:
+    """Where vectors of the given sizes stand in one, and its size."""
+    slices, end = {}, 0
+    for name, size in sizes.items():
+        slices[name] = slice(end, end + size)
+        end += size
+    return slices, end
+
+
+def _merged(pairs: list[tuple[slice, slice]]) -> list[tuple[slice, slice]]:
+    """Pairs of slices, those made one that follow each other on both sides."""
+    merged = pairs[:1]
+    for there, here in pairs[1:]:
+        before, source = merged[-1]
+        if (before.stop, source.stop) == (there.start, here.start):
+            merged[-1] = slice(before.start, there.stop), slice(source.start, here.stop)
+        else:
+            merged.append((there, here))
+    return merged
 
 
 def _check_components(names: list[str], known: list[str]) -> None:

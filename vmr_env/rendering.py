@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vmr_env.cache import DecoderStateCache
 from vmr_env.episodes import Episodes
-from vmr_env.rewards import best_tiou
+from vmr_env.spans import best_tiou
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw

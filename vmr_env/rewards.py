@@ -1,73 +1,80 @@
 """Potentials of a span, from which the environments' rewards are differences.
 
-A step from span s to span s' earns potential(s') - potential(s). Over an episode these sum to the gain from the
-start to the end, whatever lies between: shaping by a potential does not move the optimum (Ng, Harada and Russell,
-1999). Episodes are short and of known length, so nothing is discounted.
+A step from span s to span s' earns potential(s') - potential(s). Over an episode these sum to the gain from
+the start to the end, whatever lies between: shaping by a potential does not move the optimum (Ng, Harada and
+Russell, 1999). Episodes are short and of known length, so nothing is discounted.
+
+Arrays have the episodes on the last axis, as in `vmr_env.actions`.
 """
 
 import difflib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
-Potential = Callable[[Floats, Floats], Floats]
+Floats = NDArray[np.float32]
+Potential = Callable[[Floats, Floats, Floats], Floats]
+"""From the spans' highest tIoU with any moment (N,), their bounds (2, N), and the moments (2, M, N): (N,)."""
+
+_ZERO = np.zeros((), np.float32)
+_EMPTY = np.array(1e-9, np.float32)
 
 
-def best_tiou(spans: Floats, moments: Floats) -> Floats:
-    """Highest tIoU with any moment: (N, 2), (N, M, 2) -> (N,).
-
-    Rows of fewer than M moments repeat one of their own, which leaves the maximum as it is.
-    """
-    start, end = spans[:, :1], spans[:, 1:]
-    low, high = moments[..., 0], moments[..., 1]
-    common = np.minimum(end, high)
-    common -= np.maximum(start, low)
-    np.maximum(common, 0, out=common)
-    # Moments are never empty, so the union is positive.
-    union = (high - low) + (end - start)
+def overlaps(bounds: Floats, others: Floats) -> Floats:
+    """tIoU of each span with several others, 0 where both are empty: (2, N), (2, K, N) -> (K, N)."""
+    (start, end), (low, high) = bounds, others
+    common: Floats = np.minimum(high, end)
+    common -= np.maximum(low, start)
+    np.maximum(common, _ZERO, out=common)
+    union: Floats = (high - low) + (end - start)
     union -= common
+    np.maximum(union, _EMPTY, out=union)
     common /= union
-    result: Floats = common.max(axis=1)
-    return result
+    return common
 
 
-def best_giou(spans: Floats, moments: Floats) -> Floats:
-    """Highest generalised IoU with any moment, in (-1, 1]: tIoU - (hull - union) / hull (Rezatofighi et al., 2019)."""
-    start, end = spans[:, :1], spans[:, 1:]
-    low, high = moments[..., 0], moments[..., 1]
-    common = np.maximum(np.minimum(end, high) - np.maximum(start, low), 0)
+def tiou(tiou: Floats, bounds: Floats, moments: Floats) -> Floats:
+    """The tIoU itself."""
+    return tiou
+
+
+def giou(tiou: Floats, bounds: Floats, moments: Floats) -> Floats:
+    """Highest generalised IoU with any moment, in (-1, 1].
+
+    tIoU - (hull - union) / hull, where the hull is the shortest span around both (Rezatofighi et al., 2019).
+    """
+    (start, end), (low, high) = bounds, moments
+    common = np.maximum(np.minimum(end, high) - np.maximum(start, low), _ZERO)
     union = (high - low) + (end - start) - common
     hull = np.maximum(end, high) - np.minimum(start, low)
-    result: Floats = (common / union - (hull - union) / hull).max(axis=1)
+    result: Floats = np.maximum.reduce(common / union - (hull - union) / hull)
     return result
 
 
-def threshold_steps(spans: Floats, moments: Floats) -> Floats:
-    """0.5 for a tIoU of at least 0.5 and another 0.5 from 0.7: the mean of the two recalls that papers report.
+def threshold_steps(tiou: Floats, bounds: Floats, moments: Floats) -> Floats:
+    """0.5 from a tIoU of 0.5 and another 0.5 from 0.7: the mean of the two recalls that papers report.
 
-    GIRL-DETR's `scst_reward_mode step`.
+    GIRL-DETR's `scst_reward_mode step`, there from above the thresholds.
     """
-    tiou = best_tiou(spans, moments)
-    result: Floats = ((tiou >= 0.5) * np.float32(0.5) + (tiou >= 0.7) * np.float32(0.5)).astype(np.float32)
-    return result
+    steps: Floats = ((tiou >= 0.5) * 0.5 + (tiou >= 0.7) * 0.5).astype(np.float32)
+    return steps
 
 
-def tiou_and_steps(spans: Floats, moments: Floats) -> Floats:
-    """TIoU plus 0.1, 0.2 and 0.3 from 0.3, 0.5 and 0.7: GIRL-DETR's `scst_reward_mode iou_step`."""
-    tiou = best_tiou(spans, moments)
-    bonus = (
-        (tiou >= 0.3) * np.float32(0.1) + (tiou >= 0.5) * np.float32(0.2) + (tiou >= 0.7) * np.float32(0.3)
-    )
-    result: Floats = tiou + bonus
+def tiou_and_steps(tiou: Floats, bounds: Floats, moments: Floats) -> Floats:
+    """TIoU plus 0.1, 0.2 and 0.3 from 0.3, 0.5 and 0.7.
+
+    GIRL-DETR's `scst_reward_mode iou_step`, there from above the thresholds.
+    """
+    result = tiou.copy()
+    for threshold, bonus in ((0.3, 0.1), (0.5, 0.2), (0.7, 0.3)):
+        result[tiou >= threshold] += np.float32(bonus)
     return result
 
 
 POTENTIALS: dict[str, Potential] = {
-    "tiou": best_tiou,
-    "giou": best_giou,
+    "tiou": tiou,
+    "giou": giou,
     "step": threshold_steps,
     "tiou_step": tiou_and_steps,
 }

@@ -1,4 +1,5 @@
-"""Which cache an environment opens: one named by the user, one in the data folder, or the simulated default."""
+"""Which cache an environment opens: the one that is named, one in the data folder, or the simulated
+default."""
 
 import os
 import warnings
@@ -20,8 +21,8 @@ def open_source(dataset: str, split: str, source: str | os.PathLike[str] | None 
     Args:
         dataset: name of a profile.
         split: name of a split.
-        source: folder of a cache. None looks for `<data set>/<split>` in the folder that the environment variable
-            `VMR_ENV_DATA` names; where that is not set, simulated data are used, with a warning.
+        source: folder of a cache. None looks for `<data set>/<split>` in the folder that the environment
+            variable `VMR_ENV_DATA` names; where that is not set, simulated data are used, with a warning.
 
     Raises:
         DataError: the folder is no cache, or the cache is of another data set; `VMR_ENV_DATA` names no cache.
@@ -47,7 +48,7 @@ def open_source(dataset: str, split: str, source: str | os.PathLike[str] | None 
 
 
 def simulated_source(dataset: str, split: str) -> Path:
-    """The simulated cache of a data set: the one shipped with the package, else one simulated on first use."""
+    """The simulated cache of a data set: shipped with the package, else simulated on first use."""
     shipped = _SHIPPED / f"{dataset}-simulated" / split
     if shipped.is_dir():
         return shipped

@@ -1,11 +1,12 @@
 """The timeline of a sample: what its proposals and its saliency curve say about every point of the video.
 
-What an agent observes about a span is looked up here at the span's two boundaries, so that the cost of an observation
-does not grow with the number of proposals or models. Tables are derived from a cache's arrays by `build_timelines`
-and kept beside it (`vmr_env.timeline_files`).
+What an agent observes about a span is looked up here at the span's two boundaries, so that the cost of an
+observation does not grow with the number of proposals or models. Tables are derived from a cache's arrays by
+`build_timelines` and kept beside it (`vmr_env.timeline_files`).
 
-A timeline has one row for each boundary of the `CELLS` equal cells that the video is cut into. All values lie in
-[-1, 1]. Saliency is on no common scale among detectors, so it enters as tanh(z / 2), z the curve's z-score.
+A timeline has one row for each boundary of the `CELLS` equal cells that the video is cut into. All values lie
+in [-1, 1]. Saliency is on no common scale among detectors, so it enters as tanh(z / 2), z the curve's
+z-score.
 """
 
 from typing import Any, NamedTuple
@@ -25,8 +26,8 @@ EDGE_CLIPS = 3
 """Clips before and after a boundary whose saliency is compared."""
 
 CURVES = ("coverage by score", "coverage by root", "coverage by models", "saliency")
-"""Curves over the video: share of the proposals that cover a point, weighted by score or by its square root; share of
-the models whose first proposal covers it; saliency."""
+"""Curves over the video: share of the proposals that cover a point, weighted by score or by its square root;
+share of the models whose first proposal covers it; saliency."""
 
 POINT_FEATURES = (
     *(
@@ -38,9 +39,9 @@ POINT_FEATURES = (
     *("saliency before", "saliency after"),
     *(f"integral of {curve}" for curve in CURVES),
 )
-"""What the timeline says about a point: near how many of the proposals' starts and ends it lies, weighted by score or
-by its square root, each normalised to sum 1 over the proposals; the mean saliency of the `EDGE_CLIPS` clips on
-either side; and the integral of each curve from the video's start."""
+"""What the timeline says about a point: near how many of the proposals' starts and ends it lies, weighted by
+score or by its square root, each normalised to sum 1 over the proposals; the mean saliency of the
+`EDGE_CLIPS` clips on either side; and the integral of each curve from the video's start."""
 
 INTEGRALS = slice(len(POINT_FEATURES) - len(CURVES), len(POINT_FEATURES))
 """The last columns of a point."""
@@ -61,7 +62,9 @@ SPAN_FEATURES = (
 """All that is known of a proposal."""
 
 _LOG_CLIPS = np.float32(np.log1p(1500.0))  # longest videos: 1,402 clips (TACoS)
-_FLOOR = np.float32(1e-3)
+_FLOOR = np.array(1e-3, np.float32)
+_SHORTEST = np.array(1 / CELLS, np.float32)
+_ONE = np.ones((), np.float32)
 
 
 class Timelines(NamedTuple):
@@ -80,23 +83,26 @@ def cell_of(positions: Array) -> NDArray[np.intp]:
 
 def log_length(clips: Floats) -> Floats:
     """Length in clips on a logarithmic scale in [0, 1]."""
-    result: Floats = np.log(clips + 1) / _LOG_CLIPS
-    return result
+    logs: Floats = np.log(clips + np.float32(1))
+    logs /= _LOG_CLIPS
+    return logs
 
 
 def inside_features(out: Floats, mass: Floats, width: Floats, whole: Floats) -> None:
     """Inside features of spans from the integrals.
 
     Args:
-        out: (..., I), filled.
-        mass: (..., C), integral of each curve over the span.
+        out: (I, ...), filled.
+        mass: (C, ...), integral of each curve over the span.
         width: (...), of the span.
-        whole: broadcasts with (..., C), integrals over the video.
+        whole: broadcasts with (C, ...), integrals over the video.
     """
     c = len(CURVES)
-    np.divide(mass, np.maximum(width, np.float32(1 / CELLS))[..., None], out=out[..., :c])
-    np.divide(mass[..., :3], np.maximum(whole[..., :3], _FLOOR), out=out[..., c:])
-    np.clip(out, -1, 1, out=out)  # cells are a little longer or shorter than the span
+    np.divide(mass, np.maximum(width, _SHORTEST), out=out[:c])
+    np.divide(mass[:3], np.maximum(whole[:3], _FLOOR), out=out[c:])
+    # Cells are a little longer or shorter than the span.
+    np.minimum(out, _ONE, out=out)
+    np.maximum(out, -_ONE, out=out)
 
 
 def build_timelines(
@@ -135,7 +141,8 @@ def build_timelines(
     proposals[..., :b] = first[..., :b]
     proposals[..., b : 2 * b] = last[..., :b]
     mass = last[..., INTEGRALS] - first[..., INTEGRALS]
-    inside_features(proposals[..., 2 * b : 2 * b + i], mass, width, integrals[:, -1:])
+    inside = np.moveaxis(proposals[..., 2 * b : 2 * b + i], -1, 0)
+    inside_features(inside, np.moveaxis(mass, -1, 0), width, np.moveaxis(integrals[:, -1:], -1, 0))
     geometry = proposals[..., 2 * b + i :]
     geometry[..., :2] = spans
     geometry[..., 2] = width
@@ -151,7 +158,7 @@ def build_timelines(
 
 
 def saliency_on_cells(curves: list[Array]) -> Floats:
-    """Saliency curves of any scale and length, as tanh(z / 2) interpolated at the cell centres: (n, CELLS)."""
+    """Saliency curves of any scale and length, tanh(z / 2) interpolated at the cells' centres: (n, CELLS)."""
     centres = (np.arange(CELLS) + 0.5) / CELLS
     rows = np.empty((len(curves), CELLS), np.float32)
     for row, curve in zip(rows, curves, strict=True):
@@ -206,13 +213,14 @@ def _first_of_model(models: Array, present: Array) -> NDArray[np.bool_]:
 
 
 def _edge_means(integral: Floats, clip: Floats) -> tuple[Floats, Floats]:
-    """Mean of a curve over `EDGE_CLIPS` clips before and after every point, 0 outside: 2 x (n, CELLS + 1, 1)."""
+    """Mean of a curve over `EDGE_CLIPS` clips on either side of every point: 2 x (n, CELLS + 1, 1)."""
     reach = np.maximum(1, np.rint(EDGE_CLIPS * clip * CELLS)).astype(np.intp)
     at = np.broadcast_to(np.arange(CELLS + 1), integral.shape)
     low, high = np.maximum(at - reach, 0), np.minimum(at + reach, CELLS)
 
     def mean(a: Array, b: Array) -> Floats:
         total = np.take_along_axis(integral, b, 1) - np.take_along_axis(integral, a, 1)
-        return (total * CELLS / np.maximum(b - a, 1)).astype(np.float32)[..., None]
+        means: Floats = (total * CELLS / np.maximum(b - a, 1)).astype(np.float32)[..., None]
+        return means
 
     return mean(low, at), mean(at, high)

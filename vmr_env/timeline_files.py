@@ -1,7 +1,8 @@
 """Timelines of a cache on disk: derived once, then memory-mapped by every process that needs them.
 
-They lie in the user's cache folder (`XDG_CACHE_HOME` or `~/.cache`, then `vmr_env/timelines`) under a name that is a
-hash of the cache's checksums, so a cache that changes gets new tables. Deleting the folder is always safe.
+They lie in the user's cache folder (`XDG_CACHE_HOME` or `~/.cache`, then `vmr_env/timelines`) under a name
+that is a hash of the cache's checksums, so a cache that changes gets new tables. Deleting the folder is
+always safe.
 """
 
 import hashlib
@@ -80,7 +81,7 @@ def _build(cache: DecoderStateCache, folder: Path) -> None:
         temporary.rename(folder)
     except OSError as error:
         if not folder.exists():  # else another process was first, with the same bytes
-            message = f"cannot be written ({error}); expected a writable folder (set XDG_CACHE_HOME to choose another)"
+            message = f"cannot be written ({error}), expected a writable folder (XDG_CACHE_HOME chooses it)"
             raise DataError(Problem(str(folder.parent), None, None, message)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

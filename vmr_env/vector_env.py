@@ -1,6 +1,5 @@
 """The native vector environment: N episodes in one NumPy program (Gymnasium 1.1 and later)."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +10,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from vmr_env.cache import DecoderStateCache
-from vmr_env.env import PROPOSALS, Array, Info, _key, _Setting
-from vmr_env.episodes import Draws
+from vmr_env.episodes import Draws, Starts
+from vmr_env.observations import Rows
+from vmr_env.setting import PROPOSALS, Setting, Source
+
+Array = NDArray[Any]
+Info = dict[str, Any]
 
 
 class VMRVectorEnv(VectorEnv[Any, Any, Any]):
@@ -21,16 +23,16 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
 
     Arguments are those of `VMREnv`, and:
         num_envs: N.
-        autoreset_mode: what happens when an episode ends, as in Gymnasium 1.x. "NextStep" (default): the next step
-            begins a new episode, ignores its action and earns nothing. "SameStep": the same step does, and
-            `infos["final_obs"]` and `infos["final_info"]` hold the end of the old one. "Disabled": the caller resets,
-            with `reset(options={"reset_mask": …})`.
-        copy: whether every call returns a fresh observation array. False reuses one, whose contents change at the
-            next call.
+        autoreset_mode: what happens when an episode ends, as in Gymnasium 1.x. "NextStep" (default): the next
+            step begins a new episode, ignores its action and earns nothing. "SameStep": the same step does,
+            and `infos["final_obs"]` and `infos["final_info"]` hold the end of the old one. "Disabled": the
+            caller resets, with `reset(options={"reset_mask": …})`.
+        copy: whether every call returns a fresh observation array. False reuses one, whose contents change at
+            the next call.
 
-    Infos of every step: `tiou` (N,) and `action_mask` (N, A); where an episode has ended also `span` (N, 2) in seconds
-    and `proposal` (N,); of a reset: `sample` (N,), rows of the cache (`env.cache.sample(row)` has names and texts).
-    Entries beginning with `_` say which episodes an entry is for, as in Gymnasium.
+    Infos of every step: `tiou` (N,) and `action_mask` (N, A); where an episode has ended also `span` (N, 2)
+    in seconds and `proposal` (N,); of a reset: `sample` (N,), rows of the cache (`env.cache.sample(row)` has
+    names and texts). Entries beginning with `_` say which episodes an entry is for, as in Gymnasium.
 
     Resets accept `options` as `VMREnv` does, with one value for all or a sequence of N.
     """
@@ -40,7 +42,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         num_envs: int,
         dataset: str = "charades",
         split: str = "train",
-        source: str | os.PathLike[str] | DecoderStateCache | None = None,
+        source: Source = None,
         *,
         samples: Sequence[int] | Array | None = None,
         stage: int = 3,
@@ -60,20 +62,18 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(
                 f"render_mode is {render_mode!r}, expected None: only single environments render"
             )
-        self._setting = _Setting(
-            *(
-                dataset,
-                split,
-                source,
-                samples,
-                stage,
-                actions,
-                components,
-                observation,
-                proposals,
-                horizon,
-                reward,
-            )
+        self._setting = Setting(
+            dataset=dataset,
+            split=split,
+            source=source,
+            samples=samples,
+            stage=stage,
+            actions=actions,
+            components=components,
+            observation=observation,
+            proposals=proposals,
+            horizon=horizon,
+            reward=reward,
         )
         self.num_envs = num_envs
         self.render_mode = None
@@ -88,8 +88,8 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         self.cache = self._setting.cache
         self.episodes = self._setting.episodes(num_envs)
         self._copy = copy
-        self._buffer = np.empty((0, 0), np.float32)
-        self._all = np.arange(num_envs)
+        self._numbers = np.arange(num_envs)
+        self._buffer = np.empty((num_envs, self.observer.width), np.float32)
         self._ended = np.ones(num_envs, bool)
         self._draws: Draws | None = None
 
@@ -98,12 +98,20 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         """Number of the curriculum's stage."""
         return self.episodes.stage.number
 
+    @stage.setter
+    def stage(self, stage: int) -> None:
+        self.set_stage(stage)
+
     def set_stage(self, stage: int) -> None:
-        """Change the stage of all environments; running episodes go on under the new rules."""
+        """Change the stage of all environments; running episodes go on under the new rules.
+
+        Raises:
+            ValueError: there is no such stage.
+        """
         self.episodes.set_stage(stage)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """The attribute, or the result of the method, of that name, once for each environment (all are alike)."""
+        """The attribute or the method's result of that name, once for each environment (all are alike)."""
         value = getattr(self, name)
         return (value(*args, **kwargs) if callable(value) else value,) * self.num_envs
 
@@ -114,112 +122,130 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: Info | None = None
     ) -> tuple[Any, Info]:
-        """Begin episodes in all environments, or in those that `options["reset_mask"]` (N,) bool names."""
-        self._seed(seed)
-        rows = self._all
-        if options and "reset_mask" in options:
-            mask = np.asarray(options["reset_mask"])
+        """Begin episodes in all environments, or in those that `options["reset_mask"]` (N,) bool names.
+
+        Raises:
+            ValueError: an option or the seed is not as expected.
+            DataError: the cache has no such query.
+        """
+        options = dict(options or {})
+        rows: Rows = slice(None)
+        if "reset_mask" in options:
+            mask = np.asarray(options.pop("reset_mask"))
             if mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
                 raise ValueError(
                     f"options['reset_mask'] is {mask!r}, expected ({self.num_envs},) bool, some True"
                 )
             rows = np.flatnonzero(mask)
-        self._start(rows, options)
-        infos = self._infos()
-        infos["sample"], infos["_sample"] = self.episodes.samples.copy(), self._among(rows)
-        return self._observe(), infos
+        starts = self._random_starts(self._seeded(seed, rows), rows)
+        if options:
+            starts = self._setting.chosen(starts, options, self.num_envs)
+        self.episodes.start(starts)
+        self.episodes.refresh()
+        self._ended[rows] = False
+        return self._observe(), {**self._infos(), **self._begun(rows)}
 
-    def _seed(self, seed: int | Sequence[int | None] | None) -> None:
+    def _seeded(self, seed: int | Sequence[int | None] | None, rows: Rows) -> Draws:
+        """The random streams, those of `rows` begun anew where there is a seed for them."""
+        if self._draws is None:
+            self._draws = Draws(self.np_random.integers(2**63, size=self.num_envs))
         if seed is None:
-            if self._draws is None:
-                self._draws = Draws(self.np_random.integers(2**63, size=self.num_envs))
-            return
+            return self._draws
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed has {len(seeds)} entries, expected one or {self.num_envs}")
-        self._np_random, self._np_random_seed = seeding.np_random(seeds[0])
-        self._draws = Draws([_key(seeding.np_random(one)[0]) for one in seeds])
+        generators = {
+            i: seeding.np_random(seeds[i]) for i in self._numbers[rows].tolist() if seeds[i] is not None
+        }
+        for i, (generator, _) in generators.items():
+            self._draws.restart(i, generator)
+        if 0 in generators:
+            self._np_random, self._np_random_seed = generators[0]
+        return self._draws
 
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Array, Array, Info]:
         """Take one action in every environment.
 
         Raises:
             ValueError: the actions have the wrong shape or are outside of the action space.
-            gymnasium.error.ResetNeeded: with autoreset disabled, an episode is over.
+            gymnasium.error.ResetNeeded: an episode is over and autoreset is disabled, or none ever began.
         """
         episodes, mode = self.episodes, self.autoreset_mode
-        actions = np.asarray(actions)
-        if not self.action_space.contains(actions):
-            raise ValueError(
-                f"actions are not in {self.action_space}; got shape {actions.shape}, {actions.dtype}"
-            )
-        fresh = np.flatnonzero(self._ended)
-        if len(fresh) and (mode is AutoresetMode.DISABLED or self._draws is None):
-            raise gymnasium.error.ResetNeeded(
-                f"step called on {len(fresh)} finished episodes, expected reset first"
-            )
-
-        rewards, terminated = episodes.step(actions)
-        rewards = rewards.astype(np.float64)
-        if len(fresh):  # NextStep: what these episodes just did does not count
-            self._start(fresh, None)
-            rewards[fresh], terminated[fresh] = 0.0, False
-        self._ended = terminated.copy()
-        ended = np.flatnonzero(terminated)
+        actions = self.action_mode.checked(np.asarray(actions))
+        if len(actions) != self.num_envs:
+            raise ValueError(f"there are {len(actions)} actions, expected {self.num_envs}")
+        starts = None
+        if np.count_nonzero(self._ended):
+            if mode is AutoresetMode.DISABLED or self._draws is None:
+                raise gymnasium.error.ResetNeeded(
+                    f"step called on {np.count_nonzero(self._ended)} finished episodes, expected reset first"
+                )
+            starts = self._random_starts(self._draws, np.flatnonzero(self._ended))
+        # NextStep: the actions of episodes that begin do not count.
+        rewards, ended = episodes.step(actions, starts)
         infos = self._infos()
-        if len(ended):
-            self._add(infos, ended, {"span": episodes.seconds(), "proposal": episodes.sources.copy()})
+        if np.count_nonzero(ended):
+            infos |= self._ends(ended)
             if mode is AutoresetMode.SAME_STEP:
-                infos = self._restart(ended, infos)
-        return self._observe(), rewards, terminated, np.zeros(self.num_envs, bool), infos
+                assert self._draws is not None
+                starts = self._random_starts(self._draws, np.flatnonzero(ended))
+                final = self._final(starts.rows, infos)
+                episodes.start(starts)
+                episodes.refresh()
+                infos = self._infos() | final
+        if starts is not None:
+            infos |= self._begun(starts.rows)
+        self._ended = ended & (mode is not AutoresetMode.SAME_STEP)
+        return self._observe(), rewards.astype(np.float64), ended, np.zeros(self.num_envs, bool), infos
 
-    def _restart(self, ended: Array, final: Info) -> Info:
-        """Begin new episodes in place of the ended ones; what they were at the end moves to `final_…`."""
-        last = np.zeros((self.num_envs, self.observer.width), np.float32)
-        finals = np.empty((len(ended), self.observer.width), np.float32)
-        self.episodes.observe(finals, ended)
-        last[ended] = finals
-        self._start(ended, None)
-        infos = self._infos()
-        among = self._among(ended)
-        infos["final_obs"], infos["_final_obs"] = self._formed(last), among
-        infos["final_info"] = {key: among if key.startswith("_") else value for key, value in final.items()}
-        infos["_final_info"] = among
-        infos["sample"], infos["_sample"] = self.episodes.samples.copy(), among
-        return infos
-
-    def _start(self, rows: Array, options: Info | None) -> None:
-        assert self._draws is not None
-        samples, starts = self._setting.choose(self._draws, rows, self.episodes.stage.start_k, options)
-        self.episodes.start(rows, samples, starts)
-        self._ended[rows] = False
+    def _random_starts(self, draws: Draws, rows: Rows) -> Starts:
+        return self._setting.starts(draws, rows, self.episodes.stage.start_k)
 
     def _infos(self) -> Info:
-        everywhere = np.ones(self.num_envs, bool)
-        mask = self.episodes.mask.copy()
+        """What every step tells."""
         return {
             "tiou": self.episodes.tiou.astype(np.float64),
-            "_tiou": everywhere,
-            "action_mask": mask,
-            "_action_mask": everywhere,
+            "_tiou": np.ones(self.num_envs, bool),
+            "action_mask": self.episodes.mask.copy(order="K"),
+            "_action_mask": np.ones(self.num_envs, bool),
         }
 
-    def _add(self, infos: Info, rows: Array, entries: Info) -> None:
-        among = self._among(rows)
-        for key, value in entries.items():
-            infos[key], infos[f"_{key}"] = value, among
+    def _ends(self, ended: NDArray[np.bool_]) -> Info:
+        """What is told of episodes that have ended."""
+        return {
+            "span": self.episodes.seconds(),
+            "_span": ended.copy(),
+            "proposal": self.episodes.sources.copy(),
+            "_proposal": ended.copy(),
+        }
 
-    def _among(self, rows: Array) -> NDArray[np.bool_]:
+    def _begun(self, rows: Rows) -> Info:
+        """What is told of episodes that have begun."""
+        return {"sample": self.episodes.samples.copy(), "_sample": self._among(rows)}
+
+    def _final(self, rows: Rows, infos: Info) -> Info:
+        """The last observations and infos of episodes that begin anew in the same step, as Gymnasium has
+        them."""
+        among = self._among(rows)
+        flat = np.empty((np.count_nonzero(among), self.observer.width), np.float32)
+        self.episodes.observe(flat, rows)
+        observations = np.full(self.num_envs, None, object)
+        for i, row in zip(np.flatnonzero(among), flat, strict=True):
+            observations[i] = self._setting.formed(row)
+        final = {key: among.copy() if key.startswith("_") else told for key, told in infos.items()}
+        return {
+            "final_obs": observations,
+            "_final_obs": among,
+            "final_info": final,
+            "_final_info": among.copy(),
+        }
+
+    def _among(self, rows: Rows) -> NDArray[np.bool_]:
         mask = np.zeros(self.num_envs, bool)
         mask[rows] = True
         return mask
 
     def _observe(self) -> Any:
-        shape = (self.num_envs, self.observer.width)
-        if self._copy or self._buffer.shape != shape:
-            self._buffer = np.empty(shape, np.float32)
-        self.episodes.observe(self._buffer)
-        return self._formed(self._buffer)
-
-    def _formed(self, flat: Array) -> Any:
-        return flat if self._setting.flat else self.observer.split(flat)
+        flat = np.empty_like(self._buffer) if self._copy else self._buffer
+        self.episodes.observe(flat)
+        return self._setting.formed(flat)
