@@ -135,16 +135,22 @@ def load_official(
     config = _official_config(content, options, path)
     if repairs:
         config = replace(config, behaviour="repaired", repairs=repairs)
-    model = _empty_model(config)
-    names = {name: official_name(name, config) for name in model.state_dict()}
     if allow_missing_iou and not any(name.startswith(IOU_BRANCH) for name in state):
-        state |= {
-            theirs: torch.zeros(model.state_dict()[ours].shape)
-            for ours, theirs in names.items()
-            if theirs.startswith(IOU_BRANCH)
-        }
-    _fill(model, state, names, path)
+        state |= _silent_iou_branch(config)
+    return official_model(state, config, path)
+
+
+def official_model(state: Mapping[str, Tensor], config: GirlDetrConfig, where: PathLike) -> GirlDetr:
+    """A model in evaluation mode with the tensors of ``state``, by official names; errors name ``where``."""
+    model = _empty_model(config)
+    _fill(model, state, {name: official_name(name, config) for name in model.state_dict()}, where)
     return model.eval()
+
+
+def _silent_iou_branch(config: GirlDetrConfig) -> dict[str, Tensor]:
+    """Zeros for the IoU branch, by official names."""
+    head = _empty_model(config).head.state_dict()
+    return {name: torch.zeros(tensor.shape) for name, tensor in head.items() if name.startswith(IOU_BRANCH)}
 
 
 def _empty_model(config: GirlDetrConfig) -> GirlDetr:

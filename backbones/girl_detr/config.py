@@ -50,7 +50,6 @@ REPAIRS: Mapping[str, str] = {
         "No parameters that nothing reads: text positions only with `use_txt_pos`, no contrastive projection "
         "of the video."
     ),
-    "iou_target": "Losses: the IoU branch regresses the IoU, not the generalised IoU clipped at 0 (Q20).",
     "constant_hard_weight": "Losses: the weight of the hard terms does not grow with the epoch (Q21).",
     "loss_means": "Losses: means over the batch where the official ones are sums (Q22).",
     "loss_padding": (

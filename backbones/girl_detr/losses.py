@@ -89,8 +89,8 @@ class SupervisedCriterion:
             "class_error": 100 - 100 * right.float().mean(1),
         }
         if self.config.use_iou_head:
-            truth = iou if self.config.repaired("iou_target") else giou.clamp(min=0)
-            terms["loss_iou"] = (detections.iou[found] - truth.detach()).abs().mean(1)
+            # Officially the target is the generalised IoU clipped at 0 (Q20); for intervals that is the IoU.
+            terms["loss_iou"] = (detections.iou[found] - iou.detach()).abs().mean(1)
         return terms
 
     def _query_text_contrast(self, queries: Tensor, output: GirlDetrOutput, matches: Matches) -> Tensor:
