@@ -46,6 +46,7 @@ AGENTS: dict[str, str] = {
 }
 DEFAULT_AGENTS = ("expected_gain", "ppo", "reinforce")
 
+POOL_PROPOSALS = 10
 _LEAST = {"folds": 2, "seeds": 1, "members": 2, "evaluations": 1, "rounds": 1, "proposals": 1, "jobs": 1}
 """Smallest sensible value of each number on the command line."""
 
@@ -86,7 +87,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     learning.add_argument("--members", type=int, default=3, help="members of a committee (default 3)")
     learning.add_argument("--evaluations", type=int, default=3, help="judgements of a member (default 3)")
     learning.add_argument("--rounds", type=int, help="rounds of learning; default: each agent's own number")
-    learning.add_argument("--proposals", type=int, help="proposals that take part; default: one per model")
+    learning.add_argument("--proposals", type=int, help="proposals that take part; default: 1, of a pool 10")
     parser.add_argument("--jobs", type=int, default=2, help="processes that train side by side (default 2)")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/tprl"), help="folder of the results (default runs/tprl)"
@@ -203,7 +204,9 @@ def settings_of(args: argparse.Namespace, folds: Sequence[Fold]) -> Settings:
         DataError: the data have fewer proposals, or fewer videos, than asked for.
     """
     available = min(folds[0].train.manifest["proposals"], folds[0].test.manifest["proposals"])
-    proposals = args.proposals or len(folds[0].train.manifest["models"])
+    # Choosing among one detector's own proposals does not help; among several detectors' it does.
+    pooled = len(folds[0].train.manifest["models"]) > 1
+    proposals = args.proposals or (min(POOL_PROPOSALS, available) if pooled else 1)
     if proposals > available:
         message = f"is {proposals}, expected at most the {available} that each sample has"
         raise DataError(Problem("--proposals", None, None, message))

@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with small simulated caches, and with the files that the README speaks of."""
     made = tmp_path_factory.mktemp("readme")
     for split, samples in (("train", 40), ("test", 30)):
+        (made / "data" / "charades").mkdir(parents=True, exist_ok=True)
         simulate(made / "data" / "charades" / split, get_profile("charades"), split, samples=samples)
     cache = DecoderStateCache.open(made / "data" / "charades" / "test")
     stay = refine(lambda _, masks: np.full(len(masks), masks.shape[1] - 1), cache, np.arange(len(cache)))
