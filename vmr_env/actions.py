@@ -5,8 +5,8 @@ observation shows what the timeline says at each of them, so an agent sees where
 it. A span never leaves the video and is never shortened below one clip.
 
 Arrays of many episodes have the episodes on the last axis, so that NumPy's inner loops are long: the bounds
-of N spans are (2, N), their starts and their ends. Constants are arrays, and results go where arrays are
-already: a single episode's time goes into calls of NumPy, not into numbers.
+of N spans are (2, N), their starts and ends. Constants are arrays, and results go where arrays are already:
+the time of a single episode goes into calls of NumPy, not into numbers.
 """
 
 import difflib
@@ -16,12 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float32]
-Ints = NDArray[np.intp]
+from vmr_env.arrays import Array, Bools, Floats, Ints
 
 MOVES = (-8.0, -3.0, -1.0, 0.0, 1.0, 3.0, 8.0)
 """Positions of the default mode, in clips from the boundary: coarse, middle, fine, and where it is."""

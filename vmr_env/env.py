@@ -5,8 +5,8 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
+from vmr_env.arrays import Array, Bools
 from vmr_env.episodes import Draws
 from vmr_env.setting import PROPOSALS, Setting, Source
 
@@ -79,7 +79,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
         split: str = "train",
         source: Source = None,
         *,
-        samples: Sequence[int] | NDArray[Any] | None = None,
+        samples: Sequence[int] | Array | None = None,
         stage: int = 3,
         actions: str = "discrete",
         components: Sequence[str] | None = None,
@@ -133,7 +133,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
         """
         self.episode.set_stage(stage)
 
-    def action_masks(self) -> NDArray[np.bool_]:
+    def action_masks(self) -> Bools:
         """Which actions are possible now: (A,), as sb3-contrib asks for it."""
         return self.episode.mask.flatten()
 

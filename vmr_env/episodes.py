@@ -1,22 +1,18 @@
 """N refinement episodes as one NumPy program: the dynamics behind the single and the vector environment."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.actions import ActionMode, Reach
+from vmr_env.arrays import Array, Bools, Floats, Ints, Rows
 from vmr_env.cache import DecoderStateCache
 from vmr_env.curriculum import Stage, get_stage
-from vmr_env.observations import Observer, Rows, Sight
+from vmr_env.observations import Observer, Sight
 from vmr_env.rewards import get_potential, overlaps
 from vmr_env.timeline import log_length
-
-Array = NDArray[Any]
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float32]
-Ints = NDArray[np.intp]
 
 
 class Starts(NamedTuple):
@@ -178,12 +174,11 @@ class Episodes:
         Raises:
             TypeError: the actions cannot be listed.
         """
-        start, end = (
-            marks[choice] for marks, choice in zip(self._reach.marks, self._mode.choices, strict=True)
-        )
-        best = np.zeros_like(start)  # (A, N)
+        starts, ends = self._mode.choices
+        bounds = np.stack([self._reach.marks[0, starts], self._reach.marks[1, ends]])  # (2, A, N)
+        best = np.zeros(bounds.shape[1:], np.float32)
         for moment in self._reach.moments.swapaxes(0, 1):
-            np.maximum(best, overlaps(np.stack([start, end]), moment[:, None]), out=best)
+            np.maximum(best, overlaps(bounds, moment[:, None]), out=best)
         gains: Floats = np.where(self._mask, best - self.tiou, np.float32(0)).T
         return gains
 

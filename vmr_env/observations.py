@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
 from vmr_env.actions import HERE, PROBES
+from vmr_env.arrays import Floats, Ints, Rows
 from vmr_env.cache import DecoderStateCache
 from vmr_env.timeline import (
     CELLS,
@@ -43,15 +43,11 @@ from vmr_env.timeline import (
 )
 from vmr_env.timeline_files import timelines_of
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.intp]
-Rows = Ints | slice
-"""Which of N episodes."""
-
 STATE_BOUND = 65504.0
 """Largest float16: bound of decoder states and sentence vectors."""
 
 _BLOCK_BYTES = 1 << 18  # of observations, so that they and what they are made of fit into a processor's cache
+_ONE = np.ones((), np.float32)
 _COLUMNS_OF_INTEGRALS = np.arange(INTEGRALS.start, INTEGRALS.stop)[:, None, None]
 
 
@@ -252,9 +248,6 @@ class Observer:
         assert self._cache.text is not None
         texts: Floats = self._cache.text[samples]
         return texts
-
-
-_ONE = np.ones((), np.float32)
 
 
 def _known_shapes(cache: DecoderStateCache, proposals: int) -> dict[str, tuple[int, ...]]:

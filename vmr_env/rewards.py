@@ -11,9 +11,9 @@ import difflib
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from vmr_env.arrays import Floats
+
 Potential = Callable[[Floats, Floats, Floats], Floats]
 """From the spans' highest tIoU with any moment (N,), their bounds (2, N), and the moments (2, M, N): (N,)."""
 
@@ -57,8 +57,10 @@ def threshold_steps(tiou: Floats, bounds: Floats, moments: Floats) -> Floats:
 
     GIRL-DETR's `scst_reward_mode step`, there from above the thresholds.
     """
-    steps: Floats = ((tiou >= 0.5) * 0.5 + (tiou >= 0.7) * 0.5).astype(np.float32)
-    return steps
+    result = np.zeros_like(tiou)
+    for threshold in (0.5, 0.7):
+        result[tiou >= threshold] += 0.5
+    return result
 
 
 def tiou_and_steps(tiou: Floats, bounds: Floats, moments: Floats) -> Floats:
@@ -68,7 +70,7 @@ def tiou_and_steps(tiou: Floats, bounds: Floats, moments: Floats) -> Floats:
     """
     result = tiou.copy()
     for threshold, bonus in ((0.3, 0.1), (0.5, 0.2), (0.7, 0.3)):
-        result[tiou >= threshold] += np.float32(bonus)
+        result[tiou >= threshold] += bonus
     return result
 
 

@@ -5,17 +5,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vmr_env.actions import get_action_mode
+from vmr_env.arrays import Array, Ints, Rows
 from vmr_env.cache import DecoderStateCache
 from vmr_env.episodes import Draws, Episodes, Starts
 from vmr_env.errors import DataError, Problem
-from vmr_env.observations import Observer, Rows
+from vmr_env.observations import Observer
 from vmr_env.sources import open_source
 
-Array = NDArray[Any]
-Ints = NDArray[np.intp]
 Source = str | os.PathLike[str] | DecoderStateCache | None
 
 PROPOSALS = 10

@@ -1,5 +1,4 @@
-"""Which cache an environment opens: the one that is named, one in the data folder, or the simulated
-default."""
+"""Which cache an environment opens: the one named, one in the data folder, or the simulated default."""
 
 import os
 import warnings

@@ -5,17 +5,15 @@ observation does not grow with the number of proposals or models. Tables are der
 `build_timelines` and kept beside it (`vmr_env.timeline_files`).
 
 A timeline has one row for each boundary of the `CELLS` equal cells that the video is cut into. All values lie
-in [-1, 1]. Saliency is on no common scale among detectors, so it enters as tanh(z / 2), z the curve's
+in [-1, 1]. Saliency is on no common scale among detectors, so it enters as tanh(z / 2), z being its
 z-score.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
-Floats = NDArray[np.float32]
+from vmr_env.arrays import Array, Bools, Floats, Ints
 
 CELLS = 128
 
@@ -61,7 +59,7 @@ SPAN_FEATURES = (
 )
 """All that is known of a proposal."""
 
-_LOG_CLIPS = np.float32(np.log1p(1500.0))  # longest videos: 1,402 clips (TACoS)
+_LOG_CLIPS = np.array(np.log1p(1500.0), np.float32)  # longest videos: 1,402 clips (TACoS)
 _FLOOR = np.array(1e-3, np.float32)
 _SHORTEST = np.array(1 / CELLS, np.float32)
 _ONE = np.ones((), np.float32)
@@ -76,16 +74,17 @@ class Timelines(NamedTuple):
     """(n, Q, `SPAN_FEATURES`), the proposals; zeros where there is none."""
 
 
-def cell_of(positions: Array) -> NDArray[np.intp]:
+def cell_of(positions: Array) -> Ints:
     """Row of the timeline nearest to each position in [0, 1]: any shape."""
     return np.rint(positions * np.float32(CELLS)).astype(np.intp)
 
 
 def log_length(clips: Floats) -> Floats:
     """Length in clips on a logarithmic scale in [0, 1]."""
-    logs: Floats = np.log(clips + np.float32(1))
-    logs /= _LOG_CLIPS
-    return logs
+    result = clips + _ONE
+    np.log(result, out=result)
+    result /= _LOG_CLIPS
+    return result
 
 
 def inside_features(out: Floats, mass: Floats, width: Floats, whole: Floats) -> None:
@@ -204,16 +203,16 @@ def _normalised(weights: Floats) -> Floats:
     return (weights / np.where(total > 0, total, 1)).astype(np.float32)
 
 
-def _first_of_model(models: Array, present: Array) -> NDArray[np.bool_]:
+def _first_of_model(models: Array, present: Array) -> Bools:
     """Which proposals are the first of their model in the sample: (n, Q)."""
     same = (models[:, :, None] == models[:, None, :]) & present[:, None, :]
     earlier = np.tri(models.shape[1], k=-1, dtype=bool)
-    result: NDArray[np.bool_] = present & ~(same & earlier).any(axis=2)
+    result: Bools = present & ~(same & earlier).any(axis=2)
     return result
 
 
 def _edge_means(integral: Floats, clip: Floats) -> tuple[Floats, Floats]:
-    """Mean of a curve over `EDGE_CLIPS` clips on either side of every point: 2 x (n, CELLS + 1, 1)."""
+    """Mean of a curve over the `EDGE_CLIPS` clips before and after every point: 2 x (n, CELLS + 1, 1)."""
     reach = np.maximum(1, np.rint(EDGE_CLIPS * clip * CELLS)).astype(np.intp)
     at = np.broadcast_to(np.arange(CELLS + 1), integral.shape)
     low, high = np.maximum(at - reach, 0), np.minimum(at + reach, CELLS)

@@ -10,11 +10,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from vmr_env.arrays import Array, Bools, Rows
 from vmr_env.episodes import Draws, Starts
-from vmr_env.observations import Rows
 from vmr_env.setting import PROPOSALS, Setting, Source
 
-Array = NDArray[Any]
 Info = dict[str, Any]
 
 
@@ -210,7 +209,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
             "_action_mask": np.ones(self.num_envs, bool),
         }
 
-    def _ends(self, ended: NDArray[np.bool_]) -> Info:
+    def _ends(self, ended: Bools) -> Info:
         """What is told of episodes that have ended."""
         return {
             "span": self.episodes.seconds(),
@@ -224,8 +223,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         return {"sample": self.episodes.samples.copy(), "_sample": self._among(rows)}
 
     def _final(self, rows: Rows, infos: Info) -> Info:
-        """The last observations and infos of episodes that begin anew in the same step, as Gymnasium has
-        them."""
+        """The last observations and infos of episodes that restart in the same step, as in Gymnasium."""
         among = self._among(rows)
         flat = np.empty((np.count_nonzero(among), self.observer.width), np.float32)
         self.episodes.observe(flat, rows)
@@ -240,7 +238,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
             "_final_info": among.copy(),
         }
 
-    def _among(self, rows: Rows) -> NDArray[np.bool_]:
+    def _among(self, rows: Rows) -> Bools:
         mask = np.zeros(self.num_envs, bool)
         mask[rows] = True
         return mask
