@@ -181,11 +181,14 @@ def test_members_are_judged_on_videos_that_they_have_not_seen(
 
 def test_the_seed_fixes_everything(simulated: DecoderStateCache) -> None:
     state = torch.random.get_rng_state()
-    results = [_fit(ExpectedGain, simulated, members=2, evaluations=1, rounds=1) for _ in range(2)]
+    seen: list[list[Progress]] = [[], [], []]
+    few = {"members": 2, "evaluations": 1, "rounds": 1}
+    results = [_fit(ExpectedGain, simulated, **few, watch=seen[i].append) for i in range(2)]
     assert torch.equal(state, torch.random.get_rng_state())
     assert results[0][1] == results[1][1]
-    other = _fit(ExpectedGain, simulated, members=2, evaluations=1, rounds=1, seed=1)
-    assert other[1] != results[0][1]
+    assert seen[0] == seen[1]
+    _fit(ExpectedGain, simulated, **few, seed=1, watch=seen[2].append)
+    assert [one.metrics for one in seen[2]] != [one.metrics for one in seen[0]]
 
 
 def test_too_few_members_or_videos(late: DecoderStateCache) -> None:
