@@ -25,13 +25,16 @@ from torch import Tensor
 from agents.networks import FlatNetwork
 from agents.rollout import Collector, gae
 from agents.sb3 import NativeVecEnv
+from vmr_env.actions import DiscreteActions
 from vmr_env.cache import DecoderStateCache
 from vmr_env.env import VMREnv
 from vmr_env.files import write_text
+from vmr_env.setting import PROPOSALS
 from vmr_env.sources import simulated_source
 from vmr_env.vector_env import VMRVectorEnv
 
 ENVS, STEPS, EPOCHS, MINIBATCH, HIDDEN = 64, 128, 4, 2048, 256
+ACTIONS = DiscreteActions(PROPOSALS).size
 
 
 def seconds(work: Callable[[], None], repetitions: int) -> float:
@@ -48,8 +51,7 @@ def native_step(cache: DecoderStateCache, n: int, steps: int = 50) -> float:
     """Seconds of one step of N native environments."""
     env = VMRVectorEnv(n, cache.manifest["dataset"], source=cache)
     env.reset(seed=0)
-    actions = np.random.default_rng(0).integers(env.single_action_space.n, size=(steps, n))  # type:
-    ignore[attr-defined]
+    actions = np.random.default_rng(0).integers(ACTIONS, size=(steps, n))
 
     def work() -> None:
         for row in actions:
@@ -62,8 +64,7 @@ def sync_step(cache: DecoderStateCache, n: int, steps: int = 5) -> float:
     """Seconds of one step of N single environments under `SyncVectorEnv`."""
     env = SyncVectorEnv([partial(VMREnv, cache.manifest["dataset"], source=cache)] * n)
     env.reset(seed=0)
-    actions = np.random.default_rng(0).integers(env.single_action_space.n, size=(steps, n))  # type:
-    ignore[attr-defined]
+    actions = np.random.default_rng(0).integers(ACTIONS, size=(steps, n))
 
     def work() -> None:
         for row in actions:
@@ -91,7 +92,7 @@ def single_step(cache: DecoderStateCache, steps: int = 20_000) -> float:
     """Seconds of one step of a single environment, resets included."""
     env = VMREnv(cache.manifest["dataset"], source=cache)
     env.reset(seed=0)
-    actions = np.random.default_rng(0).integers(env.action_space.n, size=steps)  # type: ignore[attr-defined]
+    actions = np.random.default_rng(0).integers(ACTIONS, size=steps)
 
     def work() -> None:
         for action in actions:
