@@ -139,9 +139,9 @@ class GirlDetrConfig:
             )
 
     def _check_sizes(self) -> None:
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
-                self._refuse(name, f"{getattr(self, name)}; expected at least 1")
+        for name, most in _COUNTS.items():
+            if not 1 <= getattr(self, name) <= most:
+                self._refuse(name, f"{getattr(self, name)}; expected 1 to {most}")
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
@@ -201,20 +201,22 @@ class GirlDetrConfig:
         return cls(**{**values, "repairs": None if repairs is None else frozenset(repairs)})
 
 
-_COUNTS = (
-    "v_feat_dim",
-    "t_feat_dim",
-    "hidden_dim",
-    "nheads",
-    "dim_feedforward",
-    "cmi_layers",
-    "enc_layers",
-    "dec_layers",
-    "num_queries",
-    "n_input_proj",
-    "max_q_l",
-    "contrastive_hdim",
-)
+# Largest sizes: far beyond use, and small enough that a model of these shapes can at least be described.
+_WIDTH, _NUMBER, _DEPTH = 2**20, 2**16, 100
+_COUNTS = {
+    "v_feat_dim": _WIDTH,
+    "t_feat_dim": _WIDTH,
+    "hidden_dim": _WIDTH,
+    "nheads": _NUMBER,
+    "dim_feedforward": _WIDTH,
+    "cmi_layers": _DEPTH,
+    "enc_layers": _DEPTH,
+    "dec_layers": _DEPTH,
+    "num_queries": _NUMBER,
+    "n_input_proj": _DEPTH,
+    "max_q_l": _NUMBER,
+    "contrastive_hdim": _WIDTH,
+}
 
 
 def _same_kind(value: object, default: object) -> bool:

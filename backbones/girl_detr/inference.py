@@ -82,7 +82,10 @@ def post_process(rows: Windows, length: float, settings: WindowSettings) -> Wind
     times = (times / settings.clip_seconds).round() * settings.clip_seconds
     if settings.inside_video:
         times = times.clip(0, length)  # the last multiple may lie beyond the end
-    return np.column_stack((times, _rounded(rows[:, 2])))
+    scores = rows[:, 2].astype(
+        np.float32
+    )  # officially a float32 tensor, which decides how 0.55555 is rounded
+    return np.column_stack((times, _rounded(scores.astype(np.float64))))
 
 
 def suppress(rows: Windows, threshold: float, before: int = 10, after: int = 10) -> Windows:
@@ -114,4 +117,4 @@ def saliency_curves(output: GirlDetrOutput) -> list[NDArray[np.float32]]:
 
 def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """To `DECIMALS` decimals, as Python rounds; NumPy's rounding of 0.55555 differs in the last digit."""
-    return np.array([round(value, DECIMALS) for value in values.flat]).reshape(values.shape)
+    return np.array([round(value, DECIMALS) for value in values.ravel().tolist()]).reshape(values.shape)

@@ -1,0 +1,161 @@
+"""Windows, post-processing, suppression and saliency: equal to the official submissions."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from girl_detr_cases import arrays, config_of, run, state_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backbones.girl_detr.checkpoint import official_model
+from backbones.girl_detr.head import Detections
+from backbones.girl_detr.inference import (
+    Windows,
+    WindowSettings,
+    post_process,
+    saliency_curves,
+    suppress,
+    windows,
+)
+from backbones.girl_detr.model import GirlDetr, GirlDetrOutput
+
+DATASETS = {
+    "hl": WindowSettings(clip_seconds=2, longest=150),
+    "charadesSTA": WindowSettings(clip_seconds=1, longest=150),
+    "tacos": WindowSettings(clip_seconds=1),
+}
+SCORE = 1e-4 + 1e-9  # one unit in the last decimal: scores agree to 1e-4 before they are rounded
+SALIENCY = 2e-3  # of scores that went through float16
+SUBMISSIONS = [
+    *((name, f"evalbsz{size}", {}) for name in DATASETS for size in (3, 4)),
+    ("charadesSTA", "evalbsz4_iouhead", {"use_iou_head": True}),
+    ("charadesSTA", "evalbsz4_rerank0.5", {"iou_rerank_alpha": 0.5}),
+    ("charadesSTA", "evalbsz4_unsorted", {"sort": False}),
+]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def scored_model(goldens: Path) -> GirlDetr:
+    override = arrays(goldens / "dataset" / "class_embed_override.npz")
+    state = state_of(goldens / "tiny") | {key: torch.from_numpy(value) for key, value in override.items()}
+    return official_model(state, config_of(goldens / "tiny"), "tiny")
+
+
+def outputs(goldens: Path, dataset: str, batch_size: int) -> list[GirlDetrOutput]:
+    """Output of the four samples, in batches padded to their own longest sample."""
+    model = scored_model(goldens)
+    batch = arrays(goldens / "dataset" / dataset / "batch.npz")
+    names = ("video_feat", "video_feat_mask", "query_feat", "query_feat_mask")
+    video, video_mask, text, text_mask = (torch.from_numpy(batch[name]) for name in names)
+    results = []
+    for start in range(0, 4, batch_size):
+        part = slice(start, start + batch_size)
+        clips, tokens = int(video_mask[part].sum(1).max()), int(text_mask[part].sum(1).max())
+        inputs = (
+            video[part, :clips],
+            video_mask[part, :clips],
+            text[part, :tokens],
+            text_mask[part, :tokens],
+        )
+        results.append(run(model, inputs, training_branches=False))
+    return results
+
+
+@pytest.mark.parametrize(("dataset", "name", "options"), SUBMISSIONS)
+def test_submissions(goldens: Path, dataset: str, name: str, options: dict[str, Any]) -> None:
+    folder = goldens / "dataset" / dataset
+    durations = [row["duration"] for row in lines(folder / "val.jsonl")]
+    batch_size = int(name[len("evalbsz")])
+    found: list[Windows] = []
+    curves = []
+    for output in outputs(goldens, dataset, batch_size):
+        seconds = durations[len(found) : len(found) + len(output.pred_iou)]
+        found += windows(output, seconds, replace(DATASETS[dataset], **options))
+        curves += saliency_curves(output)
+    expected = lines(folder / f"submission_tiny_{name}.jsonl")
+    assert len(expected) == len(found)
+    for row, rows, curve in zip(expected, found, curves, strict=True):
+        golden = np.array(row["pred_relevant_windows"])
+        np.testing.assert_array_equal(rows[:, :2], golden[:, :2])
+        np.testing.assert_allclose(rows[:, 2], golden[:, 2], atol=SCORE)
+        if "pred_saliency_scores" in row:
+            np.testing.assert_allclose(curve, row["pred_saliency_scores"], atol=SALIENCY)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("threshold", [0.7, 0.3])
+def test_suppressed_submissions(goldens: Path, dataset: str, threshold: float) -> None:
+    folder = goldens / "dataset" / dataset
+    submitted = lines(folder / "submission_tiny_evalbsz4.jsonl")
+    for row, golden in zip(
+        submitted, json.loads((folder / "submission_tiny_evalbsz4_nms.json").read_text()), strict=True
+    ):
+        kept = suppress(np.array(row["pred_relevant_windows"]), threshold)
+        np.testing.assert_array_equal(kept, golden[f"nms_{threshold}"])
+
+
+def test_post_processing(goldens: Path) -> None:
+    golden = json.loads((goldens / "dataset" / "postprocessing.json").read_text())
+    rows = np.array(golden["input"])
+    for name, dataset in (
+        ("hl (clip 2)", "hl"),
+        ("charadesSTA (clip 1)", "charadesSTA"),
+        ("tacos (clip 1)", "tacos"),
+    ):
+        np.testing.assert_array_equal(post_process(rows, 1e9, DATASETS[dataset]), golden[name])
+    np.testing.assert_array_equal(suppress(rows, 0.5), golden["nms 0.5 on input"])
+
+
+@given(
+    st.lists(st.tuples(st.floats(-5, 40), st.floats(-5, 40), st.floats(0, 1)), min_size=1, max_size=8),
+    st.floats(1, 30),
+)
+def test_inside_the_video(rows: list[tuple[float, float, float]], length: float) -> None:
+    """With `inside_video`, nothing lies outside, though rounding to clips goes beyond an odd length."""
+    times = post_process(np.array(rows), length, WindowSettings(clip_seconds=2, inside_video=True))[:, :2]
+    assert ((times >= 0) & (times <= length)).all()
+    on_clip = np.isclose(times % 2, 0) | np.isclose(times, length)
+    assert on_clip.all()
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50), st.floats(0, 1)), min_size=2, max_size=12),
+    st.floats(0.05, 0.95),
+)
+def test_suppression_against_pairs(rows: list[tuple[float, float, float]], threshold: float) -> None:
+    """Kept windows overlap by no more than the threshold; each removed one overlaps a better one by more."""
+    ordered = [(min(a, b), max(a, b) + 1, score) for a, b, score in rows]
+    kept = suppress(np.array(ordered), threshold, before=12, after=12)
+
+    def overlap(a: Any, b: Any) -> float:
+        return float(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) / (max(a[1], b[1]) - min(a[0], b[0])))
+
+    margin = 1e-9
+    for i, a in enumerate(kept):
+        assert all(overlap(a, b) <= threshold + margin for b in kept[i + 1 :])
+    for row in ordered:
+        if not (kept == np.array(row)).all(1).any():
+            assert any(overlap(row, b) > threshold - margin and b[2] >= row[2] for b in kept)
+
+
+def test_at_most_as_many_as_asked() -> None:
+    rows = np.column_stack((np.arange(6) * 10.0, np.arange(6) * 10.0 + 5, np.linspace(0, 1, 6)))
+    assert suppress(rows, 0.5, before=4, after=10)[:, 2].tolist() == pytest.approx([1, 0.8, 0.6, 0.4])
+    assert suppress(rows, 0.5, before=6, after=2)[:, 2].tolist() == pytest.approx([1, 0.8])
+
+
+def test_broken_numbers_and_counts_are_refused(goldens: Path) -> None:
+    output = outputs(goldens, "hl", 4)[0]
+    with pytest.raises(ValueError, match=r"seconds has shape \(3,\); expected \(4,\)"):
+        windows(output, [1, 2, 3], DATASETS["hl"])
+    broken = Detections(*(torch.full_like(field, torch.nan) for field in output.detections))
+    with pytest.raises(ValueError, match="not all finite"):
+        windows(replace(output, detections=broken), [1, 2, 3, 4], DATASETS["hl"])
