@@ -39,6 +39,7 @@ PROBES_OF_MOVES = tuple(np.divmod(np.delete(np.arange(PROBES**2), HERE * PROBES 
 _MOVES = np.array(MOVES, np.float32)[:, None]
 _COARSE_TO_FINE = np.array(COARSE_TO_FINE, np.float32).T
 _N_MOVES = PROBES**2 - 1
+_PROBES = np.array(PROBES)
 _COARSEST = np.array(MOVES[-1], np.float32)
 _ZERO, _ONE = np.zeros((), np.float32), np.ones((), np.float32)
 _TINY = np.array(1e-6, np.float32)  # below any difference that data sets annotate, above float32 rounding
@@ -56,6 +57,8 @@ class Reach:
         proposals: (2, P, N), the proposals among them.
         moments: (2, M, N), the moments among them.
         others: (2, P + M, N), both.
+        low: (P + M, N), the starts of both.
+        high: (P + M, N), the ends of both.
         conditions: (C, N), what actions may need: that the start or the end can go to a probe, each alone
             (row `ALWAYS`, among them, is where it is); that they can go to two probes which shorten the span
             from both sides; that there is a proposal to switch to; last what never holds (`NEVER`).
@@ -87,8 +90,9 @@ class Reach:
         self._start_on_of_pairs = self._start_on[:, None]
         self._pairs = conditions[self.PAIRS : self.SWITCHES].reshape(HERE, HERE, n)
         self._switches = conditions[self.SWITCHES : self.NEVER]
+        self.low, self.high = self.others
         self._flat = marks.reshape(-1)
-        self._firsts = np.array([[0], [marks[0].size]]) + np.arange(n)
+        self._firsts, self._step = np.array([[0], [marks[0].size]]) + np.arange(n), np.array(n)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -104,7 +108,7 @@ class Reach:
             offsets: (PROBES, 1) or (PROBES, N), of the probes in clips.
             exists: (P, N), which proposals there are.
         """
-        start, end = bounds
+        start, end = bounds[0], bounds[1]
         np.add(bounds[:, None], offsets * clip, out=self.positions)
         # Moving the start back or the end on makes the span wider, up to the borders of the video.
         np.maximum(self._start_back, _ZERO, out=self._start_back)
@@ -132,7 +136,7 @@ class Reach:
 
     def pick(self, choice: Ints) -> Floats:
         """One mark for each boundary: (2, N), below PROBES + P -> (2, N)."""
-        result: Floats = self._flat.take(choice * self._firsts.shape[1] + self._firsts)
+        result: Floats = self._flat.take(choice * self._step + self._firsts)
         return result
 
 
@@ -268,6 +272,14 @@ class DiscreteActions:
         switches = PROBES + np.arange(self.proposals)
         return np.array([(*probes, *switches, HERE, HERE) for probes in PROBES_OF_MOVES])
 
+    @cached_property
+    def _stop(self) -> Array:
+        return np.array(self.size - 1)
+
+    @cached_property
+    def _nothing(self) -> Array:
+        return np.array(self.size)
+
     def names(self) -> list[str]:
         """What each action does, in words."""
         moves = [
@@ -285,11 +297,9 @@ class DiscreteActions:
 
     def apply(self, actions: Array, bounds: Floats, reach: Reach, clip: Floats, mask: Bools) -> Outcome:
         """Actions (N,)."""
-        n = len(actions)
-        possible = mask.reshape(-1).take(actions * n + _numbered(n))
-        taken = np.where(possible, actions, self.size)
+        taken = np.where(mask[actions, _numbered(len(actions))], actions, self._nothing)
         choice = self._choices.take(taken, axis=1)
-        return Outcome(reach.pick(choice), choice[0] - PROBES, taken == self.size - 1)
+        return Outcome(reach.pick(choice), choice[0] - _PROBES, taken == self._stop)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Episodes:
     ) -> None:
         self._cache, self._mode, self._observer, self._reward = cache, mode, observer, reward
         moments = int(np.diff(cache.moments.offsets).max())
+        self._horizon, self._p = np.array(mode.horizon), proposals
         self._moment_numbers = np.arange(moments)
         self._proposal_numbers = np.arange(proposals)[:, None]
         self._remaining = (np.arange(mode.horizon, -1, -1) / mode.horizon).astype(np.float32)
@@ -80,7 +81,7 @@ class Episodes:
     @property
     def proposals(self) -> Floats:
         """Proposals that take part: (N, P, 2), zeros where there is none."""
-        return self._reach.others[:, : len(self._proposal_numbers)].T
+        return self._reach.others[:, : self._p].T
 
     @property
     def moments(self) -> Floats:
@@ -113,7 +114,7 @@ class Episodes:
         offsets, moments = cache.moments.offsets, cache.moments.values
         # Of a sample with fewer moments than another the last is repeated, which leaves maxima as they are.
         at = np.minimum(offsets[samples, None] + self._moment_numbers, offsets[samples + 1, None] - 1)
-        proposals = cache.spans.take(samples, axis=0)[:, : len(self._proposal_numbers)]
+        proposals = cache.spans.take(samples, axis=0)[:, : self._p]
         others = np.concatenate([proposals, moments.take(at, axis=0)], axis=1)
         reach.others[:, :, rows] = others.T
         self._exists[:, rows] = self._proposal_numbers < cache.counts.take(samples)
@@ -135,9 +136,9 @@ class Episodes:
         """
         outcome = self._mode.apply(actions, self._sight.bounds, self._reach, self._clip, self._mask)
         self._sight.bounds[:] = outcome.bounds
-        np.copyto(self.sources, outcome.switched, where=outcome.switched >= 0)
-        self.steps += 1
-        ended = outcome.stopped | (self.steps >= self._mode.horizon)
+        np.copyto(self.sources, outcome.switched, where=outcome.switched >= _FIRST)
+        self.steps = self.steps + _ONE
+        ended = outcome.stopped | (self.steps >= self._horizon)
         if starts is not None:
             self.start(starts)
         before = self._potentials
@@ -150,12 +151,11 @@ class Episodes:
     def refresh(self) -> None:
         """Judge the current spans, and see what is possible from there."""
         sight, reach = self._sight, self._reach
-        start, end = sight.bounds
-        np.subtract(end, start, out=sight.width)
-        sight.length[:] = log_length(sight.width / self._clip)
-        tious = overlaps(sight.bounds, reach.others)
-        sight.overlaps[:] = tious[: len(sight.overlaps)]
-        self.tiou = np.maximum.reduce(tious[len(sight.overlaps) :])
+        np.subtract(sight.end, sight.start, out=sight.width)
+        log_length(np.divide(sight.width, self._clip, out=sight.length))
+        tious = overlaps(sight.start, sight.end, reach.low, reach.high)
+        sight.overlaps[:] = tious[: self._p]
+        self.tiou = np.maximum.reduce(tious[self._p :]) if len(tious) > self._p + 1 else tious[self._p]
         self._potentials = self._potential(self.tiou, sight.bounds, reach.moments)
         reach.look(sight.bounds, sight.width, self._clip, self._mode.offsets(self.steps), self._exists)
         sight.positions[:] = reach.positions
@@ -165,7 +165,7 @@ class Episodes:
         """Write flat observations of episodes `rows` (K,) into `out` (K, width)."""
         sight, samples, sources = self._sight, self.samples, self.sources
         self._remaining.take(self.steps, out=sight.remaining, mode="clip")
-        cells = self._observer.look(sight, samples, sources)
+        cells = self._observer.look(sight, sources)
         self._observer.write(out, sight.table[:, rows], samples[rows], sources[rows], cells[..., rows])
 
     def gains(self) -> Floats:
@@ -178,7 +178,7 @@ class Episodes:
         bounds = np.stack([self._reach.marks[0, starts], self._reach.marks[1, ends]])  # (2, A, N)
         best = np.zeros(bounds.shape[1:], np.float32)
         for moment in self._reach.moments.swapaxes(0, 1):
-            np.maximum(best, overlaps(bounds, moment[:, None]), out=best)
+            np.maximum(best, overlaps(*bounds, *moment), out=best)
         gains: Floats = np.where(self._mask, best - self.tiou, np.float32(0)).T
         return gains
 
@@ -189,6 +189,7 @@ class Episodes:
         return result
 
 
+_FIRST, _ONE = np.array(0), np.array(1)
 _INCREMENT, _MIX_1, _MIX_2 = (
     np.array(number, np.uint64) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )

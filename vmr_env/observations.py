@@ -48,6 +48,7 @@ STATE_BOUND = 65504.0
 
 _BLOCK_BYTES = 1 << 18  # of observations, so that they and what they are made of fit into a processor's cache
 _ONE = np.ones((), np.float32)
+_WIDTH_OF_POINTS = np.array(len(POINT_FEATURES))
 _COLUMNS_OF_INTEGRALS = np.arange(INTEGRALS.start, INTEGRALS.stop)[:, None, None]
 
 
@@ -59,6 +60,8 @@ class Sight:
         remaining: (N,), parts of the table, as are all that follow; see `vmr_env.observations`.
         video: (N,).
         bounds: (2, N), start and end.
+        start: (N,).
+        end: (N,).
         width: (N,).
         length: (N,), on a logarithmic scale.
         source: (P, N).
@@ -66,6 +69,7 @@ class Sight:
         positions: (2, PROBES, N).
         whole: (C, N).
         inside: (I, N).
+        first: (N,), row of the points' table where the sample's begin.
         rows: which rows of the table belong to each component.
     """
 
@@ -82,12 +86,14 @@ class Sight:
         }
         self.rows, height = _side_by_side(sizes)
         self.table = np.zeros((height, n), np.float32)
+        self.first = np.zeros(n, np.intp)
         self._name_parts()
 
     def _name_parts(self) -> None:
         part = {name: self.table[rows] for name, rows in self.rows.items()}
         (self.remaining,), (self.video,) = part["remaining"], part["video"]
-        self.bounds, self.width, self.length = part["span"][:2], *part["span"][2:]
+        self.bounds = part["span"][:2]
+        self.start, self.end, self.width, self.length = part["span"]
         self.source, self.overlaps = part["source"], part["overlaps"]
         self.positions = part["positions"].reshape(2, PROBES, -1)
         self.whole, self.inside = part["whole"], part["inside"]
@@ -174,15 +180,15 @@ class Observer:
             clip: (K,), length of a clip as a share of the video.
         """
         sight.video[rows] = log_length(_ONE / clip)
-        last = self._points.take(samples * (CELLS + 1) + CELLS, axis=0)
-        sight.whole[:, rows] = last[:, INTEGRALS].T
+        first = samples * (CELLS + 1)
+        sight.first[rows] = first
+        sight.whole[:, rows] = self._points.take(first + CELLS, axis=0)[:, INTEGRALS].T
 
-    def look(self, sight: Sight, samples: Ints, sources: Ints) -> Ints:
+    def look(self, sight: Sight, sources: Ints) -> Ints:
         """Update what lies inside the spans and which proposals they came from.
 
         Args:
             sight: of N episodes, with bounds and positions.
-            samples: (N,), rows of the cache.
             sources: (N,), the proposals they came from.
 
         Returns:
@@ -190,8 +196,8 @@ class Observer:
         """
         np.equal(self._slots[:, None], sources, out=sight.source, casting="unsafe")
         cells = cell_of(sight.positions)
-        cells += samples * (CELLS + 1)
-        places = cells[:, HERE] * len(POINT_FEATURES) + _COLUMNS_OF_INTEGRALS
+        cells += sight.first
+        places = cells[:, HERE] * _WIDTH_OF_POINTS + _COLUMNS_OF_INTEGRALS
         integrals = self._points.reshape(-1).take(places)  # (C, 2, N)
         inside_features(sight.inside, integrals[:, 1] - integrals[:, 0], sight.width, sight.whole)
         return cells

@@ -21,9 +21,8 @@ _ZERO = np.zeros((), np.float32)
 _EMPTY = np.array(1e-9, np.float32)
 
 
-def overlaps(bounds: Floats, others: Floats) -> Floats:
-    """tIoU of each span with several others, 0 where both are empty: (2, N), (2, K, N) -> (K, N)."""
-    (start, end), (low, high) = bounds, others
+def overlaps(start: Floats, end: Floats, low: Floats, high: Floats) -> Floats:
+    """tIoU of spans with others, 0 where both are empty: (N,), (N,), (K, N), (K, N) -> (K, N)."""
     common: Floats = np.minimum(high, end)
     common -= np.maximum(low, start)
     np.maximum(common, _ZERO, out=common)

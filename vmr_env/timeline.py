@@ -60,6 +60,7 @@ SPAN_FEATURES = (
 """All that is known of a proposal."""
 
 _LOG_CLIPS = np.array(np.log1p(1500.0), np.float32)  # longest videos: 1,402 clips (TACoS)
+_CELLS = np.array(CELLS, np.float32)
 _FLOOR = np.array(1e-3, np.float32)
 _SHORTEST = np.array(1 / CELLS, np.float32)
 _ONE = np.ones((), np.float32)
@@ -74,17 +75,19 @@ class Timelines(NamedTuple):
     """(n, Q, `SPAN_FEATURES`), the proposals; zeros where there is none."""
 
 
-def cell_of(positions: Array) -> Ints:
+def cell_of(positions: Floats) -> Ints:
     """Row of the timeline nearest to each position in [0, 1]: any shape."""
-    return np.rint(positions * np.float32(CELLS)).astype(np.intp)
+    cells: Floats = positions * _CELLS
+    np.rint(cells, out=cells)
+    return cells.astype(np.intp)
 
 
 def log_length(clips: Floats) -> Floats:
-    """Length in clips on a logarithmic scale in [0, 1]."""
-    result = clips + _ONE
-    np.log(result, out=result)
-    result /= _LOG_CLIPS
-    return result
+    """Length in clips on a logarithmic scale in [0, 1]; the array is changed and returned."""
+    clips += _ONE
+    np.log(clips, out=clips)
+    clips /= _LOG_CLIPS
+    return clips
 
 
 def inside_features(out: Floats, mass: Floats, width: Floats, whole: Floats) -> None:
