@@ -94,8 +94,8 @@ class Recipe:
         _refuse_unknown(DatasetSettings, data, where)
         if data.get("similarity") is not None:
             _refuse_unknown(SimilarityChannels, data["similarity"], where)
-            sigmas = tuple(data["similarity"]["sigmas"])
-            data["similarity"] = SimilarityChannels(**{**data["similarity"], "sigmas": sigmas})
+            tuples = {name: tuple(data["similarity"][name]) for name in ("sigmas", "thresholds")}
+            data["similarity"] = SimilarityChannels(**{**data["similarity"], **tuples})
         if data.get("augmentation") is not None:
             _refuse_unknown(Augmentation, data["augmentation"], where)
             data["augmentation"] = Augmentation(**data["augmentation"])

@@ -66,6 +66,13 @@ class DatasetSettings:
     similarity: SimilarityChannels | None = None
     augmentation: Augmentation | None = None
 
+    def __post_init__(self) -> None:
+        if self.official and self.augmentation is not None:
+            message = (
+                "is set together with `official`; expected None, as official labels are those of the file"
+            )
+            raise DataError(Problem("DatasetSettings", None, "augmentation", message))
+
 
 @dataclass(frozen=True)
 class Item:

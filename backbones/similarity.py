@@ -7,29 +7,39 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
+# The model normalises each clip over all channels; these make differences count about as much as in the
+# standardised channels.
+COSINE_SCALE = 2
+EXTENT_SCALE = 6
+
 
 @dataclass(frozen=True)
 class SimilarityChannels:
-    """Cosines of clip features with sentence vectors, plain and smoothed over time.
+    """Cosines of clip features with sentence vectors: plain, smoothed over time, and as extents.
 
-    For the query itself and for the mean of its paraphrases (where there are any), one channel with the
-    cosine and one with the cosine standardised over the video; then, per width in `sigmas`, one channel with
-    their sum smoothed by a Gaussian and standardised.
+    1. For the query, and for the mean of its paraphrases where there are any: the cosine, and the cosine
+       standardised over the video.
+    2. For each width in `sigmas`, the sum of these cosines, smoothed by a Gaussian and standardised.
+    3. For each of `thresholds`, the centre and width (in units of the video) of the run of clips around this
+       one whose smoothed and standardised sum is above the threshold; the clip's own centre and width where
+       it is not above. A detector that attends to a clip so finds how far what it sees extends.
 
     Attributes:
-        sigmas: standard deviations of the Gaussians in clips.
         paraphrased: whether the sentences include paraphrases.
-        scale: factor on all channels; the model's input norm divides by the spread over all channels.
+        sigmas: standard deviations of the Gaussians in clips.
+        extent_sigma: standard deviation of the Gaussian before the thresholds.
+        thresholds: in standard deviations above the mean.
     """
 
-    sigmas: tuple[float, ...] = (1.5, 4.0)
     paraphrased: bool = True
-    scale: float = 1.0
+    sigmas: tuple[float, ...] = (1.5, 4.0)
+    extent_sigma: float = 2.0
+    thresholds: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 
     @property
     def count(self) -> int:
         """Number of channels."""
-        return 2 * (1 + self.paraphrased) + len(self.sigmas)
+        return 2 * (1 + self.paraphrased) + len(self.sigmas) + 2 * len(self.thresholds)
 
     def __call__(self, clips: Floats, sentences: Floats) -> Floats:
         """Channels ``(T, count)`` for clips ``(T, D)`` and sentence vectors ``(K, D)``, the query's first."""
@@ -40,9 +50,11 @@ class SimilarityChannels:
         lengths = np.maximum(np.linalg.norm(clips, axis=1, keepdims=True), 1e-6)
         cosines = (clips / lengths) @ np.stack(vectors, axis=1)  # (T, 1 or 2)
         total = cosines.sum(1)
-        smooth = [smoothed(total, sigma)[:, None] for sigma in self.sigmas]
-        channels = np.concatenate([standardised(np.concatenate([cosines, *smooth], 1)), 2 * cosines], 1)
-        return (self.scale * channels).astype(np.float32)
+        smooth = [smoothed(total, sigma) for sigma in (*self.sigmas, self.extent_sigma)]
+        scaled = standardised(np.column_stack([cosines, *smooth]))
+        runs = [extents(scaled[:, -1] > threshold) for threshold in self.thresholds]
+        channels = [scaled[:, :-1], COSINE_SCALE * cosines, *(EXTENT_SCALE * run for run in runs)]
+        return np.concatenate(channels, axis=1, dtype=np.float32)
 
 
 def smoothed(values: Floats, sigma: float) -> Floats:
@@ -58,3 +70,16 @@ def standardised(values: Floats) -> Floats:
     centred = values - values.mean(0)
     scaled: Floats = centred / (centred.std(0) + np.float32(1e-3))
     return scaled
+
+
+def extents(inside: NDArray[np.bool_]) -> Floats:
+    """Centre and width ``(T, 2)`` of the run of true clips around each clip, in units of the video.
+
+    A clip that is not true is a run of its own.
+    """
+    length = len(inside)
+    joined = inside[1:] & inside[:-1]  # clip i + 1 goes on with the run of clip i
+    starts = np.concatenate([[0], np.flatnonzero(~joined) + 1])
+    counts = np.diff(starts, append=length)
+    centres = np.repeat(starts + counts / 2, counts)
+    return np.stack([centres, np.repeat(counts, counts)], axis=1, dtype=np.float32) / np.float32(length)

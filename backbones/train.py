@@ -307,7 +307,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--select-text", type=Path, help="text features of the selection queries (default: --text)"
     )
     parser.add_argument("--seed", type=int, help="seed (default: the recipe's)")
-    parser.add_argument("--behaviour", choices=("official", "repaired"), help="of model, losses and labels")
+    parser.add_argument(
+        "--behaviour",
+        choices=("official", "repaired"),
+        help="of model and losses (labels: --set official=true)",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="another value of an option, as JSON"
     )
@@ -324,9 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.seed is not None:
         recipe = replace(recipe, seed=options.seed)
     if options.behaviour is not None:
-        recipe = recipe.with_options(
-            {"behaviour": options.behaviour, "official": options.behaviour == "official"}
-        )
+        recipe = recipe.with_options({"behaviour": options.behaviour})
     rows = read_samples(options.annotations)
     if options.select_annotations is None:
         train_rows, select_rows = split_for_selection(rows)

@@ -18,7 +18,7 @@ from backbones.augment import Augmentation, Timeline
 from backbones.dataset import DatasetSettings, MomentDataset
 from backbones.feature_store import FeatureStore
 from backbones.features import OfficialFeatures
-from backbones.similarity import SimilarityChannels
+from backbones.similarity import SimilarityChannels, extents
 from vmr_env.annotations import Annotation, read_annotations
 from vmr_env.errors import DataError, Problem
 
@@ -246,17 +246,42 @@ def test_official_files_become_a_store(goldens: Path, tmp_path: Path) -> None:
 def test_similarity_channels_by_hand() -> None:
     rng = np.random.default_rng(0)
     clips, sentences = rng.standard_normal((9, 5)).astype("f4"), rng.standard_normal((3, 5)).astype("f4")
-    channels = SimilarityChannels(sigmas=(2.0,))(clips, sentences)
+    similarity = SimilarityChannels(sigmas=(2.0,), extent_sigma=1.0, thresholds=(0.5,))
+    channels = similarity(clips, sentences)
 
     def cosine(a: np.ndarray, b: np.ndarray) -> float:
         return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
+    def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
+        weights = [[np.exp(-(((i - j) / sigma) ** 2) / 2) for j in range(9)] for i in range(9)]
+        return np.array([np.dot(w, values) / sum(w) for w in weights])
+
+    def scaled(values: np.ndarray) -> np.ndarray:
+        result: np.ndarray = (values - values.mean()) / (values.std() + 1e-3)
+        return result
+
     units = [s / np.sqrt(s @ s) for s in sentences]
     plain = np.array([[cosine(c, units[0]), c @ (units[1] + units[2]) / 2 / np.sqrt(c @ c)] for c in clips])
     total = plain.sum(1)
-    weights = [[np.exp(-((i - j) ** 2) / 8) for j in range(9)] for i in range(9)]
-    smooth = np.array([np.dot(w, total) / sum(w) for w in weights])
-    columns = [plain[:, 0], plain[:, 1], smooth]
-    expected = [(c - c.mean()) / (c.std() + 1e-3) for c in columns] + [2 * plain[:, 0], 2 * plain[:, 1]]
-    assert channels.shape == (9, SimilarityChannels(sigmas=(2.0,)).count)
-    np.testing.assert_allclose(channels, np.stack(expected, 1), rtol=1e-3, atol=1e-4)
+    above = scaled(smooth(total, 1.0)) > 0.5
+    runs = []
+    for i in range(9):
+        start = end = i
+        while above[i] and start > 0 and above[start - 1]:
+            start -= 1
+        while above[i] and end < 8 and above[end + 1]:
+            end += 1
+        runs.append([(start + end + 1) / 2 / 9, (end + 1 - start) / 9])
+    columns = [scaled(plain[:, 0]), scaled(plain[:, 1]), scaled(smooth(total, 2.0))]
+    expected = np.column_stack([*columns, 2 * plain, 6 * np.array(runs)])
+    assert channels.shape == (9, similarity.count)
+    assert 1 < above.sum() < 9
+    np.testing.assert_allclose(channels, expected, rtol=1e-3, atol=1e-4)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=30))
+def test_extents_cover_the_video_once(inside: list[bool]) -> None:
+    found = extents(np.array(inside))
+    runs = {tuple(row) for row in found.tolist()}
+    assert sum(width for _, width in runs) == pytest.approx(1)
+    assert (found[~np.array(inside), 1] == np.float32(1 / len(inside))).all()

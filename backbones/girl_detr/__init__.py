@@ -1,1 +1,23 @@
-"""GIRL-DETR: the moment retrieval backbone."""
+"""GIRL-DETR, a detection transformer for video moment retrieval.
+
+`model.GirlDetr` is built from small modules: `projections` (input projections), `refinement` (feature
+refinement), `cmi` (Cross-Modal Interaction), `encoder`, `tgg` (Text-Guided Gating), `decoder` (anchor
+references), `head` (class, span, IoU: all that reinforcement learning may touch) and `branches` (saliency,
+contrastive). `losses`, `matcher` and `schedules` train it, `inference` turns its output into windows,
+`checkpoint` reads and writes weights.
+
+Two behaviours, chosen by `config.GirlDetrConfig`. ``official`` equals the published implementation to the
+tensor, faults included, so that its checkpoints give its numbers. ``repaired``, the default for new training,
+sets the faults right. Each repair has a name, and any subset can be made (``repairs=frozenset({...})``);
+`config.REPAIRS` says what each one does:
+
+* predictions that do not depend on the rest of the batch: `padded_similarity`, `cmi_masks`,
+  `sentence_padding`, `moment_length`, `moment_clamp`;
+* blocks that do something: `word_clip_attention`, `cmi_residual`, `cmi_text_norm`, `query_content`,
+  `gate_tokens`, `unused_parameters`, `cmi_pre_norm`;
+* numbers that stay sound: `anchor_width_floor`, `anchor_init`;
+* losses that do not depend on the batch: `negative_refinement`, `loss_means`, `loss_padding`,
+  `constant_hard_weight`.
+
+Both behaviours work on any device and at any width, and leave out at inference what only the losses need.
+"""

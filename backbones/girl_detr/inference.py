@@ -82,10 +82,7 @@ def post_process(rows: Windows, length: float, settings: WindowSettings) -> Wind
     times = (times / settings.clip_seconds).round() * settings.clip_seconds
     if settings.inside_video:
         times = times.clip(0, length)  # the last multiple may lie beyond the end
-    scores = rows[:, 2].astype(
-        np.float32
-    )  # officially a float32 tensor, which decides how 0.55555 is rounded
-    return np.column_stack((times, _rounded(scores.astype(np.float64))))
+    return np.column_stack((times, _rounded(rows[:, 2])))
 
 
 def suppress(rows: Windows, threshold: float, before: int = 10, after: int = 10) -> Windows:
