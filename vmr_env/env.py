@@ -1,18 +1,23 @@
 """The moment-refinement environment; the dynamics are in `vmr_env.episodes`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 
-from vmr_env.arrays import Array, Bools
+from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.episodes import Draws
+from vmr_env.rendering import Scene, render_ansi
 from vmr_env.setting import PROPOSALS, Setting, Source
+
+if TYPE_CHECKING:
+    from vmr_env.window import Window
 
 Info = dict[str, Any]
 
-RENDER_MODES = ("ansi", "rgb_array")
+RENDER_MODES = ("human", "rgb_array", "ansi")
 
 _METADATA: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 2}
 
@@ -61,7 +66,8 @@ class VMREnv(gymnasium.Env[Any, Any]):
     proposals: P, at most; a cache with fewer has fewer.
     horizon: steps of an episode; None for the action mode's own (3; 6 for "continuous").
     reward: name of a potential; None for the stage's.
-    render_mode: "ansi" or "rgb_array".
+    render_mode: "human" shows the timeline in a window at every step; "rgb_array" and "ansi" return it from
+        `render`, as an image (540, 960, 3) uint8 or as text; None for none.
 
     ## Vectorised environment
     `gymnasium.make_vec(id, num_envs=N)` gives `VMRVectorEnv`. Slot i, seeded alike, sees the same episodes as
@@ -115,6 +121,8 @@ class VMREnv(gymnasium.Env[Any, Any]):
         self.episode = self._setting.episodes(1)
         self._draws: Draws | None = None
         self._over = True
+        self._trail: list[Floats] = []
+        self._window: Window | None = None
 
     @property
     def stage(self) -> int:
@@ -148,6 +156,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
         self.episode.start(starts)
         self.episode.refresh()
         self._over = False
+        self._trail = [self.episode.spans[0].copy()]
         row = int(starts.samples[0])
         sample = self.cache.sample(row)
         info = self._info()
@@ -157,6 +166,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
         info["vid"] = sample.vid
         info["query"] = sample.query
         info["duration"] = sample.duration
+        self._show()
         return self._observation(), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, Info]:
@@ -170,10 +180,12 @@ class VMREnv(gymnasium.Env[Any, Any]):
             raise gymnasium.error.ResetNeeded("step called on a finished episode, expected reset first")
         rewards, terminated = self.episode.step(self.action_mode.checked(np.asarray(action)[None]))
         self._over = bool(terminated[0])
+        self._trail.append(self.episode.spans[0].copy())
         info = self._info()
         if self._over:
             info["span"] = self.episode.seconds()[0]
             info["proposal"] = int(self.episode.sources[0])
+        self._show()
         return self._observation(), float(rewards[0]), self._over, False, info
 
     def _info(self) -> Info:
@@ -185,15 +197,48 @@ class VMREnv(gymnasium.Env[Any, Any]):
         return self._setting.formed(flat[0])
 
     def render(self) -> Any:
-        """The timeline of the current episode, as text or as an RGB image (height, width, 3)."""
+        """The timeline of the current episode: text, or an RGB image (540, 960, 3) uint8; None in a window.
+
+        Raises:
+            gymnasium.error.UnsupportedMode: the environment was made without `render_mode`.
+            gymnasium.error.ResetNeeded: no episode has begun.
+        """
         if self.render_mode is None:
             raise gymnasium.error.UnsupportedMode(
-                "render called on an environment without render_mode, expected 'ansi' or 'rgb_array' at make"
+                "render called on an environment without render_mode, "
+                f"expected one of {', '.join(RENDER_MODES)} at make"
             )
-        from vmr_env.rendering import Scene, render_ansi, render_rgb
+        if not self._trail:
+            raise gymnasium.error.ResetNeeded("render called before the first reset, expected reset first")
+        if self.render_mode == "human":
+            return self._show()
+        if self.render_mode == "ansi":
+            return render_ansi(self._scene())
+        return self._image()
 
-        scene = Scene.of(self.episode, self.cache)
-        return render_ansi(scene) if self.render_mode == "ansi" else render_rgb(scene)
+    def _scene(self) -> Scene:
+        return Scene.of(self.episode, self.cache, self._trail)
+
+    def _image(self) -> NDArray[np.uint8]:
+        from vmr_env.picture import render_rgb
+
+        return render_rgb(self._scene())
+
+    def _show(self) -> None:
+        """Show the timeline in the window, where there is to be one."""
+        if self.render_mode != "human":
+            return
+        from vmr_env.window import Window
+
+        if self._window is None:
+            self._window = Window(self.metadata["render_fps"])
+        self._window.show(self._image())
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._window is not None:
+            self._window.close()
+        super().close()
 
 
 _ALL = slice(None)
