@@ -1,0 +1,235 @@
+"""The command line: what it prints, writes and exits with."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from caches import make_cache
+from click.testing import CliRunner, Result
+
+from backbones.feature_store import FeatureStoreWriter
+from benchmarks import cli
+from vmr_env.cache import DecoderStateCache
+
+
+def run(*arguments: object, keys: str | None = None) -> Result:
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments], input=keys)
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def queries(**fields: Sequence[Any]) -> list[dict[str, Any]]:
+    """Two queries about two videos, with more fields, one value for each."""
+    return [
+        {"qid": i, "vid": f"v{i}", "query": "a person runs", **{name: of[i] for name, of in fields.items()}}
+        for i in range(2)
+    ]
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    return write(
+        tmp_path / "truth.jsonl", queries(duration=[20, 20], relevant_windows=[[[0, 10]], [[5, 15]]])
+    )
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    """The first is perfect, the second overlaps 6 of 10 seconds."""
+    windows = [[[0, 10, 0.9]], [[5, 11, 0.8], [0, 3, 0.1]]]
+    return write(tmp_path / "model.jsonl", queries(pred_relevant_windows=windows))
+
+
+def test_evaluate_prints_a_table_or_the_official_json(truth: Path, predictions: Path, tmp_path: Path) -> None:
+    shown = run("evaluate", truth, predictions)
+    assert shown.exit_code == 0
+    rows = dict(line.split() for line in shown.output.splitlines()[1:])
+    assert (rows["MR-full-R1@0.5"], rows["MR-full-R1@0.7"], rows["MR-full-mIoU"]) == ("100.0", "50.0", "80.0")
+    assert "model.jsonl" in shown.output.splitlines()[0]
+    said = run("evaluate", truth, predictions, "--json", "--out", tmp_path / "official.json")
+    result = json.loads(said.output)
+    assert result["brief"]["MR-full-mIoU"] == 80.0
+    assert json.loads((tmp_path / "official.json").read_text()) == result
+    other = write(tmp_path / "other.jsonl", queries(pred_relevant_windows=[[[0, 10, 1]], [[5, 15, 1]]]))
+    both = json.loads(run("evaluate", truth, predictions, other, "--json").output)
+    assert both[str(predictions)] == result
+    assert both[str(other)]["brief"]["MR-full-mIoU"] == 100.0
+    assert run("evaluate", truth, predictions, other, "--out", tmp_path / "o.json").exit_code == 2
+
+
+def test_evaluate_tells_problems_and_exits_with_1(truth: Path, predictions: Path) -> None:
+    one = write(predictions.parent / "one.jsonl", queries(pred_relevant_windows=[[[0, 10, 1]]] * 2)[:1])
+    refused = run("evaluate", truth, one)
+    assert refused.exit_code == 1
+    assert "Traceback" not in refused.output
+    assert "qid" in refused.output
+    scored = run("evaluate", truth, one, "--shared-only", "--json")
+    assert json.loads(scored.output)["brief"]["MR-full-mIoU"] == 100.0
+    early = write(one, queries(pred_relevant_windows=[[[-1, 10, 1]]] * 2))
+    assert run("evaluate", truth, early).exit_code == 1
+    assert run("evaluate", truth, early, "--keep-outside").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate"],
+        ["evaluate", "nowhere.jsonl", "nowhere.jsonl"],
+        ["evaluate", "--no-such-option"],
+        ["no-such-command"],
+        ["validate", "cache", "nowhere"],
+        ["cache", "predictions", "--dataset", "imagenet"],
+        ["train", "--no-such-option"],
+        ["encode", "text"],
+        ["play", "CartPole-v1"],
+        ["play", "VMR-Charades-v9"],
+        ["play", "VMR-Charades-Continuous-v0"],
+    ],
+)
+def test_wrong_commands_exit_with_2(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def test_validate_files(truth: Path, predictions: Path) -> None:
+    assert run("validate", "annotations", truth).output == "0 errors, 0 warnings\n"
+    fine = run("validate", "predictions", predictions, "--annotations", truth)
+    assert (fine.exit_code, fine.output) == (0, "0 errors, 0 warnings\n")
+    windows = [[[0, 10, 0.1], [0, 3, 0.9]], [[7, 3, 0.5]]]
+    broken = write(predictions, queries(pred_relevant_windows=windows))
+    told = run("validate", "predictions", broken)
+    assert told.exit_code == 1
+    assert told.output.splitlines()[-1] == "1 errors, 1 warnings"
+    listed = json.loads(run("validate", "predictions", broken, "--json").output)
+    assert {problem["severity"]: problem["row"] for problem in listed} == {"warning": 1, "error": 2}
+    unsorted = write(predictions, queries(pred_relevant_windows=[windows[0]] * 2))
+    assert run("validate", "predictions", unsorted).exit_code == 0  # warnings alone are fine
+
+
+def test_validate_cache(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "cache")
+    assert run("validate", "cache", cache).exit_code == 0
+    values = bytearray((cache / "scores.npy").read_bytes())
+    values[-1] ^= 64
+    (cache / "scores.npy").write_bytes(values)
+    told = run("validate", "cache", cache, "--json")
+    assert told.exit_code == 1
+    assert [problem["where"] for problem in json.loads(told.output)] == [str(cache / "scores.npy")]
+
+
+def test_validate_features(tmp_path: Path) -> None:
+    with FeatureStoreWriter(tmp_path / "store", source="real", origin={}) as writer:
+        writer.add("v0", np.ones((3, 2), np.float32))
+    assert run("validate", "features", tmp_path / "store").exit_code == 0
+    (tmp_path / "store" / "values.npy").write_bytes(b"")
+    told = run("validate", "features", tmp_path / "store", tmp_path)
+    assert told.exit_code == 1
+    assert told.output.splitlines()[-1] == "2 errors, 0 warnings"  # the second is no store at all
+
+
+def test_cache_of_predictions(truth: Path, predictions: Path, tmp_path: Path) -> None:
+    arguments = ["--annotations", truth, "--dataset", "charades", "--split", "test", "--out", tmp_path / "c"]
+    made = run("cache", "predictions", predictions, *arguments)
+    assert made.exit_code == 0
+    assert "2 samples of 2 proposals" in made.output
+    cache = DecoderStateCache.open(tmp_path / "c")
+    np.testing.assert_allclose(cache.spans[1, 0] * 20, [5, 11], rtol=1e-6)
+    again = run("cache", "predictions", predictions, *arguments)
+    assert again.exit_code == 1
+    assert (
+        run("cache", "predictions", predictions, *arguments, "--overwrite", "--proposals", 1).exit_code == 0
+    )
+    assert DecoderStateCache.open(tmp_path / "c").manifest["proposals"] == 1
+
+
+def test_forwarded_commands_keep_their_options_and_their_codes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def main(arguments: Sequence[str]) -> int:
+        asked.append(list(arguments))
+        return 130
+
+    monkeypatch.setattr("benchmarks.run_tprl.main", main)
+    assert run("train", "--agents", "ppo", "--out", "x").exit_code == 130
+    assert asked == [["--agents", "ppo", "--out", "x"]]
+    for command in (["train"], ["encode", "text"], ["encode", "captions"], ["cache", "checkpoint"]):
+        monkeypatch.undo()
+        helped = run(*command, "--help")
+        assert helped.exit_code == 0
+        assert "--out" in helped.output
+    problem = run("encode", "text", tmp_path / "absent.jsonl", "--out", tmp_path / "store")
+    assert problem.exit_code == 1
+    assert "absent.jsonl" in problem.output
+
+
+def test_every_command_teaches() -> None:
+    def walk(command: click.Command, name: str) -> None:
+        assert command.help or command.short_help, name
+        if isinstance(command, click.Group):
+            for child in command.commands.values():
+                walk(child, f"{name} {child.name}")
+
+    walk(cli.main, "vmr-env")
+    shown = run("--help")
+    assert shown.exit_code == 0
+    for name in ("train", "evaluate", "validate", "cache", "encode", "play", "report"):
+        assert f"\n  {name} " in shown.output
+    assert run("--version").output.startswith("vmr-env, version ")
+
+
+@pytest.fixture
+def screens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What `play` shows after each of some keys."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    cache = make_cache(tmp_path / "cache")
+
+    def play(keys: str, *options: object) -> list[str]:
+        result = run("play", "--source", cache, "--split", "test", *options, keys=keys)
+        assert result.exit_code == 0, result.output
+        return result.output.split("“")[1:]
+
+    return play
+
+
+def test_play_moves_by_keys(screens: Any) -> None:
+    first, moved, same, wrong, over, stays, again = screens("kZ3.lr", "--qid", "q4")
+    assert "step 0" in first
+    assert "start +0, end -1 clips: reward " in moved
+    assert "step 1" in moved
+    assert "'Z' is no key." in same
+    assert "(3 now)" in wrong
+    assert "stop: reward +0.000. Over: " in over
+    assert "Press r for another episode." in stays
+    assert "step 0" in again
+
+
+def test_play_switches_among_the_proposals(screens: Any) -> None:
+    _, switched, back = screens("np", "--seed", 1)
+    assert "switch to proposal " in switched
+    assert "switch to proposal " in back
+
+
+def test_play_needs_a_terminal_and_a_known_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    cache = make_cache(tmp_path / "cache")
+    unknown = run("play", "--source", cache, "--qid", "unknown", keys="q")
+    assert unknown.exit_code == 1
+    assert "'unknown' is none of the 7 query ids" in unknown.output
+
+    def no_terminal() -> str:
+        raise OSError("No such device or address")
+
+    monkeypatch.setattr(click, "getchar", no_terminal)
+    refused = run("play", "--source", cache)
+    assert refused.exit_code == 2
+    assert "play needs a terminal" in refused.output
