@@ -11,20 +11,13 @@ proposals (`agents.tprl_losses`). The trained head goes back into its backbone w
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import get_ema_multi_avg_fn
-from tqdm import tqdm
 
-from agents.run_state import load_run, save_run
-from agents.tprl_batches import Batch, StateBatches
+from agents.head_training import HeadTrainer, parameters
+from agents.tprl_batches import Batch
 from agents.tprl_config import TprlConfig
 from agents.tprl_losses import (
     SAMPLED,
@@ -39,14 +32,7 @@ from agents.tprl_losses import (
     span_loss,
     top1_loss,
 )
-from agents.tprl_validation import Validator, propose
-from vmr_env.cache import DecoderStateCache
-from vmr_env.curriculum import STAGES, Coefficients, coefficients
-
-KIND = "tprl"  # of checkpoints
-
-TRAINED = tuple(dict.fromkeys(name for stage in STAGES.values() for name in stage.trains))
-"""Modules of the head that TPRL changes; the IoU layers stay as they are."""
+from vmr_env.curriculum import Coefficients, coefficients
 
 
 class StepLosses(NamedTuple):
@@ -60,123 +46,40 @@ class StepLosses(NamedTuple):
     tiou: Tensor  # no loss: mean tIoU of the best-scored proposals
 
 
-@dataclass(slots=True)
-class TprlResult:
-    """What training gave; while it runs, what it has so far."""
+class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
+    """Trains a detection head on cached decoder states; arguments as for `HeadTrainer`."""
 
-    head: dict[str, Tensor]
-    """Weights of the chosen head, under the names of the head that was passed in."""
-    epoch: int = -1
-    """Epoch (from 0) after which it was chosen; -1 for the head as it came."""
-    selection: float = 0.0
-    """Its selection score."""
-    history: list[dict[str, float]] = field(default_factory=list)
-    """One row per evaluation: epoch, stage (0 for schedules without), mean losses since the last evaluation,
-    validation metrics. The first row, epoch -1, is the head as it came."""
-
-
-class TprlTrainer:
-    """Trains a detection head on cached decoder states.
-
-    Args:
-        head: Module whose ``forward(states (..., D), references (..., 2))`` gives `.logits (..., 2)` and
-            `.spans (..., 2)` as (centre, width), with submodules "iou_embed" and those of `TRAINED`. It is
-            copied, and itself left alone.
-        config: Settings.
-        seed: Seed of the order of samples, of draws and of dropout.
-
-    Attributes:
-        head: The copy in training.
-        averaged: Its running average, which is evaluated and returned.
-    """
+    kind = "tprl"
+    figures = StepLosses._fields
 
     def __init__(self, head: nn.Module, config: TprlConfig, seed: int = 0) -> None:
-        self.config, self.seed = config, seed
-        self.head = copy.deepcopy(head)
-        self.averaged = copy.deepcopy(head).requires_grad_(False)
+        super().__init__(head, config, seed)
         self._class_embed = self.head.get_submodule("class_embed")
         self._span_layers = _spans_only(self.head)
-        self._weights, self._averages = _parameters(self.head, TRAINED), _parameters(self.averaged, TRAINED)
-        self._average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]  # torch leaves it so
-        # Parameters that share a learning rate share the bound of their gradient.
-        self._optimizer = torch.optim.AdamW(
-            [{"params": self._weights}]
-            if config.class_lr is None
-            else [{"params": _parameters(self.head, [name])} for name in ("span_embed", "class_embed")],
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
         self._at_rest = [
             (parameter, torch.zeros_like(parameter))
             for parameter in self._class_embed.parameters()
             if config.class_lr is None
         ]
-        self._generator = torch.Generator()
 
-    def fit(
-        self,
-        train: DecoderStateCache,
-        validation: DecoderStateCache,
-        *,
-        checkpoint: Path | None = None,
-        resume: bool = False,
-        progress: bool = True,
-    ) -> TprlResult:
-        """Train through the whole schedule and choose the averaged head that does best on validation samples.
+    def _groups(self) -> list[dict[str, Any]]:
+        if self.config.class_lr is None:
+            return super()._groups()
+        return [{"params": parameters(self.head, [name])} for name in ("span_embed", "class_embed")]
 
-        Args:
-            train: Samples to learn from.
-            validation: Samples to choose by.
-            checkpoint: File to write after every evaluation, in one step; None for none.
-            resume: Continue from `checkpoint` if it exists; the result equals that of an uninterrupted run.
-            progress: Show a progress bar.
+    @property
+    def epochs(self) -> int:
+        """Epochs of the schedule."""
+        return self.config.schedule.epochs
 
-        Raises:
-            DataError: A cache has no decoder states, or the checkpoint is damaged or of another run.
-            FloatingPointError: A loss is not finite.
-        """
-        config = self.config
-        batches = StateBatches(train, config.target_length)
-        held_out = StateBatches(validation)
-        validate = Validator(validation, config.selection)
-        run = {
-            "config": asdict(config),
-            "seed": self.seed,
-            "train": train.manifest["files"]["states.npy"]["sha256"],
-            "validation": validation.manifest["files"]["states.npy"]["sha256"],
-        }
-        if resume and checkpoint is not None and checkpoint.exists():
-            first, result = self._load(checkpoint, run)
-        else:
-            first, result = 0, self._start(validate(*propose(self.head, held_out)))
-
-        epochs, steps = config.schedule.epochs, -(-len(batches) // config.batch_size)
-        sums, count = torch.zeros(len(StepLosses._fields)), 0
-        with tqdm(
-            total=epochs * steps, initial=first * steps, desc="TPRL", unit="step", disable=not progress
-        ) as bar:
-            for epoch in range(first, epochs):
-                now = self.start_epoch(epoch)
-                for batch in batches.shuffled(config.batch_size, np.random.default_rng((self.seed, epoch))):
-                    sums += torch.stack(self.step(batch, now))
-                    bar.update()
-                count += steps
-                if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == epochs:
-                    means = dict(zip(StepLosses._fields, (sums / count).tolist(), strict=True))
-                    if not np.isfinite(list(means.values())).all():
-                        raise FloatingPointError(f"losses up to epoch {epoch} are not all finite: {means}")
-                    sums, count = torch.zeros_like(sums), 0
-                    self._record(result, epoch, now, means, validate(*propose(self.averaged, held_out)))
-                    bar.set_postfix(stage=now.stage, selection=result.history[-1]["selection"])
-                    if checkpoint is not None:
-                        self._save(checkpoint, run, epoch + 1, result)
-        return result
+    def stage_of(self, now: Coefficients) -> int:
+        """Stage of the curriculum; 0 for schedules without."""
+        return now.stage or 0
 
     def start_epoch(self, epoch: int) -> Coefficients:
         """Coefficients of an epoch (from 0); seeds the draws and sets the learning rates of its steps."""
         now = coefficients(self.config.schedule, epoch)
-        self._generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0]))
+        self._seed_draws(epoch)
         if self.config.class_lr is not None:
             ramp = now.score / self.config.schedule.rl_coef
             self._optimizer.param_groups[1]["lr"] = self.config.class_lr * ramp
@@ -189,19 +92,15 @@ class TprlTrainer:
             The losses before the step, detached.
         """
         out = self.losses(batch, now, draws)
-        for weight in self._weights:
-            weight.grad = None
-        out.total.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
+        self._descend(out.total)
+        return StepLosses(*(loss.detach() for loss in out))
+
+    def _before_step(self) -> None:
         # The published code computes L_score times 0 in stages 1 and 2. AdamW sees a gradient of zero there,
         # not none, and counts the step, which makes the first steps of stage 3 larger.
         for weight, zeros in self._at_rest:
             if weight.grad is None:
                 weight.grad = zeros
-        for group in self._optimizer.param_groups:
-            clip_grad_norm_(group["params"], self.config.clip)
-        self._optimizer.step()
-        self._average(self._averages, self._weights, 0)
-        return StepLosses(*(loss.detach() for loss in out))
 
     def losses(self, batch: Batch, now: Coefficients, draws: Tensor | None = None) -> StepLosses:
         """Losses of a batch, differentiable.
@@ -296,49 +195,6 @@ class TprlTrainer:
             return states
         return states * torch.empty_like(states).bernoulli_(keep, generator=self._generator).div_(keep)
 
-    def _start(self, metrics: dict[str, float]) -> TprlResult:
-        """The head as it came, which training must beat if it is a candidate itself."""
-        result = TprlResult(_copy(self.head.state_dict()), history=[{"epoch": -1.0, **metrics}])
-        if self.config.start_is_candidate:
-            result.selection = metrics["selection"]
-        return result
-
-    def _record(
-        self,
-        result: TprlResult,
-        epoch: int,
-        now: Coefficients,
-        means: dict[str, float],
-        metrics: dict[str, float],
-    ) -> None:
-        """Add an evaluation to the history, and keep the averaged head if it is the best so far."""
-        row = {"epoch": float(epoch), "stage": float(now.stage or 0)}
-        result.history.append(
-            {**row, **{f"losses/{name}": value for name, value in means.items()}, **metrics}
-        )
-        if metrics["selection"] > result.selection:
-            result.head, result.epoch = _copy(self.averaged.state_dict()), epoch
-            result.selection = metrics["selection"]
-
-    def _save(self, path: Path, run: dict[str, Any], epochs: int, result: TprlResult) -> None:
-        """Write a checkpoint after `epochs` epochs."""
-        state = {
-            "epochs": epochs,
-            "head": self.head.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "result": {field.name: getattr(result, field.name) for field in fields(result)},
-        }
-        save_run(path, KIND, run, state)
-
-    def _load(self, path: Path, run: dict[str, Any]) -> tuple[int, TprlResult]:
-        """Continue from a checkpoint: epochs done, and the result so far."""
-        state = load_run(path, KIND, run)
-        self.head.load_state_dict(state["head"])
-        self.averaged.load_state_dict(state["averaged"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        return state["epochs"], TprlResult(**state["result"])
-
 
 class _FirstChannel(nn.Module):
     """Stands for layers whose output nobody reads."""
@@ -353,11 +209,3 @@ def _spans_only(head: nn.Module) -> nn.Module:
     spans_only = copy.copy(head)
     spans_only._modules = {**head._modules, "class_embed": _FirstChannel(), "iou_embed": _FirstChannel()}
     return spans_only
-
-
-def _parameters(head: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
-    return [parameter for name in names for parameter in head.get_submodule(name).parameters()]
-
-
-def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in weights.items()}

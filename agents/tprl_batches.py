@@ -31,12 +31,18 @@ class StateBatches:
         cache: Open cache of a backbone with a detection head.
         length: What moments are normalised by: "duration" as at inference, or "clips", the number of clips
             times their length, as GIRL-DETR's training does (the two differ by up to a clip).
+        rows: Samples of the cache that take part, in this order; None for all.
 
     Raises:
         DataError: The cache has no decoder states or references, or samples with fewer proposals than others.
     """
 
-    def __init__(self, cache: DecoderStateCache, length: VideoLength = "duration") -> None:
+    def __init__(
+        self,
+        cache: DecoderStateCache,
+        length: VideoLength = "duration",
+        rows: NDArray[np.integer] | None = None,
+    ) -> None:
         where = str(cache.path)
         if cache.states is None or cache.references is None:
             message = "no decoder states and references, expected a cache written by a backbone"
@@ -45,14 +51,15 @@ class StateBatches:
             message = f"a sample has {fewest} proposals, expected {cache.states.shape[1]} for every sample"
             raise DataError(Problem(where, None, "counts", message))
         self.cache = cache
+        self.rows = np.arange(len(cache)) if rows is None else np.asarray(rows, np.intp)
         self._states, self._references = cache.states, cache.references
         self._length: VideoLength = length
 
     def __len__(self) -> int:
-        return len(self._states)
+        return len(self.rows)
 
     def take(self, rows: NDArray[np.integer]) -> Batch:
-        """The samples at ``rows (B,)``, in that order."""
+        """The samples of the cache at ``rows (B,)``, in that order."""
         states = np.take(self._states, rows, axis=0).astype(np.float32, copy=False)
         references = np.take(self._references, rows, axis=0)
         return Batch(
@@ -63,14 +70,14 @@ class StateBatches:
 
     def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
         """Every sample once, in random order; the last batch may be smaller."""
-        order = rng.permutation(len(self))
+        order = rng.permutation(self.rows)
         for first in range(0, len(order), batch_size):
             yield self.take(order[first : first + batch_size])
 
     def ordered(self, batch_size: int) -> Iterator[Batch]:
-        """Every sample once, in the order of the cache."""
+        """Every sample once, in the order of `rows`."""
         for first in range(0, len(self), batch_size):
-            yield self.take(np.arange(first, min(first + batch_size, len(self))))
+            yield self.take(self.rows[first : first + batch_size])
 
 
 def padded_moments(

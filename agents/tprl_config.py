@@ -1,35 +1,24 @@
 """Settings of TPRL: the published ones, and the departures that can be measured against them."""
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin, get_type_hints
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from agents.tprl_batches import VideoLength
+from agents.head_config import HeadConfig, Rule
 from agents.tprl_losses import Distance, Estimator, PolicyInput, RewardMode, Weighting
-from agents.tprl_validation import Selection
 from vmr_env.curriculum import Schedule, get_schedule, three_stages
 from vmr_env.profiles import get_profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TprlConfig:
+class TprlConfig(HeadConfig):
     """Settings of `agents.tprl.TprlTrainer`; the values given here are those published for every data set."""
 
     schedule: Schedule
     """Stages, their lengths and the coefficients of L_span and L_score, epoch by epoch."""
-    batch_size: int
-    """Samples of one step; the last step of an epoch may have fewer."""
-    lr: float
-    """Learning rate of AdamW."""
     class_lr: float | None = None
     """Learning rate of the class layer at the schedule's full coefficient of L_score; the schedule then
     scales the rate and not the loss. None trains the head with one rate, scales the loss, and so (Adam
     being invariant to the scale of a loss) hardly scales the step."""
-    weight_decay: float = 1e-4
-    """Decoupled weight decay."""
-    clip: float = 0.1
-    """Bound of the gradient norm, over all that shares a learning rate."""
-    ema: float = 0.999
-    """Decay of the averaged weights, which are what is evaluated and returned; 0 turns averaging off."""
     state_dropout: float = 0.0
     """Dropout on decoder states. Published training runs the frozen backbone with its dropout on, which a
     cache of states does not show; this is a plain regulariser."""
@@ -71,39 +60,16 @@ class TprlConfig:
     """Margin of L_rank."""
     rank_threshold: float = 0.1
     """Lead in tIoU that makes a pair for L_rank."""
-    target_length: VideoLength = "clips"
-    """What training normalises moments by (`tprl_batches.StateBatches`); evaluation always uses the
-    duration."""
-    evaluate_every: int = 5
-    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
-    selection: Selection = "official"
-    """What chooses among evaluations: the published weighted score, or the mean tIoU of the first moments."""
-    start_is_candidate: bool = False
-    """Whether the head as it came can be chosen, so that training never loses on validation data."""
 
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            allowed = get_args(hints[field.name])
-            value = getattr(self, field.name)
-            if get_origin(hints[field.name]) is Literal and value not in allowed:
-                raise ValueError(f"{field.name} must be one of {allowed}, got {value!r}")
-        for name, holds, expected in (
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("lr", self.lr > 0, "above 0"),
-            ("class_lr", self.class_lr is None or self.class_lr > 0, "above 0, or None"),
-            ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("clip", self.clip > 0, "above 0"),
-            ("ema", 0 <= self.ema < 1, "in [0, 1)"),
-            ("state_dropout", 0 <= self.state_dropout < 1, "in [0, 1)"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"),
-            ("temperature", self.temperature > 0, "above 0"),
-            ("samples", self.samples >= 1, "at least 1"),
-            ("centre_weight", 0 <= self.centre_weight <= 1, "in [0, 1]"),
-            ("evaluate_every", self.evaluate_every >= 1, "at least 1"),
-        ):
-            if not holds:
-                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+    def rules(self) -> Iterator[Rule]:
+        """What must hold of the numbers."""
+        yield from HeadConfig.rules(self)
+        yield "class_lr", self.class_lr is None or self.class_lr > 0, "above 0, or None"
+        yield "state_dropout", 0 <= self.state_dropout < 1, "in [0, 1)"
+        yield "top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"
+        yield "temperature", self.temperature > 0, "above 0"
+        yield "samples", self.samples >= 1, "at least 1"
+        yield "centre_weight", 0 <= self.centre_weight <= 1, "in [0, 1]"
 
 
 # Batch size and learning rate of each training script.

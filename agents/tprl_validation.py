@@ -23,7 +23,7 @@ _METRICS = ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU", "mAP")
 
 @torch.inference_mode()
 def propose(head: nn.Module, batches: StateBatches) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Proposals of a head for every sample of a cache, in the cache's order.
+    """Proposals of a head for every sample, in the order of the batches' rows.
 
     Returns:
         Spans ``(N, Q, 2)`` as (start, end) in units of the duration, not clipped to it, and foreground
@@ -43,20 +43,23 @@ def propose(head: nn.Module, batches: StateBatches) -> tuple[NDArray[np.float32]
 
 
 class Validator:
-    """Scores proposals for the samples of one cache with the official metrics.
+    """Scores proposals for samples of one cache with the official metrics.
 
     Args:
-        cache: Validation samples.
+        cache: Where the validation samples are.
         selection: "official" is the published weighted score of R1, mIoU and mAP, over windows rounded as in
             published submissions; "miou" is the mean tIoU of the first windows, as they are.
+        rows: Samples of the cache; None for all.
     """
 
-    def __init__(self, cache: DecoderStateCache, selection: Selection) -> None:
+    def __init__(
+        self, cache: DecoderStateCache, selection: Selection, rows: NDArray[np.integer] | None = None
+    ) -> None:
         self._selection = selection
         self._profile = get_profile(cache.manifest["dataset"])
         self._annotations = [
             Annotation(sample.qid, sample.vid, sample.query, sample.duration, sample.moments)
-            for sample in map(cache.sample, range(len(cache)))
+            for sample in map(cache.sample, range(len(cache)) if rows is None else rows.tolist())
         ]
 
     def __call__(self, spans: NDArray[np.float32], scores: NDArray[np.float32]) -> dict[str, float]:
