@@ -297,7 +297,9 @@ class DiscreteActions:
 
     def apply(self, actions: Array, bounds: Floats, reach: Reach, clip: Floats, mask: Bools) -> Outcome:
         """Actions (N,)."""
-        taken = np.where(mask[actions, _numbered(len(actions))], actions, self._nothing)
+        n = len(actions)
+        possible = mask.take(actions * n + _numbered(n))
+        taken = np.where(possible, actions, self._nothing)
         choice = self._choices.take(taken, axis=1)
         return Outcome(reach.pick(choice), choice[0] - _PROBES, taken == self._stop)
 

@@ -64,9 +64,10 @@ class Episodes:
         self._remaining = (np.arange(mode.horizon, -1, -1) / mode.horizon).astype(np.float32)
         self.samples = np.zeros(n, np.intp)
         self.sources = np.zeros(n, np.intp)
-        self.start_spans = np.zeros((n, 2), np.float32)
         self.steps = np.zeros(n, np.intp)
-        self._exists = np.zeros((proposals, n), bool)
+        self._spans = cache.spans.reshape(-1, 2)
+        self._others = np.zeros((n, proposals + moments, 2), np.float32)
+        self._counts = np.zeros(n, np.int32)
         self._clip = np.ones(n, np.float32)
         self._reach = Reach(n, proposals, moments)
         self._sight = Sight(n, proposals)
@@ -110,20 +111,19 @@ class Episodes:
     def start(self, starts: Starts) -> None:
         """Begin episodes; `refresh` must follow."""
         rows, samples, first = starts
-        cache, reach = self._cache, self._reach
-        offsets, moments = cache.moments.offsets, cache.moments.values
+        cache, sight = self._cache, self._sight
         # Of a sample with fewer moments than another the last is repeated, which leaves maxima as they are.
-        at = np.minimum(offsets[samples, None] + self._moment_numbers, offsets[samples + 1, None] - 1)
-        proposals = cache.spans.take(samples, axis=0)[:, : self._p]
-        others = np.concatenate([proposals, moments.take(at, axis=0)], axis=1)
-        reach.others[:, :, rows] = others.T
-        self._exists[:, rows] = self._proposal_numbers < cache.counts.take(samples)
+        offsets = cache.moments.offsets
+        last = offsets.take(samples + 1)[:, None] - 1
+        at = np.minimum(offsets.take(samples)[:, None] + self._moment_numbers, last)
+        self._others[rows, self._p :] = cache.moments.values.take(at, axis=0)
+        self._others[rows, : self._p] = cache.spans.take(samples, axis=0)[:, : self._p]
+        self._reach.others[:] = self._others.T
+        self._counts[rows] = cache.counts.take(samples)
         clip = np.float32(cache.manifest["clip_seconds"]) / cache.durations.take(samples)
         self._clip[rows] = clip
-        spans = others[np.arange(len(samples)), first]
-        self._sight.bounds[:, rows] = spans.T
-        self.start_spans[rows] = spans
-        self._observer.meet(self._sight, rows, samples, clip)
+        sight.bounds[:, rows] = self._spans.take(samples * cache.spans.shape[1] + first, axis=0).T
+        self._observer.meet(sight, rows, samples, clip)
         self.samples[rows] = samples
         self.sources[rows] = first
         self.steps[rows] = 0
@@ -157,7 +157,8 @@ class Episodes:
         sight.overlaps[:] = tious[: self._p]
         self.tiou = np.maximum.reduce(tious[self._p :]) if len(tious) > self._p + 1 else tious[self._p]
         self._potentials = self._potential(self.tiou, sight.bounds, reach.moments)
-        reach.look(sight.bounds, sight.width, self._clip, self._mode.offsets(self.steps), self._exists)
+        exists = self._proposal_numbers < self._counts
+        reach.look(sight.bounds, sight.width, self._clip, self._mode.offsets(self.steps), exists)
         sight.positions[:] = reach.positions
         self._mask = reach.mask(self._needs)
 
@@ -166,7 +167,7 @@ class Episodes:
         sight, samples, sources = self._sight, self.samples, self.sources
         self._remaining.take(self.steps, out=sight.remaining, mode="clip")
         cells = self._observer.look(sight, sources)
-        self._observer.write(out, sight.table[:, rows], samples[rows], sources[rows], cells[..., rows])
+        self._observer.write(out, sight.table[:, rows], samples[rows], sources[rows], cells[:, rows])
 
     def gains(self) -> Floats:
         """Change of tIoU by every action: (N, A), 0 for impossible ones. For training only.

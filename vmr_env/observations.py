@@ -46,7 +46,9 @@ from vmr_env.timeline_files import timelines_of
 STATE_BOUND = 65504.0
 """Largest float16: bound of decoder states and sentence vectors."""
 
-_BLOCK_BYTES = 1 << 18  # of observations, so that they and what they are made of fit into a processor's cache
+_BLOCK = 128
+"""Observations that are put together at once, so that their parts stay in the processor's cache."""
+
 _ONE = np.ones((), np.float32)
 _WIDTH_OF_POINTS = np.array(len(POINT_FEATURES))
 _COLUMNS_OF_INTEGRALS = np.arange(INTEGRALS.start, INTEGRALS.stop)[:, None, None]
@@ -70,27 +72,16 @@ class Sight:
         whole: (C, N).
         inside: (I, N).
         first: (N,), row of the points' table where the sample's begin.
-        rows: which rows of the table belong to each component.
     """
 
     def __init__(self, n: int, proposals: int) -> None:
-        sizes = {
-            "remaining": 1,
-            "video": 1,
-            "span": 4,
-            "source": proposals,
-            "overlaps": proposals,
-            "positions": 2 * PROBES,
-            "whole": len(CURVES),
-            "inside": len(INSIDE_FEATURES),
-        }
-        self.rows, height = _side_by_side(sizes)
+        self._rows, height = rows_of_sight(proposals)
         self.table = np.zeros((height, n), np.float32)
         self.first = np.zeros(n, np.intp)
         self._name_parts()
 
     def _name_parts(self) -> None:
-        part = {name: self.table[rows] for name, rows in self.rows.items()}
+        part = {name: self.table[rows] for name, rows in self._rows.items()}
         (self.remaining,), (self.video,) = part["remaining"], part["video"]
         self.bounds = part["span"][:2]
         self.start, self.end, self.width, self.length = part["span"]
@@ -101,6 +92,21 @@ class Sight:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._name_parts()  # copies of views are views no longer
+
+
+def rows_of_sight(proposals: int) -> tuple[dict[str, slice], int]:
+    """Which rows of a sight's table belong to each component, and how many there are."""
+    sizes = {
+        "remaining": 1,
+        "video": 1,
+        "span": 4,
+        "source": proposals,
+        "overlaps": proposals,
+        "positions": 2 * PROBES,
+        "whole": len(CURVES),
+        "inside": len(INSIDE_FEATURES),
+    }
+    return _side_by_side(sizes)
 
 
 class Observer:
@@ -135,7 +141,7 @@ class Observer:
         _check_components(names, list(known))
         self.shapes = {name: known[name] for name in names}
         self.slices, self.width = _side_by_side({name: math.prod(known[name]) for name in names})
-        rows = Sight(0, proposals).rows
+        rows, _ = rows_of_sight(proposals)
         self._copies = _merged([(self.slices[name], rows[name]) for name in names if name in rows])
         lookups = {
             "points": self._points_of,
@@ -192,15 +198,15 @@ class Observer:
             sources: (N,), the proposals they came from.
 
         Returns:
-            (2, PROBES, N), the rows of the points' table at the positions.
+            (2 * PROBES, N), the rows of the points' table at the positions.
         """
-        np.equal(self._slots[:, None], sources, out=sight.source, casting="unsafe")
+        sight.source[:] = self._slots[:, None] == sources
         cells = cell_of(sight.positions)
         cells += sight.first
         places = cells[:, HERE] * _WIDTH_OF_POINTS + _COLUMNS_OF_INTEGRALS
         integrals = self._points.reshape(-1).take(places)  # (C, 2, N)
         inside_features(sight.inside, integrals[:, 1] - integrals[:, 0], sight.width, sight.whole)
-        return cells
+        return cells.reshape(2 * PROBES, -1)
 
     def write(self, out: Floats, table: Floats, samples: Ints, sources: Ints, cells: Ints) -> None:
         """Fill `out` (K, width) with flat observations.
@@ -210,40 +216,32 @@ class Observer:
             table: (rows, K), columns of a `Sight`'s table.
             samples: (K,), rows of the cache.
             sources: (K,), the proposals that the spans came from.
-            cells: (2, PROBES, K), as `look` gives them.
+            cells: (2 * PROBES, K), as `look` gives them.
         """
-        n = len(out)
-        # Rows are put together where they stay in the processor's cache, unless all of them do.
-        block = out if n <= self._block else np.empty((self._block, self.width), np.float32)
-        for first in range(0, n, len(block)):
-            rows = slice(first, min(first + len(block), n))
-            part = block[: rows.stop - first]
-            for there, here in self._copies:
-                part[:, there] = table[here, rows].T
-            for there, look_up in self._lookups:
-                part[:, there] = look_up(samples[rows], sources[rows], cells[..., rows])
-            if block is not out:
-                out[rows] = part
+        for first in range(0, len(out), _BLOCK):
+            rows = slice(first, first + _BLOCK)
+            self.assemble(out[rows], table[:, rows], samples[rows], sources[rows], cells[:, rows])
 
-    @property
-    def _block(self) -> int:
-        """How many observations are put together at once."""
-        return max(1, _BLOCK_BYTES // (4 * self.width))
+    def assemble(self, out: Floats, table: Floats, samples: Ints, sources: Ints, cells: Ints) -> None:
+        """What `write` does, at once; also for one episode, whose arrays have no axis of episodes."""
+        for there, here in self._copies:
+            out[..., there] = table[here].T
+        for there, look_up in self._lookups:
+            out[..., there] = look_up(samples, sources, cells)
 
     def _points_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
-        points = self._points.take(cells.reshape(2 * PROBES, -1).T, axis=0)
-        return points.reshape(len(samples), -1)
+        points = self._points.take(cells.T, axis=0)
+        return points.reshape(*cells.shape[1:], -1)
 
     def _proposals_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
-        proposals: Floats = self._proposals[samples]
-        return proposals
+        return self._proposals.take(samples, axis=0)
 
     def _models_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
         numbers = np.arange(len(self._cache.manifest["models"]))
         exists = self._slots < self._cache.counts[samples, None]
         models = self._cache.models[samples, : len(self._slots), None]
         onehot: Floats = ((models == numbers) & exists[..., None]).astype(np.float32)
-        return onehot.reshape(len(samples), -1)
+        return onehot.reshape(*exists.shape[:-1], -1)
 
     def _decoder_states_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
         assert self._cache.states is not None
