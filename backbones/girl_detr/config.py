@@ -102,6 +102,12 @@ class GirlDetrConfig:
     """Train the IoU branch, and rank by it."""
     aux_loss: bool = True
     """Losses on the earlier decoder layers too."""
+    query_selection: bool = False
+    """Anchors from the encoded clips instead of learned ones: no part of the paper; see `query_selection`."""
+    selection_overlap: float = 0.7
+    """Largest tIoU of two selected anchors."""
+    selection_temperature: float = 0.05
+    """How sharply the target of the selection falls off with tIoU."""
 
     set_cost_span: float = 10.0
     set_cost_giou: float = 1.0
@@ -119,6 +125,7 @@ class GirlDetrConfig:
     mr_to_hd_loss_coef: float = 1.0
     hard_pos_neg_loss: bool = True
     hard_pos_neg_loss_coef: float = 10.0
+    selection_loss_coef: float = 1.0
 
     def __post_init__(self) -> None:
         if self.behaviour not in ("official", "repaired"):
@@ -149,6 +156,8 @@ class GirlDetrConfig:
         for name in ("input_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 self._refuse(name, f"{getattr(self, name)}; expected 0 <= p < 1")
+        if self.selection_temperature <= 0:
+            self._refuse("selection_temperature", f"{self.selection_temperature}; expected a positive number")
         if self.hidden_dim % self.nheads or self.hidden_dim % 4:
             expected = f"a multiple of 4 and of nheads = {self.nheads}"
             self._refuse("hidden_dim", f"{self.hidden_dim}; expected {expected}")

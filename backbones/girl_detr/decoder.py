@@ -147,12 +147,14 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder layers around anchors that are learned at first and then moved layer by layer."""
+    """Decoder layers around anchors that are learned (or selected) at first and then moved layer by layer."""
 
     def __init__(self, config: GirlDetrConfig) -> None:
         super().__init__()
         width = config.hidden_dim
-        self.anchors = nn.Parameter(torch.randn(config.num_queries, 2))  # logits of (centre, width)
+        self.queries = config.num_queries
+        # logits of (centre, width)
+        self.anchors = None if config.query_selection else nn.Parameter(torch.randn(self.queries, 2))
         learns_content = config.repaired("query_content")
         self.content = nn.Parameter(torch.randn(config.num_queries, width)) if learns_content else None
         self.width_floor = ANCHOR_WIDTH_FLOOR if config.repaired("anchor_width_floor") else 0.0
@@ -165,11 +167,26 @@ class Decoder(nn.Module):
         self.anchor_update = MLP(width, width, 2, 3)
 
     def forward(
-        self, memory: Tensor, memory_positions: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor
+        self,
+        memory: Tensor,
+        memory_positions: Tensor,
+        video_mask: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        selected: Tensor | None = None,
     ) -> DecoderStates:
-        """Decode ``memory (B, Lv, d)`` with ``video_mask (B, Lv)``; ``text (B, Lt, d)`` guides the gate."""
-        batch, visible = len(memory), video_mask.bool()[:, None, None]
-        reference = self.anchors.sigmoid().expand(batch, -1, -1)
+        """Decode the encoded clips.
+
+        Args:
+            memory: encoded clips ``(B, Lv, d)``.
+            memory_positions: their positions ``(B, Lv, d)``.
+            video_mask: ``(B, Lv)``, 1 = valid.
+            text: tokens ``(B, Lt, d)`` that guide the gate.
+            text_mask: ``(B, Lt)``, 1 = valid.
+            selected: anchors ``(B, Q, 2)`` of `QuerySelection`, in a decoder without learned ones.
+        """
+        visible = video_mask.bool()[:, None, None]
+        reference = self._first_anchors(memory, selected)
         x = self._initial_content(memory)
         states, references = [], [reference]
         for i, layer in enumerate(self.layers):
@@ -194,8 +211,16 @@ class Decoder(nn.Module):
         """Expected width over anchor width, ``(B, Q, 1)``."""
         return cast(Tensor, self.width_head(x).sigmoid()) / anchor[..., 1:].clamp(min=self.width_floor)
 
+    def _first_anchors(self, memory: Tensor, selected: Tensor | None) -> Tensor:
+        """Anchors of the first layer, ``(B, Q, 2)``."""
+        if self.anchors is not None:
+            return self.anchors.sigmoid().expand(len(memory), -1, -1)
+        if selected is None:
+            raise ValueError("the decoder has no anchors of its own; expected selected ones")
+        return selected
+
     def _initial_content(self, memory: Tensor) -> Tensor:
         """What the queries start from, ``(B, Q, d)``: learned content, officially zeros."""
         if self.content is None:
-            return memory.new_zeros(len(memory), len(self.anchors), memory.shape[-1])
+            return memory.new_zeros(len(memory), self.queries, memory.shape[-1])
         return self.content.expand(len(memory), -1, -1)

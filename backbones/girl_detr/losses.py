@@ -9,6 +9,7 @@ from backbones.girl_detr.config import GirlDetrConfig
 from backbones.girl_detr.head import FOREGROUND, Detections
 from backbones.girl_detr.matcher import Matches, match
 from backbones.girl_detr.model import GirlDetrOutput
+from backbones.girl_detr.query_selection import selection_loss
 from backbones.girl_detr.saliency_losses import alignment_term, saliency_terms
 from backbones.girl_detr.spans import cxw_to_span, overlaps
 from backbones.girl_detr.targets import Targets
@@ -30,6 +31,7 @@ class SupervisedCriterion:
             "loss_iou": c.iou_loss_coef,
             "loss_contrastive_align": c.contrastive_align_loss_coef,
             "loss_saliency": c.lw_saliency,
+            "loss_selection": c.selection_loss_coef,
         }
         stem = name.rstrip("0123456789").rstrip("_")
         return float(weights.get(stem, 0.0))
@@ -45,8 +47,9 @@ class SupervisedCriterion:
         Returns:
             ``loss_span``, ``loss_giou``, ``loss_label``, ``loss_contrastive_align``, with ``use_iou_head``
             ``loss_iou``, and the same of earlier decoder layers with suffixes ``_0``, ``_1``, ...;
-            ``loss_saliency``; ``total``; and for the log ``class_error`` (percent), the parts of the saliency
-            loss, ``saliency/...``, and of the contrastive one, ``contrastive/align``.
+            ``loss_saliency``; with query selection ``loss_selection``; ``total``; and for the log
+            ``class_error`` (percent), the parts of the saliency loss, ``saliency/...``, and of the
+            contrastive one, ``contrastive/align``.
         """
         layers = len(output.detections.logits)
         used = slice(None) if self.config.aux_loss else slice(layers - 1, None)
@@ -63,6 +66,10 @@ class SupervisedCriterion:
         if output.proj_layers is not None:
             losses["contrastive/align"] = alignment_term(output, targets, self.config)
             losses["loss_contrastive_align"] = losses["loss_contrastive_align"] + losses["contrastive/align"]
+        if output.selection_logits is not None:
+            losses["loss_selection"] = selection_loss(
+                output.selection_logits.float(), output.video_mask, targets, self.config.selection_temperature
+            )
         parts = saliency_terms(output, targets, epoch, self.config)
         losses["loss_saliency"] = torch.stack(list(parts.values())).sum()
         losses["total"] = torch.stack([self.weight(name) * loss for name, loss in losses.items()]).sum()

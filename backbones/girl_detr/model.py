@@ -14,6 +14,7 @@ from backbones.girl_detr.head import DetectionHead, Detections
 from backbones.girl_detr.layers import recomputed
 from backbones.girl_detr.positions import TextPositions, clip_positions
 from backbones.girl_detr.projections import InputProjection
+from backbones.girl_detr.query_selection import QuerySelection
 from backbones.girl_detr.refinement import FeatureRefinement
 
 
@@ -52,6 +53,8 @@ class GirlDetrOutput:
     """Queries as unit vectors ``(layers, B, Q, c)``."""
     proj_txt_mem: Tensor | None = None
     """Tokens as unit vectors ``(B, Lt, c)``."""
+    selection_logits: Tensor | None = None
+    """Logits of the spans from clip to clip, ``(B, Lv, Lv)``, with query selection."""
 
     @property
     def pred_logits(self) -> Tensor:
@@ -123,6 +126,7 @@ class GirlDetr(nn.Module):
         self.saliency = Saliency(width)
         self.moment_saliency = MomentSaliency(config) if config.mr_to_hd_loss else None
         self.contrastive = ContrastiveProjections(config) if config.contrastive_align_loss else None
+        self.query_selection = QuerySelection(config) if config.query_selection else None
 
     def forward(
         self,
@@ -150,7 +154,11 @@ class GirlDetr(nn.Module):
         refined = self._refine(video, video_mask, text, text_mask)
         positions = clip_positions(video_mask, self.config.hidden_dim)
         memory = self._encode(refined, positions, video_mask, text, text_mask)
-        decoded: DecoderStates = self.decoder(memory.clips, positions, video_mask, text, text_mask)
+        selection_logits = selected = None
+        if self.query_selection is not None:
+            selection_logits = self.query_selection(memory.clips, video_mask)
+            selected = self.query_selection.anchors(selection_logits, video_mask)
+        decoded: DecoderStates = self.decoder(memory.clips, positions, video_mask, text, text_mask, selected)
 
         branches = self.training if training_branches is None else training_branches
         layers = slice(None) if branches else slice(-1, None)
@@ -178,6 +186,7 @@ class GirlDetr(nn.Module):
             saliency_scores_mr=moment,
             proj_layers=proj_layers,
             proj_txt_mem=proj_text,
+            selection_logits=selection_logits,
         )
 
     @property
