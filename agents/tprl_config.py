@@ -1,7 +1,7 @@
 """Settings of TPRL: the published ones, and the departures that can be measured against them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agents.head_config import HeadConfig, Rule
 from agents.tprl_losses import Distance, Estimator, PolicyInput, RewardMode, Weighting
@@ -70,6 +70,16 @@ class TprlConfig(HeadConfig):
         yield "temperature", self.temperature > 0, "above 0"
         yield "samples", self.samples >= 1, "at least 1"
         yield "centre_weight", 0 <= self.centre_weight <= 1, "in [0, 1]"
+
+
+def with_stages(config: TprlConfig, epochs: tuple[int, int, int]) -> TprlConfig:
+    """The same settings with other lengths of the three stages; 0 leaves a stage out.
+
+    Raises:
+        ValueError: A length is negative or all are 0.
+    """
+    cosine = any(phase.cosine for phase in config.schedule.phases)
+    return replace(config, schedule=three_stages(config.schedule.rl_coef, epochs, cosine=cosine))
 
 
 # Batch size and learning rate of each training script.

@@ -1,6 +1,6 @@
 """An experiment: which data are learnt from and judged on, and the units of work that it consists of.
 
-A unit is one agent, one seed, one fold. Its result is a file, written in one step, with the trained committee
+A unit is one agent, one seed, one fold. Its result is a file, written in one step, with what was learnt
 beside it; a run that was interrupted goes on with the units that have none, to the same numbers.
 """
 
@@ -14,15 +14,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import vmr_env
-from agents.committee import MakeAgent, Progress, Selection, cross_fit, save_committee
-from agents.evaluation import Refined, refine
+from agents.committee import Progress, Selection
+from agents.evaluation import Refined
+from benchmarks.methods import Answers, Fold, Method, Outcome, Ranked, Settings
 from vmr_env.cache import DecoderStateCache, video_folds
 from vmr_env.errors import DataError, Problem
 from vmr_env.files import write_text
@@ -31,27 +31,20 @@ FOLD_SEED = 0
 _POLL = 0.2  # seconds between looks at what worker processes tell
 
 
-@dataclass(frozen=True)
-class Fold:
-    """What one training learns from and is judged on."""
-
-    train: DecoderStateCache
-    train_samples: NDArray[np.intp]
-    test: DecoderStateCache
-    test_samples: NDArray[np.intp]
-
-
-def train_test(train: DecoderStateCache, test: DecoderStateCache) -> list[Fold]:
-    """All of one cache to learn from, all of another to be judged on.
+def train_test(
+    train: DecoderStateCache, test: DecoderStateCache, select: DecoderStateCache | None = None
+) -> list[Fold]:
+    """All of one cache to learn from, all of another to be judged on, and perhaps a third to choose by.
 
     Raises:
-        DataError: the two share videos, or are of different data sets or numbers of models.
+        DataError: two share videos, or training and test are of different data sets or numbers of models.
     """
-    if shared := set(train.vids()) & set(test.vids()):
-        message = (
-            f"shares {len(shared)} videos with the training cache, {min(shared)!r} among them; expected none"
-        )
-        raise DataError(Problem(str(test.path), None, "vid", message))
+    videos = set(train.vids())
+    for other in (test, select):
+        if other is not None and (shared := videos & set(other.vids())):
+            message = f"shares {len(shared)} videos with another cache, {min(shared)!r} among them"
+            raise DataError(Problem(str(other.path), None, "vid", f"{message}; expected none"))
+        videos |= set(test.vids())
     for what, learnt, judged in (
         ("dataset", train.manifest["dataset"], test.manifest["dataset"]),
         ("number of models", len(train.manifest["models"]), len(test.manifest["models"])),
@@ -59,7 +52,7 @@ def train_test(train: DecoderStateCache, test: DecoderStateCache) -> list[Fold]:
         if learnt != judged:
             message = f"is {judged}, expected {learnt} as in the training cache"
             raise DataError(Problem(str(test.path), None, what, message))
-    return [Fold(train, np.arange(len(train)), test, np.arange(len(test)))]
+    return [Fold(train, np.arange(len(train)), test, np.arange(len(test)), select)]
 
 
 def cross_validation(cache: DecoderStateCache, folds: int) -> list[Fold]:
@@ -72,20 +65,6 @@ def cross_validation(cache: DecoderStateCache, folds: int) -> list[Fold]:
     return [
         Fold(cache, np.flatnonzero(fold_of != k), cache, np.flatnonzero(fold_of == k)) for k in range(folds)
     ]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How agents are trained."""
-
-    members: int
-    """Members of a committee."""
-    evaluations: int
-    """How often each member is judged on the samples held out for it."""
-    proposals: int
-    """Proposals of a sample that take part."""
-    rounds: int | None
-    """Rounds of learning; None for the agent's own number."""
 
 
 class Unit(NamedTuple):
@@ -103,11 +82,15 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class UnitResult:
-    """Outcome of one unit."""
+    """Outcome of one unit, and how long it took."""
 
-    refined: Refined
-    selection: Selection
+    outcome: Outcome
     seconds: float
+
+    @property
+    def selection(self) -> Selection:
+        """How training went."""
+        return self.outcome.selection
 
 
 class Experiment:
@@ -116,7 +99,7 @@ class Experiment:
     Args:
         folder: where results are kept.
         folds: the data.
-        agents: name -> what makes an agent for an environment and a seed.
+        agents: name -> how it learns.
         seeds: how many.
         settings: see `Settings`.
     """
@@ -125,7 +108,7 @@ class Experiment:
         self,
         folder: Path,
         folds: Sequence[Fold],
-        agents: Mapping[str, MakeAgent],
+        agents: Mapping[str, Method],
         seeds: int,
         settings: Settings,
     ) -> None:
@@ -140,7 +123,12 @@ class Experiment:
                     yield Unit(agent, seed, fold)
 
     def path(self, unit: Unit) -> Path:
-        """Result file of a unit; its committee lies beside it, with the suffix `.pt`."""
+        """Result file of a unit; what was learnt lies beside it (`.pt` or `.safetensors`).
+
+        The file is a JSON object: "selection" (`agents.committee.Selection`), "seconds", "frozen"
+        (`methods.Outcome`), and either "refined" (columns of `agents.evaluation.Refined`) or "ranked"
+        (columns of `methods.Ranked`).
+        """
         return self.folder / "units" / f"{unit.name}.json"
 
     def is_done(self, unit: Unit) -> bool:
@@ -148,58 +136,45 @@ class Experiment:
         return self.path(unit).exists()
 
     def run(self, unit: Unit, watch: Callable[[Progress], None] = lambda progress: None) -> UnitResult:
-        """Do a unit; keep its result and its committee."""
-        data, settings, make = self.folds[unit.fold], self.settings, self.agents[unit.agent]
-        options = {"proposals": settings.proposals, **getattr(make, "env_options", {})}
-        seed = unit.seed * len(self.folds) + unit.fold
-        began = time.perf_counter()
-        committee, selection = cross_fit(
-            make,
-            data.train,
-            data.train_samples,
-            members=settings.members,
-            evaluations=settings.evaluations,
-            seed=seed,
-            options=options,
-            rounds=settings.rounds,
-            watch=watch,
-        )
-        refined = refine(committee.act, data.test, data.test_samples, committee.options)
-        result = UnitResult(refined, selection, time.perf_counter() - began)
+        """Do a unit; keep its result, and what was learnt."""
         path = self.path(unit)
         path.parent.mkdir(parents=True, exist_ok=True)
-        run = {
-            **unit._asdict(),
-            "settings": asdict(settings),
-            "chosen": selection.chosen,
-            "version": vmr_env.__version__,
-        }
-        save_committee(path.with_suffix(".pt"), committee, data.train, run)
+        about = {**unit._asdict(), "settings": asdict(self.settings), "version": vmr_env.__version__}
+        seed = unit.seed * len(self.folds) + unit.fold
+        began = time.perf_counter()
+        outcome = self.agents[unit.agent].run(
+            self.folds[unit.fold], seed, self.settings, path.with_suffix(""), about, watch
+        )
+        result = UnitResult(outcome, time.perf_counter() - began)
         self._write(path, result)
         return result
 
     def _write(self, path: Path, result: UnitResult) -> None:
+        answers = result.outcome.answers
         content = {
             "selection": asdict(result.selection),
             "seconds": result.seconds,
-            "refined": {name: column.tolist() for name, column in result.refined._asdict().items()},
+            "frozen": result.outcome.frozen,
+            type(answers).__name__.lower(): {
+                name: column.tolist() for name, column in answers._asdict().items()
+            },
         }
         write_text(path, json.dumps(content))
 
     def read(self, unit: Unit) -> UnitResult:
         """Result of a unit that is done."""
         content: dict[str, Any] = json.loads(self.path(unit).read_text())
-        refined, selection = content["refined"], content["selection"]
+        selection = content["selection"]
         return UnitResult(
-            Refined(
-                np.array(refined["samples"], np.intp),
-                np.array(refined["windows"], np.float64).reshape(-1, 2),
-                np.array(refined["proposals"], np.intp),
-                np.array(refined["before"], np.float64),
-                np.array(refined["after"], np.float64),
-            ),
-            Selection(
-                tuple(selection["rounds"]), tuple(selection["gains"]), selection["chosen"], selection["steps"]
+            Outcome(
+                _answers(content),
+                Selection(
+                    tuple(selection["rounds"]),
+                    tuple(selection["gains"]),
+                    selection["chosen"],
+                    selection["steps"],
+                ),
+                content["frozen"],
             ),
             content["seconds"],
         )
@@ -210,11 +185,28 @@ class Experiment:
         return [self.read(unit) for unit in units] if all(map(self.is_done, units)) else None
 
 
-def merge(parts: Sequence[Refined]) -> Refined:
-    """Refined moments of all folds as one, in the order of their samples."""
+def _answers(content: Mapping[str, Any]) -> Answers:
+    if "ranked" in content:
+        columns = content["ranked"]
+        return Ranked(np.array(columns["samples"], np.intp), np.array(columns["windows"], np.float64))
+    columns = content["refined"]
+    return Refined(
+        np.array(columns["samples"], np.intp),
+        np.array(columns["windows"], np.float64).reshape(-1, 2),
+        np.array(columns["proposals"], np.intp),
+        np.array(columns["before"], np.float64),
+        np.array(columns["after"], np.float64),
+    )
+
+
+OneKind = TypeVar("OneKind", Refined, Ranked)
+
+
+def merge(parts: Sequence[OneKind]) -> OneKind:
+    """Answers of all folds as one, in the order of their samples."""
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     order = np.argsort(columns[0])
-    return Refined(*(column[order] for column in columns))
+    return type(parts[0])(*(column[order] for column in columns))
 
 
 def run_units(

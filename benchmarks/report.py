@@ -1,9 +1,32 @@
-"""What a run leaves behind: table, figures as JSON, submissions and learning curves of all that is done."""
+"""What a run leaves behind: table, figures as JSON, submissions and learning curves of all that is done.
+
+`results.json` is an object:
+
+    run         command, source, dataset, models, backbone (kind, sha256), settings, versions,
+                submission_times (whether answers were rounded as in published submissions)
+    detectors   name -> figures (`results.MEASURES`, percent)
+    references  name -> {figures, change}
+    agents      name -> {
+                    seeds          seeds that are done
+                    figures        for each of them
+                    change         measure -> {mean, low, high}, percent points: difference from the
+                                   detector `compared_with`, 95 % bootstrap over videos and seeds
+                    compared_with  name of a detector
+                    config         settings of a method that trains the head, else {}
+                    chosen_rounds  for each unit (seed by seed, its folds); 0 where the detector was kept
+                    frozen         backbone tensor -> {"before": sha256, "after": [sha256, …]}, the hashes
+                                   that all units found; {} where only cached states were there
+                    steps, seconds of all units together: environment steps, or samples learnt from
+                }
+
+Submissions are `submission-<agent>-seed<n>.jsonl`, and `submission-detector.jsonl` of what all are compared
+with; `units/` holds what `experiment.Experiment.path` says.
+"""
 
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +36,17 @@ import torch
 import vmr_env
 from agents.evaluation import Refined, refine, submission
 from agents.references import GreedyOracle, RandomAgent, StopAtOnce, constant_window
+from agents.tprl_validation import submission_times
 from benchmarks.curves import draw_curves
-from benchmarks.experiment import Experiment, Fold, merge
+from benchmarks.experiment import Experiment, UnitResult, merge
+from benchmarks.html_report import PAGE_FILE, gather, write_report
+from benchmarks.methods import Fold, describe, predictions
 from benchmarks.results import MEASURES, differences, figures, query_scores, table
 from vmr_env.annotations import Annotation
 from vmr_env.baselines import OBJECTIVES
 from vmr_env.files import write_text
 from vmr_env.predictions import Prediction, read_predictions, write_predictions
+from vmr_env.profiles import DatasetProfile, get_profile
 from vmr_env.vector_env import VMRVectorEnv
 
 STOP_AT_ONCE = "stop at once"
@@ -89,7 +116,10 @@ def report(experiment: Experiment, detector_files: Sequence[Path], command: str)
         command: what made the run.
     """
     truth = truth_of(experiment.folds)
+    profile = get_profile(experiment.folds[0].test.manifest["dataset"])
     standing = references(experiment.folds, experiment.settings.proposals)
+    if experiment.settings.submission_times:
+        standing = {name: rounded(answers, profile) for name, answers in standing.items()}
     published = detectors(experiment.folds, detector_files, standing[STOP_AT_ONCE])
     record: dict[str, Any] = {
         "run": _provenance(experiment, command),
@@ -99,8 +129,10 @@ def report(experiment: Experiment, detector_files: Sequence[Path], command: str)
     }
     compared_with = max(published, key=lambda name: record["detectors"][name]["R1@0.7"])
     detector = query_scores(published[compared_with], truth)
+    write_predictions(experiment.folder / "submission-detector.jsonl", published[compared_with])
     rows: dict[str, Mapping[str, Any]] = dict(record["detectors"])
     curves = {}
+    given: dict[str, dict[int, list[Prediction]]] = {}
 
     for name, answers in standing.items():
         row = {"figures": figures(answers, truth)}
@@ -116,10 +148,14 @@ def report(experiment: Experiment, detector_files: Sequence[Path], command: str)
         units = [unit for of_seed in done.values() for unit in of_seed]
         answers_of_seeds = []
         for seed, of_seed in done.items():
-            answers = submission(experiment.folds[0].test, merge([unit.refined for unit in of_seed]))
+            merged = merge([unit.outcome.answers for unit in of_seed])
+            answers = predictions(experiment.folds[0].test, merged)
+            if experiment.settings.submission_times:
+                answers = rounded(answers, profile)
             name = f"submission-{agent.replace(':', '.')}-seed{seed}.jsonl"
             write_predictions(experiment.folder / name, answers)
             answers_of_seeds.append(answers)
+        given[agent] = dict(zip(done, answers_of_seeds, strict=True))
         each = [figures(answers, truth) for answers in answers_of_seeds]
         change = differences([query_scores(answers, truth) for answers in answers_of_seeds], detector)
         seconds, steps = sum(unit.seconds for unit in units), sum(unit.selection.steps for unit in units)
@@ -137,21 +173,48 @@ def report(experiment: Experiment, detector_files: Sequence[Path], command: str)
             "figures": each,
             "change": _plain(change),
             "compared_with": compared_with,
+            "config": describe(experiment.agents[agent]),
+            "frozen": frozen_tensors(units),
             "chosen_rounds": [unit.selection.chosen for unit in units],
             "steps": steps,
             "seconds": seconds,
         }
         curves[agent] = [(unit.selection.rounds, unit.selection.gains) for unit in units]
 
-    text = _heading(experiment, len(truth), compared_with) + "\n\n" + table(rows) + "\n"
+    heading = _heading(experiment, len(truth), compared_with)
+    text = f"{heading}\n\n{table(rows)}\n"
     write_text(experiment.folder / "table.md", text)
     write_text(experiment.folder / "results.json", json.dumps(record, indent=1) + "\n")
+    page = gather(heading, record, truth, published[compared_with], given, curves)
+    write_text(experiment.folder / PAGE_FILE, json.dumps(page))
+    write_report(experiment.folder)
     if curves:
         manifest = experiment.folds[0].train.manifest
         draw_curves(
             experiment.folder / "curves.png", curves, f"{manifest['dataset']}, source {manifest['source']}"
         )
     return text
+
+
+def rounded(answers: Sequence[Prediction], profile: DatasetProfile) -> list[Prediction]:
+    """Windows moved as in published submissions (`tprl_validation.submission_times`)."""
+    rows = []
+    for row in answers:
+        windows = row.windows.copy()
+        windows[:, :2] = submission_times(windows[:, :2], profile)
+        rows.append(replace(row, windows=windows))
+    return rows
+
+
+def frozen_tensors(units: Sequence[UnitResult]) -> dict[str, Any]:
+    """Hashes of the frozen tensors over all units, by name: before, and all that were found afterwards."""
+    found = [unit.outcome.frozen for unit in units if unit.outcome.frozen]
+    if not found:
+        return {}
+    return {
+        name: {"before": before, "after": sorted({of_unit["after"][name] for of_unit in found})}
+        for name, before in found[0]["before"].items()
+    }
 
 
 def _plain(change: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,11 +224,12 @@ def _plain(change: Mapping[str, Any]) -> dict[str, Any]:
 def _heading(experiment: Experiment, queries: int, compared_with: str) -> str:
     manifest = experiment.folds[0].test.manifest
     folds = len(experiment.folds)
+    times = "Times rounded as in published submissions. " if experiment.settings.submission_times else ""
     protocol = f"{folds} folds by video" if folds > 1 else "train and test data apart"
     return (
         f"Source of the data: {manifest['source']}. {manifest['dataset']}, {', '.join(manifest['models'])}, "
         f"{protocol}, {queries:,} test queries, {experiment.seeds} seeds, "
-        f"{experiment.settings.members} members a committee. "
+        f"{experiment.settings.members} members a committee. {times}"
         f"Δ are differences from {compared_with}, with 95 % bootstrap intervals over videos and seeds."
     )
 
@@ -179,6 +243,7 @@ def _provenance(experiment: Experiment, command: str) -> dict[str, Any]:
         "models": manifest["models"],
         "backbone": manifest["backbone"],
         "settings": asdict(experiment.settings),
+        "submission_times": experiment.settings.submission_times,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

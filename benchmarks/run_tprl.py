@@ -7,6 +7,8 @@
         --predictions val.cg_detr.jsonl --annotations val.jsonl \\
         --test-predictions test.cg_detr.jsonl --test-annotations test.jsonl
     python benchmarks/run_tprl.py --agent my_package.my_module:MyAgent    an own algorithm among ours
+    python benchmarks/run_tprl.py --dataset qvhighlights --cache caches/train --test-cache caches/val \
+        --weights runs/captions/best --agents tprl head_ppo head_grpo ppo  a backbone's head, and agents
 
 Several files after --predictions form a pool. Agents learn and are selected on training videos only; test
 videos are read once, at the end of a unit. Ctrl-C leaves the table of what was done; --resume goes on.
@@ -28,7 +30,9 @@ import torch
 from tqdm import tqdm
 
 from agents.committee import MakeAgent, Progress
-from benchmarks.experiment import Experiment, Fold, Settings, Unit, cross_validation, run_units, train_test
+from benchmarks.experiment import Experiment, Unit, cross_validation, run_units, train_test
+from benchmarks.head_methods import HEAD_AGENTS, ablations, configured, head_config, parse_options
+from benchmarks.methods import EnvironmentMethod, Fold, HeadMethod, Method, Settings, check_weights
 from benchmarks.report import report
 from vmr_env.cache import DecoderStateCache
 from vmr_env.errors import DataError, Problem, shorten
@@ -41,6 +45,7 @@ AGENTS: dict[str, str] = {
     "expected_gain": "agents.expected_gain:ExpectedGain",
     "ppo": "agents.ppo:PPO",
     "reinforce": "agents.reinforce:Reinforce",
+    "grpo": "agents.grpo:GRPO",
     "sb3_ppo": "agents.sb3:SB3PPO",
     "sb3_a2c": "agents.sb3:SB3A2C",
 }
@@ -76,9 +81,35 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     data.add_argument(
         "--folds", type=int, default=5, help="folds by video where there is no test data (default 5)"
     )
+    data.add_argument("--weights", type=Path, help="the backbone's weights, for agents that train its head")
+    data.add_argument(
+        "--select-cache",
+        type=Path,
+        help="a cache of training videos that the backbone has not seen, by which a head's epoch is chosen "
+        "(default: parts of the training videos in turn)",
+    )
+    data.add_argument(
+        "--times",
+        choices=("exact", "submission"),
+        help="score windows as they are, or rounded as in published submissions "
+        "(default: submission for a backbone's caches)",
+    )
     learning = parser.add_argument_group("learning")
     learning.add_argument(
-        "--agents", nargs="*", default=list(DEFAULT_AGENTS), help=f"some of {', '.join(AGENTS)}"
+        "--agents",
+        nargs="*",
+        default=list(DEFAULT_AGENTS),
+        help=f"some of {', '.join(AGENTS)}; with --weights also {', '.join(HEAD_AGENTS)}",
+    )
+    learning.add_argument(
+        "--ablate", action="store_true", help="TPRL's variants in place of --agents; needs --weights"
+    )
+    learning.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="AGENT.NAME=VALUE",
+        help="another setting of an agent that trains the head, such as tprl.lr=1e-3 or tprl.epochs=[1,2,9]",
     )
     learning.add_argument(
         "--agent", action="append", default=[], help="an own agent, module:Class; may be repeated"
@@ -111,7 +142,7 @@ def check(args: argparse.Namespace) -> None:
         get_profile(args.dataset)
     except ValueError as error:
         problems.append(Problem("--dataset", None, None, str(error)))
-    if not args.agents and not args.agent:
+    if not args.agents and not args.agent and not args.ablate:
         problems.append(Problem("--agents", None, None, f"is empty, expected some of {', '.join(AGENTS)}"))
     for prefix in ("", "test-"):
         predictions, annotations, cache = (
@@ -128,6 +159,13 @@ def check(args: argparse.Namespace) -> None:
     if (args.test_predictions or args.test_cache) and not (args.predictions or args.cache):
         message = "is missing, expected data to learn from (or --cache) beside the test data"
         problems.append(Problem("--predictions", None, None, message))
+    headed = ["--ablate"] if args.ablate else [name for name in args.agents if name in HEAD_AGENTS]
+    if headed and not (args.weights and args.cache):
+        message = f"is missing, expected with --cache for {headed[0]}, which trains the backbone's head"
+        problems.append(Problem("--weights", None, None, message))
+    if args.select_cache and not args.test_cache:
+        message = "is given without --test-cache, expected caches for training, selection and test"
+        problems.append(Problem("--select-cache", None, None, message))
     for package in ("matplotlib", "tensorboard"):
         if importlib.util.find_spec(package) is None:
             problems.append(Problem(package, None, None, "is missing, expected `pip install vmr-env[bench]`"))
@@ -158,6 +196,30 @@ def load_agent(name: str) -> MakeAgent:
     return agent
 
 
+def methods_of(args: argparse.Namespace, folds: Sequence[Fold]) -> dict[str, Method]:
+    """What is to be compared: by name.
+
+    Raises:
+        DataError: an agent or a setting is unknown, or the weights are not those behind the caches.
+    """
+    if args.weights:
+        for cache in {id(cache): cache for fold in folds for cache in (fold.train, fold.test)}.values():
+            check_weights(args.weights, cache)
+        if folds[0].select is not None:
+            check_weights(args.weights, folds[0].select)
+    if args.ablate:
+        return ablations(args.dataset, args.weights)
+    options = parse_options(args.set)
+    methods: dict[str, Method] = {}
+    for name in [*args.agents, *args.agent]:
+        if name in HEAD_AGENTS:
+            config = configured(head_config(name, args.dataset), options.get(name, {}))
+            methods[name] = HeadMethod(config, args.weights)
+        else:
+            methods[name] = EnvironmentMethod(load_agent(name))
+    return methods
+
+
 def open_data(args: argparse.Namespace) -> list[Fold]:
     """Caches and folds that the command line names.
 
@@ -171,11 +233,12 @@ def open_data(args: argparse.Namespace) -> list[Fold]:
         train = DecoderStateCache.open(simulated_source(args.dataset, "train"))
     if simulated:
         test = DecoderStateCache.open(simulated_source(args.dataset, "test"))
-    for cache in (train, test):
+    select = DecoderStateCache.open(args.select_cache) if args.select_cache else None
+    for cache in (train, test, select):
         if cache is not None and cache.manifest["dataset"] != args.dataset:
             message = f"is {args.dataset}, expected {cache.manifest['dataset']} as in {cache.path}"
             raise DataError(Problem("--dataset", None, None, message))
-    return cross_validation(train, args.folds) if test is None else train_test(train, test)
+    return cross_validation(train, args.folds) if test is None else train_test(train, test, select)
 
 
 def _cache(
@@ -215,7 +278,9 @@ def settings_of(args: argparse.Namespace, folds: Sequence[Fold]) -> Settings:
     if args.members > videos:
         message = f"is {args.members}, expected at most the {videos} videos to learn from"
         raise DataError(Problem("--members", None, None, message))
-    return Settings(args.members, args.evaluations, proposals, args.rounds)
+    has_states = all(fold.train.states is not None and fold.test.states is not None for fold in folds)
+    times = args.times or ("submission" if has_states else "exact")
+    return Settings(args.members, args.evaluations, proposals, args.rounds, times == "submission")
 
 
 def make_folder(args: argparse.Namespace) -> None:
@@ -326,9 +391,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     existed = args.out.exists()
     try:
         check(args)
-        agents = {name: load_agent(name) for name in [*args.agents, *args.agent]}
+        for name in [*args.agents, *args.agent]:
+            if name not in HEAD_AGENTS:
+                load_agent(name)
         make_folder(args)
         folds = open_data(args)
+        agents = methods_of(args, folds)
         experiment = Experiment(args.out, folds, agents, args.seeds, settings_of(args, folds))
         settle(args, folds)
         finished = run(experiment, args.jobs)

@@ -1,0 +1,141 @@
+"""Group-relative policy optimisation (Shao et al., 2024, "DeepSeekMath") of the moment's refinement.
+
+Several episodes start from the same sample; each is compared with the others of its group, so there is no
+value to learn: the advantage of every action of an episode is its return, less the group's mean, in units of
+the group's deviation. The update is PPO's clipped one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.networks import PolicyValue
+from agents.policy_agent import PolicyAgent
+from agents.ppo import entropy
+from agents.protocol import Metrics
+from vmr_env.vector_env import VMRVectorEnv
+
+_LEAST_STD = 1e-4  # a group whose returns are alike teaches nothing
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """Settings of GRPO."""
+
+    members: int = 1
+    """Networks that learn independently; the agent acts by their mean policy."""
+    group: int = 8
+    """Episodes that start from one sample; divides the number of environments."""
+    batches: int = 4
+    """Times that all environments begin episodes in a round."""
+    epochs: int = 4
+    """Passes over what they experienced."""
+    minibatch: int = 256
+    """Transitions per gradient step."""
+    lr: float = 1e-3
+    """Learning rate at the start."""
+    weight_decay: float = 1e-2
+    """Of AdamW."""
+    clip: float = 0.2
+    """How far the probability ratio may leave 1."""
+    entropy: float = 3e-3
+    """Coefficient of the entropy bonus."""
+    max_norm: float = 0.5
+    """Gradient norm from which gradients are scaled down."""
+    hidden: int = 64
+    """Width of the networks."""
+
+
+class Experience(NamedTuple):
+    """K transitions of whole episodes."""
+
+    observations: Tensor
+    """(K, width)."""
+    masks: Tensor
+    """(K, A), possible actions."""
+    actions: Tensor
+    """(K,), int64."""
+    log_probs: Tensor
+    """(K,), of the actions, under the policy that took them."""
+    advantages: Tensor
+    """(K,), of the episodes that they belong to."""
+
+
+class GRPO(PolicyAgent):
+    """GRPO; arguments as in `Agent`, and `config`.
+
+    Raises:
+        ValueError: the environments cannot be put into groups of that size.
+    """
+
+    rounds = 50
+    env_options: ClassVar[Mapping[str, Any]] = {"horizon": 1}
+
+    def __init__(self, env: VMRVectorEnv, seed: int, config: GRPOConfig | None = None) -> None:
+        self.config = config or GRPOConfig()
+        if self.config.group < 2 or env.num_envs % self.config.group:
+            expected = f"expected at least 2, and a divisor of the {env.num_envs} environments"
+            raise ValueError(f"group is {self.config.group}, {expected}")
+        super().__init__(
+            env,
+            seed,
+            members=self.config.members,
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
+            hidden=self.config.hidden,
+        )
+
+    def learn(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Metrics:
+        """Let groups of episodes run to their end, then several passes of clipped steps over them."""
+        config = self.config
+        gathered = [self.collect(network) for _ in range(config.batches)]
+        batch = Experience(*(torch.cat(column) for column in zip(*(one for one, _ in gathered), strict=True)))
+        policy = spread = torch.zeros(())
+        for _ in range(config.epochs):
+            order = torch.randperm(len(batch.actions), generator=self.generator)
+            for rows in torch.split(order, config.minibatch):
+                part = Experience(*(column[rows] for column in batch))
+                said: PolicyValue = network(part.observations, part.masks)
+                log_policy = said.logits.log_softmax(-1)
+                ratio = (log_policy.gather(1, part.actions[:, None])[:, 0] - part.log_probs).exp()
+                limited = ratio.clamp(1 - config.clip, 1 + config.clip)
+                policy = -torch.minimum(ratio * part.advantages, limited * part.advantages).mean()
+                spread = entropy(log_policy)
+                optimiser.zero_grad()
+                (policy - config.entropy * spread).backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(network.parameters(), config.max_norm)
+                optimiser.step()
+        return {
+            "charts/episode_return": float(np.mean([returns for _, returns in gathered])),
+            "losses/policy": policy.item(),
+            "losses/entropy": spread.item(),
+        }
+
+    @torch.no_grad()
+    def collect(self, network: nn.Module) -> tuple[Experience, float]:
+        """Run an episode in every environment, those of a group from the same start; and the mean return."""
+        env, group = self.env, self.config.group
+        _, infos = env.reset()
+        samples, starts = (np.repeat(of[::group], group) for of in (infos["sample"], env.episodes.sources))
+        observations, infos = env.reset(options={"sample": samples, "start": starts})
+        returns, runs = torch.zeros(env.num_envs), torch.ones(env.num_envs, dtype=torch.bool)
+        steps: list[tuple[Tensor, ...]] = []
+        while runs.any():
+            seen, masks = torch.from_numpy(observations), torch.from_numpy(infos["action_mask"])
+            said: PolicyValue = network(seen, masks)
+            log_policy = said.logits.log_softmax(-1)
+            actions = torch.multinomial(log_policy.exp(), 1, generator=self.generator)
+            steps.append((runs, seen, masks, actions[:, 0], log_policy.gather(1, actions)[:, 0]))
+            observations, rewards, ends, _, infos = env.step(actions[:, 0].numpy())
+            self.collector.steps += int(runs.sum())
+            returns += torch.from_numpy(rewards).float() * runs  # an episode that began anew does not count
+            runs = runs & ~torch.from_numpy(ends)
+        grouped = returns.view(-1, group)
+        spread = grouped.std(1, keepdim=True).clamp_min(_LEAST_STD)
+        advantages = ((grouped - grouped.mean(1, keepdim=True)) / spread).flatten()
+        parts = [(*(column[ran] for column in rest), advantages[ran]) for ran, *rest in steps]
+        return Experience(*(torch.cat(column) for column in zip(*parts, strict=True))), float(returns.mean())

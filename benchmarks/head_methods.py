@@ -1,0 +1,96 @@
+"""Methods that train the detection head, by name, and their options on the command line."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from agents.head_config import HeadConfig
+from agents.head_policy import head_policy_config
+from agents.tprl_config import TprlConfig, default_config, paper_config, with_stages
+from benchmarks.methods import HeadMethod, Method
+from vmr_env.curriculum import SCHEDULES, three_stages
+from vmr_env.errors import DataError, Problem
+
+HEAD_AGENTS = ("tprl", "tprl_paper", "head_reinforce", "head_ppo", "head_grpo")
+"""TPRL with our settings and with the published ones, and the head as a policy under three algorithms."""
+
+
+def head_config(name: str, dataset: str) -> HeadConfig:
+    """Settings of one of `HEAD_AGENTS` for a data set."""
+    if name == "tprl":
+        return default_config(dataset)
+    if name == "tprl_paper":
+        return paper_config(dataset)
+    return head_policy_config(name.removeprefix("head_"))
+
+
+def parse_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Options as "agent.name=value", values in JSON or plain text: by agent, by name.
+
+    Raises:
+        DataError: One is not of that form.
+    """
+    options: dict[str, dict[str, Any]] = {}
+    for text in given:
+        path, equals, value = text.partition("=")
+        agent, dot, name = path.partition(".")
+        if not (equals and dot and agent in HEAD_AGENTS):
+            message = f"is {text!r}, expected agent.name=value with an agent of {', '.join(HEAD_AGENTS)}"
+            raise DataError(Problem("--set", None, None, message))
+        try:
+            options.setdefault(agent, {})[name] = json.loads(value)
+        except ValueError:
+            options.setdefault(agent, {})[name] = value
+    return options
+
+
+def configured(config: HeadConfig, options: Mapping[str, Any]) -> HeadConfig:
+    """The settings with other values; "epochs" are the lengths of the three stages.
+
+    Raises:
+        DataError: There is no such setting, or its value is not as expected.
+    """
+    known = {field.name for field in fields(config)} - {"schedule"} | {"epochs"}
+    if unknown := sorted(set(options) - known):
+        message = f"has {unknown[0]!r}, expected some of {', '.join(sorted(known))}"
+        raise DataError(Problem("--set", None, None, message))
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    try:
+        if isinstance(config, TprlConfig) and "epochs" in options:
+            config = with_stages(config, options.pop("epochs"))
+        return replace(config, **options)
+    except (TypeError, ValueError) as error:
+        raise DataError(Problem("--set", None, None, str(error))) from error
+
+
+def ablations(dataset: str, weights: Path) -> dict[str, Method]:
+    """TPRL's variants on one backbone: by name, the default and the published settings among them.
+
+    Each differs from the default in what its name says, and in nothing else. Leaving a stage out gives its
+    epochs to the next one, so the budget stays.
+    """
+    ours = default_config(dataset)
+    one, two, three = (phase.epochs for phase in ours.schedule.phases)
+    variants: dict[str, HeadConfig] = {
+        "tprl": ours,
+        "stage 3 from the start": with_stages(ours, (0, 0, one + two + three)),
+        "no stage 1": with_stages(ours, (0, one + two, three)),
+        "no stage 2": with_stages(ours, (one, 0, two + three)),
+        "reward: steps": replace(ours, reward="step"),
+        "reward: tIoU + steps": replace(ours, reward="iou_step"),
+        "baseline: score-greedy, sampled": replace(ours, estimator="score_greedy"),
+        "baseline: IoU-greedy, sampled": replace(ours, estimator="iou_greedy"),
+        "baseline: mean, sampled": replace(ours, estimator="loo_mean"),
+        "baseline: group-relative": replace(ours, estimator="grpo"),
+        "policy: softmax of probabilities": replace(ours, policy_input="probability", temperature=0.5),
+        "regression: published weights": replace(ours, weighting="improvement", top_k=3, distance="l1"),
+        "official coefficients": replace(
+            ours,
+            class_lr=None,
+            schedule=three_stages(SCHEDULES[dataset].rl_coef, (one, two, three), cosine=True),
+        ),
+        "tprl_paper": paper_config(dataset),
+    }
+    return {name: HeadMethod(config, weights) for name, config in variants.items()}
