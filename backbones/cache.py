@@ -60,7 +60,8 @@ def build_cache(
 ) -> Path | None:
     """Run a detector over a data set and write its decoder states and proposals as a cache.
 
-    Spans are cut to the video; how many had to be is counted in the manifest's notes.
+    Proposals stand by falling score, as in submissions. Spans are cut to the video; how many had to be is
+    counted in the manifest's notes.
 
     Args:
         path: folder of the cache.
@@ -165,7 +166,7 @@ class _Parts:
 
 
 def _arrays(output: DetectorOutput, counts: Sequence[int], dtype: str) -> Arrays:
-    """A detector's output as the arrays of a part."""
+    """A detector's output as the arrays of a part, proposals by falling score."""
     raw = cxw_to_span(output.spans.float())
     spans = raw.clamp(0, 1)
     tensors: dict[str, torch.Tensor] = {
@@ -175,6 +176,11 @@ def _arrays(output: DetectorOutput, counts: Sequence[int], dtype: str) -> Arrays
         "scores": output.logits.float().softmax(-1)[..., FOREGROUND],
         "n_clips": torch.tensor(counts, dtype=torch.int32),
     }
+    order = tensors["scores"].argsort(dim=1, descending=True, stable=True)
+    for name in ("states", "references", "spans", "scores"):
+        tensor = tensors[name]
+        rows = order if tensor.ndim == 2 else order[..., None].expand_as(tensor)
+        tensors[name] = tensor.gather(1, rows)
     if output.text is not None:
         tensors["text"] = output.text
     for name in RAGGED:
