@@ -68,9 +68,9 @@ def _name(key: str, clips: int, env: VMREnv, actions: Mapping[str, int]) -> str 
         start, end = (clips * direction for direction in _DIRECTIONS[key])
         return f"start {start:+g}, end {end:+g} clips"
     if key in _SWITCHES:
-        count = int(env.cache.counts[env.episode.samples[0]])
-        shown = min(count, env.episode.proposals.shape[1])
-        return f"switch to proposal {(int(env.episode.sources[0]) + _SWITCHES[key]) % shown + 1}"
+        count = int(env.cache.counts[env.episode.sample])
+        shown = min(count, len(env.episode.proposals))
+        return f"switch to proposal {(env.episode.source + _SWITCHES[key]) % shown + 1}"
     return None
 
 

@@ -56,7 +56,7 @@ def make(source: Path, mode: str, **options: Any) -> VMREnv:
 
 
 def scene_of(env: VMREnv) -> Scene:
-    return Scene.of(env.episode, env.cache, env._trail)
+    return Scene.of(env.episode, env.cache)
 
 
 def seconds_of(picture: NDArray[np.uint8], colour: tuple[int, int, int], row: slice) -> tuple[float, float]:
@@ -71,10 +71,10 @@ def seconds_of(picture: NDArray[np.uint8], colour: tuple[int, int, int], row: sl
 def test_scene_is_the_state_of_the_episode(source: Path) -> None:
     env = make(source, "ansi", proposals=12)
     _, info = env.reset(options={"sample": 2, "start": 1 if env.cache.counts[2] > 1 else 0})
-    spans, tious = [env.episode.seconds()[0]], [info["tiou"]]
+    spans, tious = [env.episode.seconds()], [info["tiou"]]
     for _ in range(2):
         info = env.step(int(np.flatnonzero(info["action_mask"])[0]))[4]
-        spans.append(env.episode.seconds()[0])
+        spans.append(env.episode.seconds())
         tious.append(info["tiou"])
     assert not np.array_equal(spans[0], spans[2])
     scene = scene_of(env)

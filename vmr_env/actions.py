@@ -10,6 +10,7 @@ the time of a single episode goes into calls of NumPy, not into numbers.
 """
 
 import difflib
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from gymnasium import spaces
 
-from vmr_env.arrays import Array, Bools, Floats, Ints
+from vmr_env.arrays import Array, Bools, Floats, Ints, Span
 
 MOVES = (-8.0, -3.0, -1.0, 0.0, 1.0, 3.0, 8.0)
 """Positions of the default mode, in clips from the boundary: coarse, middle, fine, and where it is."""
@@ -42,8 +43,11 @@ _N_MOVES = PROBES**2 - 1
 _PROBES = np.array(PROBES)
 _COARSEST = np.array(MOVES[-1], np.float32)
 _ZERO, _ONE = np.zeros((), np.float32), np.ones((), np.float32)
-_TINY = np.array(1e-6, np.float32)  # below any difference that data sets annotate, above float32 rounding
-_ALMOST_ONE = _ONE - _TINY
+
+TINY = np.float32(1e-6)
+"""Below any difference that data sets annotate, above float32 rounding."""
+
+ALMOST_ONE = np.float32(1) - TINY
 
 
 class Reach:
@@ -113,11 +117,11 @@ class Reach:
         # Moving the start back or the end on makes the span wider, up to the borders of the video.
         np.maximum(self._start_back, _ZERO, out=self._start_back)
         np.minimum(self._end_on, _ONE, out=self._end_on)
-        np.greater(start, _TINY, out=self._start_can_back)
-        np.less(end, _ALMOST_ONE, out=self._end_can_on)
+        np.greater(start, TINY, out=self._start_can_back)
+        np.less(end, ALMOST_ONE, out=self._end_can_on)
         # Moving them towards each other stops at one clip; a span that is already shorter may only grow.
         least = np.minimum(widths, clip)
-        least -= _TINY
+        least -= TINY
         np.greater_equal(self._end_back - self._start_on_of_pairs, least, out=self._pairs)
         np.less_equal(self._start_on, end - least, out=self._start_can_on)
         np.greater_equal(self._end_back, start + least, out=self._end_can_back)
@@ -140,6 +144,10 @@ class Reach:
         return result
 
 
+Marks = tuple[Sequence[np.float32], Sequence[np.float32]]
+"""Where the start and the end of one span can be put."""
+
+
 class Outcome(NamedTuple):
     """Where the actions lead."""
 
@@ -149,6 +157,15 @@ class Outcome(NamedTuple):
     """(N,), number of the proposal switched to, negative for none."""
     stopped: Bools
     """(N,), whether the agent stopped."""
+
+
+class Taken(NamedTuple):
+    """Where one action leads."""
+
+    span: Span
+    switched: int | None
+    """Number of the proposal switched to."""
+    stopped: bool
 
 
 class ActionMode(Protocol):
@@ -192,6 +209,9 @@ class ActionMode(Protocol):
             ValueError: an action has the wrong type or shape, or is outside.
         """
 
+    def checked_one(self, action: Any) -> Any:
+        """The same for the action of one episode."""
+
     def apply(self, actions: Array, bounds: Floats, reach: Reach, clip: Floats, mask: Bools) -> Outcome:
         """Take actions; one that the mask (A, N) forbids changes nothing.
 
@@ -201,6 +221,17 @@ class ActionMode(Protocol):
             reach: where their boundaries can go.
             clip: (N,), length of a clip as a share of the video.
             mask: (A, N), which actions are possible.
+        """
+
+    def take(self, action: Any, span: Span, marks: Marks, clip: np.float32, mask: Bools) -> Taken:
+        """The same for one episode.
+
+        Args:
+            action: what `checked_one` returned.
+            span: the current span.
+            marks: `Reach.marks` without the moments.
+            clip: length of a clip as a share of the video.
+            mask: (A,), which actions are possible.
         """
 
 
@@ -295,6 +326,12 @@ class DiscreteActions:
         """Whole numbers (N,)."""
         return _whole_numbers(actions, 1, self.size, self)
 
+    def checked_one(self, action: Any) -> int:
+        """A whole number."""
+        if type(action) in (int, np.int64) and 0 <= action < self.size:  # no need for arrays
+            return int(action)
+        return int(self.checked(np.asarray(action)[None])[0])
+
     def apply(self, actions: Array, bounds: Floats, reach: Reach, clip: Floats, mask: Bools) -> Outcome:
         """Actions (N,)."""
         n = len(actions)
@@ -302,6 +339,13 @@ class DiscreteActions:
         taken = np.where(possible, actions, self._nothing)
         choice = self._choices.take(taken, axis=1)
         return Outcome(reach.pick(choice), choice[0] - _PROBES, taken == self._stop)
+
+    def take(self, action: Any, span: Span, marks: Marks, clip: np.float32, mask: Bools) -> Taken:
+        """A number."""
+        if not mask[action] or action == self.size - 1:
+            return Taken(span, None, bool(mask[action]))
+        start, end = self._choices[:, action].tolist()
+        return Taken((marks[0][start], marks[1][end]), start - PROBES if start >= PROBES else None, False)
 
 
 @dataclass(frozen=True)
@@ -352,10 +396,20 @@ class CoarseToFineActions:
         """Whole numbers (N, 2)."""
         return _whole_numbers(actions, 2, PROBES, self)
 
+    def checked_one(self, action: Any) -> Ints:
+        """Whole numbers (2,)."""
+        numbers: Ints = self.checked(np.asarray(action)[None])[0]
+        return numbers
+
     def apply(self, actions: Array, bounds: Floats, reach: Reach, clip: Floats, mask: Bools) -> Outcome:
         """Actions (N, 2). Two moves that together leave less than a clip change nothing."""
         moved = reach.pick(actions.T)
         return Outcome(_unless_too_short(moved, bounds, clip), *_nothing(len(actions)))
+
+    def take(self, action: Any, span: Span, marks: Marks, clip: np.float32, mask: Bools) -> Taken:
+        """Two numbers."""
+        start, end = action
+        return Taken(_kept((marks[0][start], marks[1][end]), span, clip), None, False)
 
 
 @dataclass(frozen=True)
@@ -408,6 +462,11 @@ class ContinuousActions:
             raise _outside(actions, ~inside, self)
         return actions.astype(np.float32)
 
+    def checked_one(self, action: Any) -> Floats:
+        """Numbers (2,) in [-1, 1]."""
+        numbers: Floats = self.checked(np.asarray(action)[None])[0]
+        return numbers
+
     def apply(self, actions: Array, bounds: Floats, reach: Reach, clip: Floats, mask: Bools) -> Outcome:
         """Actions (N, 2). Two moves that together leave less than a clip change nothing."""
         moved = bounds + actions.T * (_COARSEST * clip)
@@ -415,10 +474,31 @@ class ContinuousActions:
         np.minimum(moved, _ONE, out=moved)
         return Outcome(_unless_too_short(moved, bounds, clip), *_nothing(len(actions)))
 
+    def take(self, action: Any, span: Span, marks: Marks, clip: np.float32, mask: Bools) -> Taken:
+        """Two numbers."""
+        unit = _COARSEST * clip
+        start, end = (here + by * unit for here, by in zip(span, action, strict=True))
+        return Taken(_kept((max(start, np.float32(0)), min(end, np.float32(1))), span, clip), None, False)
+
+
+def _kept(moved: Span, span: Span, clip: np.float32) -> Span:
+    """The moved span, or the old one where it would be less than a clip and less than it was."""
+    least = min(clip, span[1] - span[0]) - TINY
+    return moved if moved[1] - moved[0] >= least else span
+
+
+def needs_in(mode: ActionMode, free: Set[str]) -> Ints:
+    """`needs` of the mode where some groups of actions are free and the others are not possible."""
+    needs = np.full((2, mode.size), Reach.NEVER)
+    for group, part in mode.groups.items():
+        if group in free:
+            needs[:, part] = mode.needs[:, part]
+    return needs
+
 
 def _unless_too_short(moved: Floats, bounds: Floats, clip: Floats) -> Floats:
     """Moved spans (2, N); the old ones where a move leaves less than a clip and less than there was."""
-    least = np.minimum(clip, bounds[1] - bounds[0]) - _TINY
+    least = np.minimum(clip, bounds[1] - bounds[0]) - TINY
     kept: Floats = np.where(moved[1] - moved[0] >= least, moved, bounds)
     return kept
 

@@ -12,3 +12,12 @@ Ints = NDArray[np.intp]
 
 Rows = Ints | slice
 """Which of N episodes."""
+
+Numbers = Any
+"""`Floats` of N episodes, or `np.float32` of one; NumPy's types cannot say that operators keep either."""
+
+Span = tuple[np.float32, np.float32]
+"""Start and end of one span."""
+
+Pair = Floats | tuple[Numbers, Numbers]
+"""Starts and ends: (2, ...), or two arrays."""

@@ -1,8 +1,10 @@
 """The table of a cache, `samples.parquet`: names, texts and exact times of the samples, read by row group."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from vmr_env.cache_batch import CacheBatch
 from vmr_env.cache_format import Ragged, broken
 
 ROWS_PER_GROUP = 4096
+_GROUPS_KEPT = 32  # in memory, about a megabyte each
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,26 +109,26 @@ class SampleTable:
 
     def __init__(self, path: Path, samples: int) -> None:
         self._path, self._samples = path, samples
-        self._opened: tuple[Any, NDArray[np.int64]] | None = None
-        self._group: tuple[int, Any] | None = None
+        self._opened: tuple[Any, list[int]] | None = None
+        self._groups: dict[int, _Group] = {}
 
     def sample(self, index: int) -> Sample:
-        """Row `index`; only its row group is read, and kept for the next call."""
-        file, starts = self._open()
-        number = int(np.searchsorted(starts, index, side="right")) - 1
-        if self._group is None or self._group[0] != number:
-            with self._errors():
-                self._group = number, file.read_row_group(number, use_threads=False)
+        """Row `index`; only its row group is read, and kept for later calls."""
+        _, starts = self._open()
+        number = bisect_right(starts, index) - 1
+        if number not in self._groups:
+            if len(self._groups) == _GROUPS_KEPT:
+                del self._groups[next(iter(self._groups))]  # the oldest
+            self._groups[number] = self._read_group(number)
+        return self._groups[number].sample(index - starts[number])
+
+    def _read_group(self, number: int) -> "_Group":
+        file, _ = self._open()
         with self._errors():
-            row = self._group[1].slice(index - starts[number], 1).to_pylist()[0]
-            return Sample(
-                qid=_qid(row["qid"], row["qid_is_int"]),
-                vid=row["vid"],
-                query=row["query"],
-                duration=row["duration"],
-                moments=np.array(row["moments"], np.float64).reshape(-1, 2),
-                n_clips=row["n_clips"],
-            )
+            table = file.read_row_group(number, use_threads=False)
+            lists = {name: table.column(name).to_pylist() for name in table.column_names if name != "moments"}
+            lists["qid"] = list(map(_qid, lists["qid"], lists.pop("qid_is_int")))
+            return _Group(lists, _moments(table.column("moments")))
 
     def column(self, name: str) -> list[Any]:
         """A whole column."""
@@ -144,13 +147,9 @@ class SampleTable:
         """Ground truth of all samples in seconds: ragged float64 (T, 2)."""
         file, _ = self._open()
         with self._errors():
-            moments = file.read(columns=["moments"], use_threads=False).column(0).combine_chunks()
-            pairs = moments.flatten()
-            values = pairs.flatten().to_numpy(zero_copy_only=False).reshape(len(pairs), 2)
-            offsets = moments.offsets.to_numpy().astype(np.int64)
-        return Ragged(values, offsets - offsets[0])
+            return _moments(file.read(columns=["moments"], use_threads=False).column(0))
 
-    def _open(self) -> tuple[Any, NDArray[np.int64]]:
+    def _open(self) -> tuple[Any, list[int]]:
         """The parquet file and the first row of each of its row groups; checked once."""
         if self._opened is None:
             import pyarrow.parquet as pq
@@ -166,7 +165,7 @@ class SampleTable:
             if file.metadata.num_rows != self._samples:
                 raise broken(self._path, f"has {file.metadata.num_rows} rows, expected {self._samples}")
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            self._opened = file, np.cumsum([0, *sizes[:-1]])
+            self._opened = file, [0, *accumulate(sizes[:-1])]
         return self._opened
 
     @contextmanager
@@ -178,6 +177,27 @@ class SampleTable:
             yield
         except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
             raise broken(self._path, f"is no readable table of samples ({error})") from error
+
+
+class _Group:
+    """A row group in memory."""
+
+    def __init__(self, columns: dict[str, list[Any]], moments: Ragged) -> None:
+        self._columns, self._moments = columns, moments
+
+    def sample(self, row: int) -> Sample:
+        """One of its rows."""
+        values = {name: column[row] for name, column in self._columns.items()}
+        return Sample(moments=self._moments[row], **values)
+
+
+def _moments(column: Any) -> Ragged:
+    """A column of moments: ragged float64 (T, 2)."""
+    moments = column.combine_chunks()
+    pairs = moments.flatten()
+    values = pairs.flatten().to_numpy(zero_copy_only=False).reshape(len(pairs), 2)
+    offsets = moments.offsets.to_numpy().astype(np.int64)
+    return Ragged(values, offsets - offsets[0])
 
 
 def _qid(text: str, is_int: bool) -> int | str:

@@ -7,8 +7,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.arrays import Array, Bools, Floats
-from vmr_env.episodes import Draws
+from vmr_env.arrays import Array, Bools
+from vmr_env.episodes import Draws, Starts
 from vmr_env.rendering import Scene, render_ansi
 from vmr_env.setting import PROPOSALS, Setting, Source
 
@@ -46,6 +46,12 @@ class VMREnv(gymnasium.Env[Any, Any]):
     potential(new span) - potential(old span); the potential is the stage's (tIoU in stages 2 and 3,
     generalised IoU in stage 1) unless `reward` names another of `vmr_env.rewards.POTENTIALS`. `info["tiou"]`
     is always the plain tIoU.
+
+    ## Infos
+    Always `tiou` (float) and `action_mask` (A,) bool. Of a reset also `sample` (row of the cache), `qid`
+    (always as text, whatever the annotations have: 7 and "7" are one query), `vid`, `query`, `duration` in
+    seconds, and `source`. At an episode's end also `span` (2,) in seconds, and `proposal`, the number from 0 of the proposal
+    that it came from.
 
     ## Starting state
     A random sample, or the one that `reset(options={"qid": …})` or `{"sample": row}` names. The first span is
@@ -118,10 +124,9 @@ class VMREnv(gymnasium.Env[Any, Any]):
         self.action_mode = self._setting.mode
         self.observer = self._setting.observer
         self.cache = self._setting.cache
-        self.episode = self._setting.episodes(1)
+        self.episode = self._setting.episode()
         self._draws: Draws | None = None
         self._over = True
-        self._trail: list[Floats] = []
         self._window: Window | None = None
 
     @property
@@ -143,26 +148,25 @@ class VMREnv(gymnasium.Env[Any, Any]):
 
     def action_masks(self) -> Bools:
         """Which actions are possible now: (A,), as sb3-contrib asks for it."""
-        return self.episode.mask.flatten()
+        mask: Bools = self.episode.mask.copy()
+        return mask
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
         """Begin an episode; see the class for `options`."""
         super().reset(seed=seed)
         if seed is not None or self._draws is None:
             self._draws = Draws([int(self.np_random.integers(2**63))])
-        starts = self._setting.starts(self._draws, _ALL, self.episode.stage.start_k)
+        row, proposal = self._setting.start_of_one(self._draws, self.episode.stage.start_k)
         if options:
-            starts = self._setting.chosen(starts, options, 1)
-        self.episode.start(starts)
-        self.episode.refresh()
+            drawn = Starts(slice(None), np.array([row]), np.array([proposal]))
+            _, (row,), (proposal,) = self._setting.chosen(drawn, options, 1)
+        self.episode.start(int(row), int(proposal))
         self._over = False
-        self._trail = [self.episode.spans[0].copy()]
-        row = int(starts.samples[0])
         sample = self.cache.sample(row)
         info = self._info()
         info["source"] = self.cache.manifest["source"]
-        info["sample"] = row
-        info["qid"] = sample.qid
+        info["sample"] = int(row)
+        info["qid"] = str(sample.qid)
         info["vid"] = sample.vid
         info["query"] = sample.query
         info["duration"] = sample.duration
@@ -178,23 +182,19 @@ class VMREnv(gymnasium.Env[Any, Any]):
         """
         if self._over:
             raise gymnasium.error.ResetNeeded("step called on a finished episode, expected reset first")
-        rewards, terminated = self.episode.step(self.action_mode.checked(np.asarray(action)[None]))
-        self._over = bool(terminated[0])
-        self._trail.append(self.episode.spans[0].copy())
+        reward, self._over = self.episode.step(self.action_mode.checked_one(action))
         info = self._info()
         if self._over:
-            info["span"] = self.episode.seconds()[0]
-            info["proposal"] = int(self.episode.sources[0])
+            info["span"] = self.episode.seconds()
+            info["proposal"] = self.episode.source
         self._show()
-        return self._observation(), float(rewards[0]), self._over, False, info
+        return self._observation(), float(reward), self._over, False, info
 
     def _info(self) -> Info:
-        return {"tiou": float(self.episode.tiou[0]), "action_mask": self.episode.mask.flatten()}
+        return {"tiou": float(self.episode.tiou), "action_mask": self.episode.mask.copy()}
 
     def _observation(self) -> Any:
-        flat = np.empty((1, self.observer.width), np.float32)
-        self.episode.observe(flat)
-        return self._setting.formed(flat[0])
+        return self._setting.formed(self.episode.observe())
 
     def render(self) -> Any:
         """The timeline of the current episode: text, or an RGB image (540, 960, 3) uint8; None in a window.
@@ -208,7 +208,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
                 "render called on an environment without render_mode, "
                 f"expected one of {', '.join(RENDER_MODES)} at make"
             )
-        if not self._trail:
+        if not self.episode.trail:
             raise gymnasium.error.ResetNeeded("render called before the first reset, expected reset first")
         if self.render_mode == "human":
             return self._show()
@@ -217,7 +217,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
         return self._image()
 
     def _scene(self) -> Scene:
-        return Scene.of(self.episode, self.cache, self._trail)
+        return Scene.of(self.episode, self.cache)
 
     def _image(self) -> NDArray[np.uint8]:
         from vmr_env.picture import render_rgb
@@ -239,6 +239,3 @@ class VMREnv(gymnasium.Env[Any, Any]):
         if self._window is not None:
             self._window.close()
         super().close()
-
-
-_ALL = slice(None)

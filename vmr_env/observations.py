@@ -33,9 +33,11 @@ from vmr_env.cache import DecoderStateCache
 from vmr_env.timeline import (
     CELLS,
     CURVES,
+    FLOOR,
     INSIDE_FEATURES,
     INTEGRALS,
     POINT_FEATURES,
+    SHORTEST,
     SPAN_FEATURES,
     cell_of,
     inside_features,
@@ -121,6 +123,7 @@ class Observer:
         shapes: shape of each component.
         slices: where each component stands in the flat vector.
         width: length of the flat vector.
+        points: (S * (CELLS + 1), `POINT_FEATURES`), the timelines of all samples, one after the other.
 
     Raises:
         ValueError: a component is unknown, named twice, or not in this cache.
@@ -133,7 +136,7 @@ class Observer:
         self._arguments = cache, proposals, components
         self._cache, self._slots = cache, np.arange(proposals)
         timelines = timelines_of(cache)
-        self._points = timelines.points.reshape(-1, len(POINT_FEATURES))
+        self.points = timelines.points.reshape(-1, len(POINT_FEATURES))
         self._proposals = timelines.proposals[:, :proposals].reshape(len(cache), -1)
 
         known = _known_shapes(cache, proposals)
@@ -188,7 +191,7 @@ class Observer:
         sight.video[rows] = log_length(_ONE / clip)
         first = samples * (CELLS + 1)
         sight.first[rows] = first
-        sight.whole[:, rows] = self._points.take(first + CELLS, axis=0)[:, INTEGRALS].T
+        sight.whole[:, rows] = self.points.take(first + CELLS, axis=0)[:, INTEGRALS].T
 
     def look(self, sight: Sight, sources: Ints) -> Ints:
         """Update what lies inside the spans and which proposals they came from.
@@ -204,8 +207,9 @@ class Observer:
         cells = cell_of(sight.positions)
         cells += sight.first
         places = cells[:, HERE] * _WIDTH_OF_POINTS + _COLUMNS_OF_INTEGRALS
-        integrals = self._points.reshape(-1).take(places)  # (C, 2, N)
-        inside_features(sight.inside, integrals[:, 1] - integrals[:, 0], sight.width, sight.whole)
+        integrals = self.points.reshape(-1).take(places)  # (C, 2, N)
+        width, whole = np.maximum(sight.width, SHORTEST), np.maximum(sight.whole[:3], FLOOR)
+        inside_features(sight.inside, integrals[:, 1] - integrals[:, 0], width, whole)
         return cells.reshape(2 * PROBES, -1)
 
     def write(self, out: Floats, table: Floats, samples: Ints, sources: Ints, cells: Ints) -> None:
@@ -222,33 +226,35 @@ class Observer:
             rows = slice(first, first + _BLOCK)
             self.assemble(out[rows], table[:, rows], samples[rows], sources[rows], cells[:, rows])
 
-    def assemble(self, out: Floats, table: Floats, samples: Ints, sources: Ints, cells: Ints) -> None:
+    def assemble(
+        self, out: Floats, table: Floats, samples: Ints | int, sources: Ints | int, cells: Ints
+    ) -> None:
         """What `write` does, at once; also for one episode, whose arrays have no axis of episodes."""
         for there, here in self._copies:
             out[..., there] = table[here].T
         for there, look_up in self._lookups:
             out[..., there] = look_up(samples, sources, cells)
 
-    def _points_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
-        points = self._points.take(cells.T, axis=0)
+    def _points_of(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
+        points = self.points.take(cells.T, axis=0)
         return points.reshape(*cells.shape[1:], -1)
 
-    def _proposals_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
+    def _proposals_of(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
         return self._proposals.take(samples, axis=0)
 
-    def _models_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
+    def _models_of(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
         numbers = np.arange(len(self._cache.manifest["models"]))
         exists = self._slots < self._cache.counts[samples, None]
         models = self._cache.models[samples, : len(self._slots), None]
         onehot: Floats = ((models == numbers) & exists[..., None]).astype(np.float32)
         return onehot.reshape(*exists.shape[:-1], -1)
 
-    def _decoder_states_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
+    def _decoder_states_of(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
         assert self._cache.states is not None
         states: Floats = self._cache.states[samples, sources]
         return states
 
-    def _texts_of(self, samples: Ints, sources: Ints, cells: Ints) -> Floats:
+    def _texts_of(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
         assert self._cache.text is not None
         texts: Floats = self._cache.text[samples]
         return texts

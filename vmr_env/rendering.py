@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.cache import DecoderStateCache
-from vmr_env.episodes import Episodes
+from vmr_env.episode import Episode
 from vmr_env.spans import best_tiou
 
 Span = tuple[float, float]
@@ -53,19 +53,12 @@ class Scene:
     saliency: tuple[float, ...] | None
 
     @classmethod
-    def of(cls, episode: Episodes, cache: DecoderStateCache, trail: Sequence[NDArray[np.float32]]) -> "Scene":
-        """The scene of the first of some running episodes.
-
-        Args:
-            episode: its state.
-            cache: where its sample comes from.
-            trail: its spans (2,) so far, as shares of the video.
-        """
-        row = int(episode.samples[0])
+    def of(cls, episode: Episode, cache: DecoderStateCache) -> "Scene":
+        """The scene of a running episode whose sample comes from that cache."""
+        row = episode.sample
         sample = cache.sample(row)
-        shown = min(int(cache.counts[row]), episode.proposals.shape[1], SHOWN_PROPOSALS)
-        spans = np.stack(trail)
-        moments = np.repeat(episode.moments[:1], len(spans), axis=0)
+        shown = min(int(cache.counts[row]), len(episode.proposals), SHOWN_PROPOSALS)
+        spans = np.array(episode.trail)
 
         def seconds(spans: NDArray[np.float32]) -> tuple[Span, ...]:
             return tuple((start * sample.duration, end * sample.duration) for start, end in spans.tolist())
@@ -75,11 +68,11 @@ class Scene:
             vid=_one_line(sample.vid),
             duration=sample.duration,
             moments=tuple((start, end) for start, end in sample.moments.tolist()),
-            proposals=seconds(episode.proposals[0, :shown]),
+            proposals=seconds(episode.proposals[:shown]),
             scores=tuple(cache.scores[row, :shown].tolist()),
-            source=int(episode.sources[0]),
+            source=episode.source,
             trail=seconds(spans),
-            tious=tuple(best_tiou(spans, moments).tolist()),
+            tious=tuple(best_tiou(spans, episode.moments).tolist()),
             saliency=None if cache.saliency is None else tuple(cache.saliency[row].tolist()),
         )
 

@@ -4,7 +4,7 @@ A step from span s to span s' earns potential(s') - potential(s). Over an episod
 the start to the end, whatever lies between: shaping by a potential does not move the optimum (Ng, Harada and
 Russell, 1999). Episodes are short and of known length, so nothing is discounted.
 
-Arrays have the episodes on the last axis, as in `vmr_env.actions`.
+Arrays have the episodes on the last axis, as in `vmr_env.actions`; those of one episode lack it.
 """
 
 import difflib
@@ -12,16 +12,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vmr_env.arrays import Floats
+from vmr_env.arrays import Floats, Numbers, Pair
 
-Potential = Callable[[Floats, Floats, Floats], Floats]
+Potential = Callable[[Numbers, Pair, Pair], Numbers]
 """From the spans' highest tIoU with any moment (N,), their bounds (2, N), and the moments (2, M, N): (N,)."""
 
 _ZERO = np.zeros((), np.float32)
+_HALF = np.float32(0.5)
 _EMPTY = np.array(1e-9, np.float32)
 
 
-def overlaps(start: Floats, end: Floats, low: Floats, high: Floats) -> Floats:
+def overlaps(start: Numbers, end: Numbers, low: Floats, high: Floats) -> Floats:
     """tIoU of spans with others, 0 where both are empty: (N,), (N,), (K, N), (K, N) -> (K, N)."""
     common: Floats = np.minimum(high, end)
     common -= np.maximum(low, start)
@@ -33,12 +34,12 @@ def overlaps(start: Floats, end: Floats, low: Floats, high: Floats) -> Floats:
     return common
 
 
-def tiou(tiou: Floats, bounds: Floats, moments: Floats) -> Floats:
+def tiou(tiou: Numbers, bounds: Pair, moments: Pair) -> Numbers:
     """The tIoU itself."""
     return tiou
 
 
-def giou(tiou: Floats, bounds: Floats, moments: Floats) -> Floats:
+def giou(tiou: Numbers, bounds: Pair, moments: Pair) -> Numbers:
     """Highest generalised IoU with any moment, in (-1, 1].
 
     tIoU - (hull - union) / hull, where the hull is the shortest span around both (Rezatofighi et al., 2019).
@@ -51,25 +52,22 @@ def giou(tiou: Floats, bounds: Floats, moments: Floats) -> Floats:
     return result
 
 
-def threshold_steps(tiou: Floats, bounds: Floats, moments: Floats) -> Floats:
+def threshold_steps(tiou: Numbers, bounds: Pair, moments: Pair) -> Numbers:
     """0.5 from a tIoU of 0.5 and another 0.5 from 0.7: the mean of the two recalls that papers report.
 
     GIRL-DETR's `scst_reward_mode step`, there from above the thresholds.
     """
-    result = np.zeros_like(tiou)
-    for threshold in (0.5, 0.7):
-        result[tiou >= threshold] += 0.5
-    return result
+    return (tiou >= 0.5) * _HALF + (tiou >= 0.7) * _HALF
 
 
-def tiou_and_steps(tiou: Floats, bounds: Floats, moments: Floats) -> Floats:
+def tiou_and_steps(tiou: Numbers, bounds: Pair, moments: Pair) -> Numbers:
     """TIoU plus 0.1, 0.2 and 0.3 from 0.3, 0.5 and 0.7.
 
     GIRL-DETR's `scst_reward_mode iou_step`, there from above the thresholds.
     """
-    result = tiou.copy()
+    result = tiou
     for threshold, bonus in ((0.3, 0.1), (0.5, 0.2), (0.7, 0.3)):
-        result[tiou >= threshold] += bonus
+        result = result + (tiou >= threshold) * np.float32(bonus)
     return result
 
 

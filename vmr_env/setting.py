@@ -9,6 +9,7 @@ import numpy as np
 from vmr_env.actions import get_action_mode
 from vmr_env.arrays import Array, Ints, Rows
 from vmr_env.cache import DecoderStateCache
+from vmr_env.episode import Episode
 from vmr_env.episodes import Draws, Episodes, Starts
 from vmr_env.errors import DataError, Problem
 from vmr_env.observations import Observer
@@ -73,6 +74,12 @@ class Setting:
             n, self.cache, self.mode, self.observer, self.proposals, stage=self._stage, reward=self._reward
         )
 
+    def episode(self) -> Episode:
+        """One episode under this setting, not started yet."""
+        return Episode(
+            self.cache, self.mode, self.observer, self.proposals, stage=self._stage, reward=self._reward
+        )
+
     def formed(self, flat: Array) -> Any:
         """Flat observations (..., width) in the form asked for."""
         return flat if self.flat else self.observer.split(flat)
@@ -89,6 +96,14 @@ class Setting:
         counts = np.minimum(self.cache.counts.take(samples), min(start_k, self.proposals))
         firsts = (numbers // np.uint64(n) % counts.astype(np.uint64)).astype(np.intp)
         return Starts(rows, samples, firsts)
+
+    def start_of_one(self, draws: Draws, start_k: int) -> tuple[int, int]:
+        """A random episode of a single environment, as `starts` gives it: sample and proposal."""
+        number = draws.next_of_first()
+        n = len(self.cache) if self._samples is None else len(self._samples)
+        sample = number % n if self._samples is None else int(self._samples[number % n])
+        count = min(int(self.cache.counts[sample]), start_k, self.proposals)
+        return sample, number // n % count
 
     def chosen(self, starts: Starts, options: dict[str, Any], n: int) -> Starts:
         """The episodes with what a reset's options choose, each by one value for all or by N values."""

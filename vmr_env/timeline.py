@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vmr_env.arrays import Array, Bools, Floats, Ints
+from vmr_env.arrays import Array, Bools, Floats, Ints, Numbers
 
 CELLS = 128
 
@@ -59,11 +59,15 @@ SPAN_FEATURES = (
 )
 """All that is known of a proposal."""
 
-_LOG_CLIPS = np.array(np.log1p(1500.0), np.float32)  # longest videos: 1,402 clips (TACoS)
+_LOG_CLIPS = np.float32(np.log1p(1500.0))  # longest videos: 1,402 clips (TACoS)
 _CELLS = np.array(CELLS, np.float32)
-_FLOOR = np.array(1e-3, np.float32)
-_SHORTEST = np.array(1 / CELLS, np.float32)
-_ONE = np.ones((), np.float32)
+_ONE, _MINUS_ONE = np.array(1, np.float32), np.array(-1, np.float32)
+
+FLOOR = np.float32(1e-3)
+"""Least integral over a video that shares are taken of, and least probability of logits."""
+
+SHORTEST = np.float32(1 / CELLS)
+"""Least width that means are taken over."""
 
 
 class Timelines(NamedTuple):
@@ -82,29 +86,27 @@ def cell_of(positions: Floats) -> Ints:
     return cells.astype(np.intp)
 
 
-def log_length(clips: Floats) -> Floats:
-    """Length in clips on a logarithmic scale in [0, 1]; the array is changed and returned."""
-    clips += _ONE
-    np.log(clips, out=clips)
-    clips /= _LOG_CLIPS
-    return clips
+def log_length(clips: Numbers) -> Numbers:
+    """Length in clips on a logarithmic scale in [0, 1]: any shape."""
+    logarithm: Numbers = np.log(clips + np.float32(1)) / _LOG_CLIPS
+    return logarithm
 
 
-def inside_features(out: Floats, mass: Floats, width: Floats, whole: Floats) -> None:
+def inside_features(out: Floats, mass: Floats, width: Numbers, whole: Floats) -> None:
     """Inside features of spans from the integrals.
 
     Args:
         out: (I, ...), filled.
         mass: (C, ...), integral of each curve over the span.
-        width: (...), of the span.
-        whole: broadcasts with (C, ...), integrals over the video.
+        width: (...), of the span, at least `SHORTEST`.
+        whole: broadcasts with (3, ...), integrals of the first three curves over the video, at least `FLOOR`.
     """
     c = len(CURVES)
-    np.divide(mass, np.maximum(width, _SHORTEST), out=out[:c])
-    np.divide(mass[:3], np.maximum(whole[:3], _FLOOR), out=out[c:])
+    np.divide(mass, width, out=out[:c])
+    np.divide(mass[:3], whole, out=out[c:])
     # Cells are a little longer or shorter than the span.
     np.minimum(out, _ONE, out=out)
-    np.maximum(out, -_ONE, out=out)
+    np.maximum(out, _MINUS_ONE, out=out)
 
 
 def build_timelines(
@@ -144,13 +146,14 @@ def build_timelines(
     proposals[..., b : 2 * b] = last[..., :b]
     mass = last[..., INTEGRALS] - first[..., INTEGRALS]
     inside = np.moveaxis(proposals[..., 2 * b : 2 * b + i], -1, 0)
-    inside_features(inside, np.moveaxis(mass, -1, 0), width, np.moveaxis(integrals[:, -1:], -1, 0))
+    whole = np.maximum(np.moveaxis(integrals[:, -1:, :3], -1, 0), FLOOR)
+    inside_features(inside, np.moveaxis(mass, -1, 0), np.maximum(width, SHORTEST), whole)
     geometry = proposals[..., 2 * b + i :]
     geometry[..., :2] = spans
     geometry[..., 2] = width
     geometry[..., 3] = log_length(width / clip)
     geometry[..., 4] = scores
-    geometry[..., 5] = np.log((scores + _FLOOR) / (1 - scores + _FLOOR)) / 7
+    geometry[..., 5] = np.log((scores + FLOOR) / (1 - scores + FLOOR)) / 7
     geometry[..., 6] = np.minimum(np.arange(scores.shape[1]) / 10, 1)
     proposals *= present[..., None]
     result = Timelines(points, proposals)
