@@ -50,8 +50,8 @@ class VMREnv(gymnasium.Env[Any, Any]):
     ## Infos
     Always `tiou` (float) and `action_mask` (A,) bool. Of a reset also `sample` (row of the cache), `qid`
     (always as text, whatever the annotations have: 7 and "7" are one query), `vid`, `query`, `duration` in
-    seconds, and `source`. At an episode's end also `span` (2,) in seconds, and `proposal`, the number from 0 of the proposal
-    that it came from.
+    seconds, and `source`. At an episode's end also `span` (2,) in seconds, and `proposal`, the number from 0
+    of the proposal that it came from.
 
     ## Starting state
     A random sample, or the one that `reset(options={"qid": …})` or `{"sample": row}` names. The first span is
