@@ -104,7 +104,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     try:
         page = json.loads(path.read_text(encoding="utf-8"))
         text = render(page)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"cannot be used ({error!r}); expected what a run leaves when it ends"
         raise DataError(Problem(str(path), None, None, message)) from error
     out = run / REPORT_FILE if out is None else out
@@ -122,7 +122,7 @@ def render(page: Page) -> str:
         "table": _table(page),
         "plots": _plots(page),
         "facts": _facts(page),
-        "provenance": _provenance(page["record"]["run"]),
+        "provenance": _provenance(page["record"]),
         # "<" could end the element that the data stand in.
         "data": json.dumps(_explored(page), separators=(",", ":")).replace("<", "\\u003c"),
     }
@@ -193,17 +193,16 @@ def _plots(page: Page) -> str:
     names = ["detector", *first]
     answers = {"detector": detector, **first}
     blocks = []
-    if page["curves"]:
-        svg = plots.learning_curves(page["curves"], page["record"]["run"].get("stage_ends", ()))
-        blocks.append(
-            _figure(
-                "Learning",
-                svg,
-                ["detector", *page["curves"]],
-                "Gain in mIoU on training samples held out from the learner; mean of all trainings, shaded "
-                "from their 10 % to their 90 % quantile.",
-            )
+    for ends, curves in _by_stages(page).items():
+        caption = (
+            "Gain in mIoU on training samples held out from the learner; mean of all trainings, shaded "
+            "from their 10 % to their 90 % quantile."
         )
+        if ends:
+            caption += " Dotted lines: a stage of the curriculum ends."
+        title = "Learning through the stages" if ends else "Learning"
+        svg = plots.learning_curves(curves, ends)
+        blocks.append(_figure(title, svg, ["detector", *curves], caption))
     for boundary in (0, 1):
         errors = {name: _errors(answer["spans"], truth, boundary) for name, answer in answers.items()}
         word = ("start", "end")[boundary]
@@ -222,6 +221,17 @@ def _plots(page: Page) -> str:
         caption = "Discs above the line are queries that became better; their area is the number of queries."
         blocks.append(_figure(f"{name}: before and after", svg, None, caption))
     return "".join(blocks)
+
+
+def _by_stages(page: Page) -> dict[tuple[float, ...], dict[str, Any]]:
+    """Learning curves by where the stages of the agents' curricula end, as shares of the training."""
+    groups: dict[tuple[float, ...], dict[str, Any]] = {}
+    for agent, curves in page["curves"].items():
+        schedule = page["record"]["agents"][agent].get("config", {}).get("schedule", {})
+        ends = np.cumsum([phase["epochs"] for phase in schedule.get("phases", ())])
+        shares = tuple((ends[:-1] / ends[-1]).tolist()) if len(ends) else ()
+        groups.setdefault(shares, {})[agent] = curves
+    return groups
 
 
 def _figure(title: str, svg: str, legend: Sequence[str] | None, caption: str) -> str:
@@ -278,9 +288,21 @@ def _facts(page: Page) -> str:
     return _definitions(facts)
 
 
-def _provenance(run: Mapping[str, Any]) -> str:
+def _provenance(record: Mapping[str, Any]) -> str:
     """Everything that the run wrote down about itself."""
-    return _definitions(dict(_flat(run)))
+    parts = [_definitions(dict(_flat(record["run"])))]
+    for agent, row in record["agents"].items():
+        told = {name: row[name] for name in ("steps", "seconds", "chosen_rounds") if name in row}
+        told |= row.get("config", {})
+        frozen = row.get("frozen", {})
+        if frozen:
+            same = sum(tensor["after"] == [tensor["before"]] for tensor in frozen.values())
+            told["frozen tensors with the same sha256 before and after"] = f"{same} of {len(frozen)}"
+        hashes = f"<pre>{escape(json.dumps(frozen, indent=1))}</pre>" if frozen else ""
+        parts.append(
+            f"<details><summary>{escape(agent)}</summary>{_definitions(dict(_flat(told)))}{hashes}</details>"
+        )
+    return "".join(parts)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

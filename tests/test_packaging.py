@@ -44,7 +44,10 @@ def test_every_module_and_data_file_is_inside(wheel: zipfile.ZipFile) -> None:
         for path in (ROOT / name).rglob("*")
         if path.is_file()
         and (
-            path.suffix == ".py" or path.name == "py.typed" or path.is_relative_to(ROOT / "vmr_env" / "data")
+            path.suffix == ".py"
+            or path.name == "py.typed"
+            or path.is_relative_to(ROOT / "vmr_env" / "data")
+            or path.is_relative_to(ROOT / "benchmarks" / "templates")
         )
     }
     inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
@@ -71,3 +74,10 @@ def _sorted(requirement: str) -> tuple[str, ...]:
     first, *rest = requirement.split(",")
     at = min((first.find(sign) for sign in "<>=!~" if sign in first), default=len(first))
     return (first[:at], *sorted([first[at:], *rest]))
+
+
+def test_the_command_is_installed(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
+    points = configparser.ConfigParser()
+    points.read_string(wheel.read(name).decode())
+    assert dict(points["console_scripts"]) == {"vmr-env": "benchmarks.cli:main"}

@@ -1,0 +1,245 @@
+"""The report: one file that says what the run found, needs nothing else, and can be read by anybody."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from pages import BETTER, DETECTOR, HOSTILE, QUERIES, TRUTH, WORSE, page
+
+from benchmarks import cli
+from benchmarks.html_report import PAGE_FILE, render, write_report
+from vmr_env.errors import DataError
+from vmr_env.spans import tiou
+
+PAGE = page()
+TEXT = render(PAGE)
+VOID = {"meta", "input", "br", "link", "img", "hr"}
+
+
+class Reader(HTMLParser):
+    """Reads a page strictly: every element is closed, in its turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.data = ""
+        self.rows: list[list[str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "script" in self.open:
+            if self.elements[-1][1].get("type") == "application/json":
+                self.data += data
+            return
+        if "style" not in self.open:
+            self.text.append(data)
+        if self.open and {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def read() -> Reader:
+    reader = Reader()
+    reader.feed(TEXT)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def test_everything_is_in_the_file_and_no_request_leaves_it(read: Reader) -> None:
+    for tag, attributes in read.elements:
+        assert tag not in ("link", "img", "iframe", "object")
+        assert not {"src", "srcset", "action", "data"} & set(attributes)
+        assert (attributes.get("href") or "#").startswith("#")
+    assert "default-src 'none'" in TEXT
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", TEXT)
+    assert "<!-- " not in TEXT  # no part was forgotten
+
+
+def test_what_people_wrote_is_text_and_never_markup(read: Reader) -> None:
+    assert json.loads(read.data)["queries"]["query"] == list(QUERIES)
+    assert HOSTILE not in TEXT
+    assert [tag for tag, _ in read.elements].count("script") == 2
+    assert "tp & rl" in read.text
+
+
+def test_table_has_every_row_with_its_interval(read: Reader) -> None:
+    rows = {row[0]: row[1:] for row in read.rows}
+    assert rows["one, as published"][:5] == ["41.25", "12.50", "33.00", "21.00", ""]
+    assert rows["ppo"][4] == "▲ +1.50 [+0.25, +2.75]"
+    assert rows["random"][4] == "▼ -1.50 [-2.75, -0.25]"
+    assert rows["tp & rl"][4] == "+0.50 [-1.00, +2.00]"  # not told from zero
+    assert rows["ppo"][8] == "2 seeds; 1 of 2 trainings kept the detector"
+    assert {len(row) for row in read.rows} == {10}
+
+
+def test_readers_of_screens_find_their_way(read: Reader) -> None:
+    ids = Counter(attributes["id"] for _, attributes in read.elements if "id" in attributes)
+    assert set(ids.values()) == {1}
+    for tag, attributes in read.elements:
+        for name in ("aria-labelledby", "for"):
+            assert set((attributes.get(name) or "").split()) <= set(ids), (tag, attributes)
+        if (href := attributes.get("href")) is not None:
+            assert href[1:] in ids
+        if tag == "svg":
+            assert attributes["role"] == "img"
+            assert len(attributes["aria-label"] or "") > 20
+        if tag == "th":
+            assert attributes["scope"] in ("row", "col")
+    assert ("html", {"lang": "en"}) in read.elements
+    labelled = re.findall(r"<label>[^<]+<(input|select)", TEXT)
+    assert len(labelled) == sum(tag in ("input", "select") for tag, _ in read.elements) == 3
+
+
+def test_explorer_has_the_spans_and_their_tiou(read: Reader) -> None:
+    data = json.loads(read.data)
+    assert data["queries"]["moments"] == [row.moments.tolist() for row in TRUTH]
+    assert data["detector"]["spans"] == [list(span) for span in DETECTOR]
+    for spans, (agent, seed) in ((BETTER, ("ppo", "0")), (WORSE, ("tp & rl", "0"))):
+        found = data["agents"][agent][seed]
+        assert found["spans"] == [list(span) for span in spans]
+        # Without gaps between span and moment both IoU formulas of the field agree.
+        expected = [
+            max(float(tiou(np.array(span), moment)) for moment in row.moments)
+            for span, row in zip(spans, TRUTH, strict=True)
+        ]
+        np.testing.assert_allclose(found["ious"], expected, atol=1e-4)
+
+
+def figures() -> dict[str, ET.Element]:
+    """SVG of each figure, by its heading."""
+    found = re.findall(r"<figure><h3>(.*?)</h3>(<svg.*?</svg>)", TEXT)
+    return {title: ET.fromstring(svg) for title, svg in found}
+
+
+def test_figures_are_all_there() -> None:
+    assert list(figures()) == [
+        "Learning",
+        "Learning through the stages",
+        "Error of the start",
+        "Error of the end",
+        "Reliability of scores",
+        "What agents did",
+        "ppo: before and after",
+        "tp &amp; rl: before and after",
+    ]
+
+
+def points(line: ET.Element) -> np.ndarray:
+    return np.array([pair.split(",") for pair in line.attrib["points"].split()], float)
+
+
+def test_learning_curves_are_the_means_of_the_trainings() -> None:
+    drawing = figures()["Learning"]
+    label = drawing.attrib["aria-label"]
+    assert label.endswith("ppo +3.00")  # the mean of 2 and 4 points
+    zero, curve = (points(line) for line in drawing.iter("polyline"))
+    assert zero[0, 1] == zero[-1, 1] == curve[0, 1]  # it starts where the detector is
+    middle, end = curve[len(curve) // 2, 1], curve[-1, 1]
+    assert curve[0, 1] - middle == pytest.approx((curve[0, 1] - end) * 2 / 3, abs=0.2)  # 2 of 3 points
+    (end_of_stage,) = (
+        points(line)
+        for line in figures()["Learning through the stages"].iter("polyline")
+        if "stage" in line.attrib["class"]
+    )
+    left, right = curve[0, 0], curve[-1, 0]
+    assert (end_of_stage[0, 0] - left) / (right - left) == pytest.approx(0.25, abs=1e-3)  # one epoch of four
+
+
+def test_shares_of_what_agents_did() -> None:
+    label = figures()["What agents did"].attrib["aria-label"]
+    # ppo, seed 0: (0,10)->(5,10) start; kept; (4,14)->(5,15) both; kept.
+    assert "ppo: kept 50%, start only 25%, end only 0%, both 25%" in label
+    # (0,10)->(0,1) end; (5,15)->(0,14) both; (4,14)->(4,15) end; kept.
+    assert "tp & rl: kept 25%, start only 0%, end only 50%, both 25%" in label
+    bars = [float(bar.attrib["width"]) for bar in figures()["What agents did"].iter("rect")]
+    assert sum(bars[:4]) == pytest.approx(sum(bars[4:]), abs=0.5)
+    assert bars[0] == pytest.approx(2 * bars[1], abs=0.2)
+
+
+def test_errors_of_boundaries_are_from_the_best_moment() -> None:
+    label = figures()["Error of the start"].attrib["aria-label"]
+    # Starts 0, 5, 4, 0 against 5, 5, 5, 5 (the span 0-2 of the last one is nearest to the first moment).
+    assert "detector 3.0 s" in label
+    assert "ppo 0.0 s" in label
+
+
+def test_discs_count_every_query_once() -> None:
+    drawing = figures()["ppo: before and after"]
+    counts = [int(title.text.split()[0]) for title in drawing.iter("title") if title.text]
+    assert sum(counts) == len(TRUTH)
+    assert "50% of queries better, 0% worse" in drawing.attrib["aria-label"]
+
+
+def test_reliability_is_the_share_of_right_answers_by_score() -> None:
+    drawing = figures()["Reliability of scores"]
+    discs = list(drawing.iter("circle"))
+    detector = [disc for disc in discs if "s0" in disc.attrib["class"].split()]
+    xs = [float(disc.attrib["cx"]) for disc in detector]
+    assert xs == sorted(xs)
+    assert len(xs) == len(TRUTH)
+    # tIoU of the detector: 1/3, 1, 9/11, 0.
+    heights = [float(disc.attrib["cy"]) for disc in detector]
+    assert heights[0] == heights[3] > heights[1] == heights[2]
+
+
+def test_provenance_has_command_versions_settings_and_hashes(read: Reader) -> None:
+    text = "|".join(read.text)
+    for part in (
+        "python benchmarks/run_tprl.py --agents ppo 'tp & rl'",
+        "versions.torch|2.13.0",
+        "lr|0.125",
+        "frozen tensors with the same sha256 before and after|1 of 2",
+    ):
+        assert part in text
+
+
+def test_report_command(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / PAGE_FILE).write_text(json.dumps(PAGE))
+    done = CliRunner().invoke(cli.main, ["report", str(run)])
+    assert (done.exit_code, done.output) == (0, f"{run / 'report.html'}\n")
+    assert (run / "report.html").read_text(encoding="utf-8") == TEXT
+    other = CliRunner().invoke(cli.main, ["report", str(run), "--out", str(tmp_path / "o.html")])
+    assert other.exit_code == 0
+    assert (tmp_path / "o.html").exists()
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "[]", "{}", '{"heading": 1}'])
+def test_broken_folders_are_one_clear_error(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / PAGE_FILE).write_text(content)
+    with pytest.raises(DataError, match=r"page\.json: cannot be used \(.*expected what a run leaves"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+    assert CliRunner().invoke(cli.main, ["report", str(tmp_path)]).exit_code == 1
+
+
+def test_a_run_without_agents_has_a_page_too() -> None:
+    bare = PAGE | {"agents": {}, "curves": {}, "record": PAGE["record"] | {"agents": {}}}
+    text = render(bare)
+    assert "Learning" not in text
+    assert "Error of the start" in text
