@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+MOST_DROPPED = 255  # of the 256 values of a byte
+
 
 def dropout(x: Tensor, p: float, add_to: Tensor | None = None) -> Tensor:
     """Dropout of ``x`` with probability ``p``, added to ``add_to`` of the same shape."""
-    if p > 0 and x.device.type == "cpu":
+    if 0 < p <= MOST_DROPPED / 256 and x.device.type == "cpu":
         apply: Callable[[Tensor, Tensor | None, float], Tensor] = _ByteDropout.apply
         return apply(x, add_to, p)
     x = F.dropout(x, p) if p > 0 else x
@@ -42,7 +44,7 @@ class _ByteDropout(torch.autograd.Function):
         seed = int(torch.randint(2**62, ()).item())
         words = np.random.SFC64(seed).random_raw(1 + -(-x.numel() // 8))  # a third of the time of PyTorch's
         drawn = torch.from_numpy(words[1:].view(np.int8))[: x.numel()].view(x.shape)
-        ctx.dropped = min(int(p * 256 + float(words[0]) / 2**64), 255)  # of the 256 values of a byte
+        ctx.dropped = min(int(p * 256 + float(words[0]) / 2**64), MOST_DROPPED)
         ctx.save_for_backward(drawn)
         return _keep(x, drawn, ctx.dropped, add_to)
 

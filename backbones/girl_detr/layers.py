@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from backbones.girl_detr.kernels import dropout, prelu
 
+MOST_SCORES = 2**26  # attention scores kept for the gradient; beyond, they are computed again in parts
+
 
 class MLP(nn.Module):
     """``layers`` linear layers of widths ``inputs -> hidden -> ... -> outputs`` with ReLU between them."""
@@ -91,12 +93,25 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, p:
     """
     if p == 0 or query.is_cuda:
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=p)
-    else:  # the CPU kernel without dropout is no use here, and PyTorch's fallback draws its dropout slowly
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        if visible is not None:
-            scores = scores + torch.zeros_like(visible, dtype=scores.dtype).masked_fill_(~visible, -torch.inf)
-        mixed = dropout(scores.softmax(-1), p) @ value
-    return mixed.transpose(1, 2).flatten(2)
+        return mixed.transpose(1, 2).flatten(2)
+    # The CPU kernel knows no dropout, and PyTorch's fallback draws it slowly and keeps all scores at once.
+    samples = max(1, MOST_SCORES // (query.shape[1] * query.shape[2] * key.shape[2]))
+    if samples >= len(query):
+        return _attend_with_dropout(p, query, key, value, visible)
+    inputs = [query, key, value]
+    if visible is not None:
+        inputs.append(visible.expand(len(query), -1, -1, -1))
+    parts = zip(*(torch.split(x, samples) for x in inputs), strict=True)
+    return torch.cat([recomputed(_attend_with_dropout, True, p, *part) for part in parts])
+
+
+def _attend_with_dropout(
+    p: float, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None
+) -> Tensor:
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if visible is not None:
+        scores = scores + torch.zeros_like(visible, dtype=scores.dtype).masked_fill_(~visible, -torch.inf)
+    return (dropout(scores.softmax(-1), p) @ value).transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):

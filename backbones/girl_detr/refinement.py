@@ -1,6 +1,6 @@
 """Feature refinement: each clip is mixed with what the sentence says about it."""
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,10 @@ class FeatureRefinement(nn.Module):
         sentence = self._sentence(text, text_mask)  # (B, 1, d)
         similarity = self._similarity(video, video_mask, sentence)  # (B, Lv)
         blocks = (
-            video,
-            similarity[..., None] * self.similarity[:, 0],
-            sentence,
-            self.correlation(video, text, text_mask),
+            Block(video),
+            Block(self.similarity.t()[None], similarity[..., None]),
+            Block(sentence),
+            cast(Block, self.correlation(video, text, text_mask)),
         )
         return cast(Tensor, self.dropout(torch.relu(self._mix(blocks, video.shape))))
 
@@ -53,13 +53,27 @@ class FeatureRefinement(nn.Module):
             return similarity * video_mask
         return similarity + (1 - video_mask) * LOG_OF_PADDING
 
-    def _mix(self, blocks: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
-        """The mixer on the concatenated blocks; a block that all clips share is mixed once per sample."""
+    def _mix(self, blocks: tuple["Block", ...], shape: torch.Size) -> Tensor:
+        """The mixer on the concatenated blocks; without dropout, on their rows before they spread."""
         mixed: Tensor = self.mixer.bias
         for block, weight in zip(blocks, self.mixer.weight.chunk(4, dim=1), strict=True):
-            spread = block.expand(shape) if self.training else block  # each clip has its own dropout
-            mixed = mixed + F.linear(self.dropout(spread), weight)
+            if self.training:
+                spread = block.spread(block.rows).expand(shape)  # each clip has its own dropout
+                mixed = mixed + F.linear(self.dropout(spread), weight)
+            else:
+                mixed = mixed + block.spread(F.linear(block.rows, weight))
         return mixed
+
+
+class Block(NamedTuple):
+    """A part of the mixer's input: rows, and for each clip how much of each row it takes."""
+
+    rows: Tensor  # (B or 1, k, d)
+    shares: Tensor | None = None  # (B, Lv, k); None: clip i takes row i, or all clips take the only row
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """``rows``, in the place of the block's own, by clip: ``(B or 1, Lv or 1, d)``."""
+        return rows if self.shares is None else self.shares @ rows
 
 
 class ConstantCorrelation(nn.Module):
@@ -72,14 +86,15 @@ class ConstantCorrelation(nn.Module):
         nn.init.xavier_uniform_(self.clip_weight)
         nn.init.xavier_uniform_(self.word_weight)
 
-    def forward(self, video: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """The constant, ``(1, 1, d)``."""
-        return (self.clip_weight * self.word_weight)[None]
+    def forward(self, video: Tensor, text: Tensor, text_mask: Tensor) -> Block:
+        """The constant, one row."""
+        return Block((self.clip_weight * self.word_weight)[None])
 
 
 class WordClipAttention(nn.Module):
     """The text that each clip attends to, by scaled dot product (repair of Q6)."""
 
-    def forward(self, video: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Attended text ``(B, Lv, d)``."""
-        return F.scaled_dot_product_attention(video, text, text, attn_mask=text_mask.bool()[:, None])
+    def forward(self, video: Tensor, text: Tensor, text_mask: Tensor) -> Block:
+        """The tokens as rows, shared among the clips."""
+        scores = video @ text.transpose(1, 2) / text.shape[-1] ** 0.5
+        return Block(text, scores.masked_fill(text_mask[:, None] == 0, -torch.inf).softmax(-1))
