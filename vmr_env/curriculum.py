@@ -7,6 +7,7 @@ with which loss coefficients. `SCHEDULES` names the published schedules; `coeffi
 
 import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -235,3 +236,86 @@ def coefficients(schedule: Schedule | str, epoch: int) -> Coefficients:
             return Coefficients(phase.stage, schedule.rl_coef * score, schedule.rl_coef * span)
         left -= phase.epochs
     raise ValueError(f"epoch must be from 0 to {schedule.epochs - 1}, got {epoch}")
+
+
+@dataclass(frozen=True, slots=True)
+class StepSchedule:
+    """Advance to the next stage after given numbers of steps.
+
+    Raises:
+        ValueError: The numbers are not one fewer than the stages, or fall.
+    """
+
+    after: tuple[int, ...] = (20_000, 60_000)
+    """Environment steps, of all episodes together, after which stages 2 and 3 begin."""
+
+    def __post_init__(self) -> None:
+        if len(self.after) != len(STAGES) - 1 or sorted(self.after) != list(self.after) or self.after[0] < 0:
+            raise ValueError(f"after must be {len(STAGES) - 1} rising numbers of steps, got {self.after}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plateau:
+    """Advance to the next stage when the mean return no longer rises.
+
+    Raises:
+        ValueError: `window` or `patience` is below 1.
+    """
+
+    window: int = 1000
+    """Episodes over which returns are averaged."""
+    patience: int = 3
+    """Windows in a row without a new best mean, after which the next stage begins."""
+    least_gain: float = 0.0
+    """By how much a mean must exceed the best one so far to be a new best."""
+
+    def __post_init__(self) -> None:
+        if min(self.window, self.patience) < 1:
+            raise ValueError(f"window and patience must be at least 1, got {self.window} and {self.patience}")
+
+
+class Progression:
+    """The stage that a training stands in.
+
+    Args:
+        rule: When the next stage begins.
+
+    Attributes:
+        stage: Number of the stage.
+    """
+
+    def __init__(self, rule: StepSchedule | Plateau) -> None:
+        self._rule = rule
+        self._steps = 0
+        self._returns: list[float] = []
+        self._best, self._failures = -math.inf, 0
+        self.stage = 1
+
+    def observe(self, steps: int, returns: Iterable[float] = ()) -> bool:
+        """Take note of further steps, and of the returns of episodes that ended with them.
+
+        Returns:
+            Whether a new stage has begun.
+        """
+        before = self.stage
+        self._steps += steps
+        if isinstance(self._rule, StepSchedule):
+            self.stage = 1 + sum(self._steps >= after for after in self._rule.after)
+        else:
+            for value in returns:
+                self._ended(self._rule, float(value))
+        return self.stage != before
+
+    def _ended(self, rule: Plateau, value: float) -> None:
+        self._returns.append(value)
+        if len(self._returns) < rule.window:
+            return
+        mean = math.fsum(self._returns) / rule.window
+        self._returns.clear()
+        if mean > self._best + rule.least_gain:
+            self._best, self._failures = mean, 0
+            return
+        self._failures += 1
+        if self._failures == rule.patience and self.stage < len(STAGES):
+            self.stage += 1
+            self._best, self._failures = -math.inf, 0  # another reward: means of stages do not compare
