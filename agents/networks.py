@@ -173,29 +173,44 @@ class RefinementNetwork(nn.Module):
 
 
 class FlatNetwork(nn.Module):
-    """A multilayer perceptron with a shared trunk of two ReLU layers.
+    """Two multilayer perceptrons over the whole observation, one for the policy and one for the value.
+
+    Each has two hidden layers, as Stable-Baselines3's `MlpPolicy` has them, here of ReLU. Their first layers
+    read the same, so they are one.
 
     Args:
         observer: tells the width of an observation.
         actions: A.
-        hidden: width of the two hidden layers.
+        hidden: width of the hidden layers.
     """
 
-    def __init__(self, observer: Observer, actions: int, hidden: int = 256) -> None:
+    def __init__(self, observer: Observer, actions: int, hidden: int = 64) -> None:
         super().__init__()
-        self.standardise = Standardise(observer.width)
-        self.trunk = nn.Sequential(
-            nn.Linear(observer.width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
-        )
-        self.heads = nn.Linear(hidden, actions + 1)
-        with torch.no_grad():
-            self.heads.weight.mul_(0.1)
+        self.first = nn.Linear(observer.width, 2 * hidden)
+        self.policy, self.value = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.scores, self.expected = nn.Linear(hidden, actions), nn.Linear(hidden, 1)
+        with torch.no_grad():  # nearly uniform policy and value 0 to begin with
+            self.scores.weight.mul_(0.1)
+            self.expected.weight.mul_(0.1)
 
     def fit(self, observations: Tensor) -> None:
-        """Fit the standardisation on (B, width) observations."""
-        self.standardise.fit(observations)
+        """Do nothing: observations lie in [-1, 1]."""
 
     def forward(self, observations: Tensor, masks: Tensor) -> PolicyValue:
         """(B, width) observations, (B, A) possible actions."""
-        heads = self.heads(self.trunk(self.standardise(observations)))
-        return PolicyValue(heads[:, :-1].masked_fill(~masks, -torch.inf), heads[:, -1])
+        policy, value = torch.relu(self.first(observations)).chunk(2, dim=-1)
+        logits = self.scores(torch.relu(self.policy(policy))).masked_fill(~masks, -torch.inf)
+        return PolicyValue(logits, self.expected(torch.relu(self.value(value)))[:, 0])
+
+
+def make_network(kind: str, observer: Observer, actions: int, hidden: int) -> RefinementNetwork | FlatNetwork:
+    """A network by the name of its kind, "refinement" or "flat"; further arguments are those of the classes.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if kind == "refinement":
+        return RefinementNetwork(observer, hidden)
+    if kind == "flat":
+        return FlatNetwork(observer, actions, hidden)
+    raise ValueError(f"network is {kind!r}, expected 'refinement' or 'flat'")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from agents.networks import RefinementNetwork
+from agents.networks import make_network
 from agents.protocol import Agent, Floats, Masks, Metrics
 from agents.rollout import Collector
 from vmr_env.vector_env import VMRVectorEnv
@@ -24,7 +24,7 @@ class Member(nn.Module):
     def __init__(self, network: nn.Module, lr: float, weight_decay: float) -> None:
         super().__init__()
         self.network = network
-        self.optimiser = torch.optim.AdamW(network.parameters(), lr, weight_decay=weight_decay)
+        self.optimiser = torch.optim.AdamW(network.parameters(), lr, weight_decay=weight_decay, fused=True)
 
 
 class PolicyAgent(Agent):
@@ -40,6 +40,7 @@ class PolicyAgent(Agent):
         lr: learning rate at the start; it falls to 0 over the rounds along half a cosine.
         weight_decay: of AdamW.
         hidden: width of the networks.
+        network: their kind, see `agents.networks.make_network`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class PolicyAgent(Agent):
         lr: float,
         weight_decay: float,
         hidden: int,
+        network: str = "refinement",
     ) -> None:
         super().__init__(env, seed)
         self.generator = torch.Generator().manual_seed(seed)
@@ -61,9 +63,9 @@ class PolicyAgent(Agent):
         with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
             torch.manual_seed(seed)
             for _ in range(members):
-                network = RefinementNetwork(env.observer, hidden)
-                network.fit(visited)
-                self.members.append(Member(network, lr, weight_decay))
+                made = make_network(network, env.observer, env.action_mode.size, hidden)
+                made.fit(visited)
+                self.members.append(Member(made, lr, weight_decay))
         self.round = 0
         self._lr = lr
 

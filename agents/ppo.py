@@ -49,6 +49,8 @@ class PPOConfig:
     """Gradient norm from which gradients are scaled down."""
     hidden: int = 64
     """Width of the networks."""
+    network: str = "refinement"
+    """Kind of the networks, see `agents.networks.make_network`."""
 
 
 class PPO(PolicyAgent):
@@ -66,6 +68,7 @@ class PPO(PolicyAgent):
             lr=self.config.lr,
             weight_decay=self.config.weight_decay,
             hidden=self.config.hidden,
+            network=self.config.network,
         )
 
     def learn(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Metrics:
@@ -74,14 +77,15 @@ class PPO(PolicyAgent):
         rollout = self.collector.collect(network, config.steps)
         advantages = gae(rollout.rewards, rollout.values, rollout.ends, config.gamma, config.lam)
         returns = advantages + rollout.values[:-1]
-        batch = (*(column.flatten(0, 1) for column in rollout[:4]), advantages.flatten(), returns.flatten())
-        losses = Tensor()
+        columns = (*(column.flatten(0, 1) for column in rollout[:4]), advantages.flatten(), returns.flatten())
+        losses: tuple[Tensor, ...] = ()
         for _ in range(config.epochs):
-            order = torch.randperm(len(batch[0]), generator=self.generator)
-            for rows in torch.split(order, config.minibatch):
-                losses = self._losses(network, *(column[rows] for column in batch))
+            order = torch.randperm(len(columns[0]), generator=self.generator)
+            minibatches = (torch.split(column[order], config.minibatch) for column in columns)
+            for minibatch in zip(*minibatches, strict=True):
+                policy, value, spread = losses = self._losses(network, *minibatch)
                 optimiser.zero_grad()
-                (losses @ torch.tensor([1.0, config.value, -config.entropy])).backward()  # type: ignore[no-untyped-call]
+                (policy + config.value * value - config.entropy * spread).backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(network.parameters(), config.max_norm)
                 optimiser.step()
         return _metrics(rollout, losses)
@@ -95,15 +99,15 @@ class PPO(PolicyAgent):
         old_log_probs: Tensor,
         advantages: Tensor,
         returns: Tensor,
-    ) -> Tensor:
-        """Policy loss, value loss and entropy of a minibatch: (3,)."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Policy loss, value loss and entropy of a minibatch: scalars."""
         said: PolicyValue = network(observations, masks)
         log_policy = said.logits.log_softmax(-1)
         ratio = (log_policy.gather(1, actions[:, None])[:, 0] - old_log_probs).exp()
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         limited = ratio.clamp(1 - self.config.clip, 1 + self.config.clip)
         policy = -torch.minimum(ratio * advantages, limited * advantages).mean()
-        return torch.stack([policy, (said.values - returns).square().mean(), entropy(log_policy)])
+        return policy, (said.values - returns).square().mean(), entropy(log_policy)
 
 
 def entropy(log_policy: Tensor) -> Tensor:
@@ -112,8 +116,8 @@ def entropy(log_policy: Tensor) -> Tensor:
     return -(finite.exp() * finite).sum(-1).mean()
 
 
-def _metrics(rollout: Rollout, losses: Tensor) -> Metrics:
-    policy, value, entropy_ = losses.tolist()
+def _metrics(rollout: Rollout, losses: tuple[Tensor, ...]) -> Metrics:
+    policy, value, entropy_ = (loss.item() for loss in losses)
     return {
         "charts/episode_return": mean_episode_return(rollout),
         "losses/policy": policy,

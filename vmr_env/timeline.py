@@ -63,6 +63,8 @@ _LOG_CLIPS = np.float32(np.log1p(1500.0))  # longest videos: 1,402 clips (TACoS)
 _CELLS = np.array(CELLS, np.float32)
 _ONE, _MINUS_ONE = np.array(1, np.float32), np.array(-1, np.float32)
 
+_NEGLIGIBLE = 1e-9  # tails of kernels go down to denormal numbers, which slow down whoever computes with them
+
 FLOOR = np.float32(1e-3)
 """Least integral over a video that shares are taken of, and least probability of logits."""
 
@@ -159,6 +161,7 @@ def build_timelines(
     result = Timelines(points, proposals)
     for table in result:
         np.clip(table, -1, 1, out=table)  # rounding of the sums only
+        table[np.abs(table) < _NEGLIGIBLE] = 0
     return result
 
 

@@ -20,7 +20,7 @@ from vmr_env.cache import DecoderStateCache
 from vmr_env.errors import DataError, Problem
 from vmr_env.timeline import CELLS, Timelines, build_timelines
 
-_VERSION = 3  # a new number for every change of what a table holds
+_VERSION = 4  # a new number for every change of what a table holds
 _CHUNK = 1024  # bounds the memory of building
 
 
