@@ -1,30 +1,38 @@
 """Speed, as ratios measured in one run on one machine, one thread.
 
-    python benchmarks/throughput.py [--json FILE]
+    python benchmarks/throughput.py [--repeats N] [--json FILE]
 
-Prints the native vector environment against Gymnasium's `SyncVectorEnv` over the same single environments and
-against only gathering as many observation rows, the single environment's steps per second, and our PPO
-against Stable-Baselines3's at the same network sizes and rollout. Times are processor time, the best of a few
-repetitions.
+Prints, over a simulated QVHighlights cache:
+
+- the native vector environment against Gymnasium's `SyncVectorEnv` over the same single environments, and
+  against only gathering as many observation rows (N rows of the same width and type, out of a table with a
+  row for each sample and step, into a fresh array, as a step returns them);
+- steps per second of a single environment, resets included;
+- frames per second of our PPO against Stable-Baselines3's, with the same networks (two perceptrons of two
+  hidden layers) and rollouts: with the same passes and minibatches as well, and with SB3's default ones; and
+  the returns that all reach after the same number of frames.
+
+What is compared takes turns, and figures are medians over the turns: what else the machine does falls on
+both. Times are processor time.
 """
 
 import argparse
 import json
+import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from gymnasium.vector import SyncVectorEnv
-from torch import Tensor
 
-from agents.networks import FlatNetwork
-from agents.rollout import Collector, gae
-from agents.sb3 import NativeVecEnv
+from agents.ppo import PPO, PPOConfig
+from agents.protocol import Agent
+from agents.sb3 import SB3PPO
 from vmr_env.actions import DiscreteActions
 from vmr_env.cache import DecoderStateCache
 from vmr_env.env import VMREnv
@@ -33,63 +41,80 @@ from vmr_env.setting import PROPOSALS
 from vmr_env.sources import simulated_source
 from vmr_env.vector_env import VMRVectorEnv
 
-ENVS, STEPS, EPOCHS, MINIBATCH, HIDDEN = 64, 128, 4, 2048, 256
+Work = Callable[[], object]
+
 ACTIONS = DiscreteActions(PROPOSALS).size
+STEPS = {"native": 40, "gathering rows": 40, "SyncVectorEnv": 1}
+"""Steps of a turn."""
+
+ROUNDS, LAST = 40, 10
+"""Rounds of training, and how many of the last ones count for the return."""
+
+SB3_DEFAULTS = {"batch_size": 64, "n_epochs": 10}
 
 
-def seconds(work: Callable[[], None], repetitions: int) -> float:
-    """Processor time of the quickest repetition."""
-    times = []
-    for _ in range(repetitions):
-        began = time.process_time()
-        work()
-        times.append(time.process_time() - began)
-    return min(times)
+def seconds(work: Work) -> float:
+    """Processor time of one call."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
 
 
-def native_step(cache: DecoderStateCache, n: int, steps: int = 50) -> float:
-    """Seconds of one step of N native environments."""
-    env = VMRVectorEnv(n, cache.manifest["dataset"], source=cache)
-    env.reset(seed=0)
-    actions = np.random.default_rng(0).integers(ACTIONS, size=(steps, n))
-
-    def work() -> None:
-        for row in actions:
-            env.step(row)
-
-    return seconds(work, 5) / steps
+def in_turns(works: Mapping[str, Work], turns: int) -> dict[str, list[float]]:
+    """Seconds of each work in each of several turns, after one turn that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(turns + 1):
+        for name, work in works.items():
+            took = seconds(work)
+            if turn:
+                times[name].append(took)
+    return times
 
 
-def sync_step(cache: DecoderStateCache, n: int, steps: int = 5) -> float:
-    """Seconds of one step of N single environments under `SyncVectorEnv`."""
-    env = SyncVectorEnv([partial(VMREnv, cache.manifest["dataset"], source=cache)] * n)
-    env.reset(seed=0)
-    actions = np.random.default_rng(0).integers(ACTIONS, size=(steps, n))
-
-    def work() -> None:
-        for row in actions:
-            env.step(row)
-
-    return seconds(work, 2) / steps
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Median over the turns of what one takes as a multiple of the other."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
-def gather_rows(cache: DecoderStateCache, n: int, steps: int = 50) -> float:
-    """Seconds of gathering N observation rows out of a table with one for each sample and step."""
-    env = VMRVectorEnv(1, cache.manifest["dataset"], source=cache)
-    table = np.random.default_rng(0).random(
-        (len(cache) * env.action_mode.horizon, env.observer.width), np.float32
-    )
-    rows = np.random.default_rng(0).integers(len(table), size=(steps, n))
-
-    def work() -> None:
-        for row in rows:
-            table[row]
-
-    return seconds(work, 5) / steps
+def steps_of(env: VMRVectorEnv | SyncVectorEnv, actions: np.ndarray) -> None:
+    """Take a row of actions after the other."""
+    for row in actions:
+        env.step(row)
 
 
-def single_step(cache: DecoderStateCache, steps: int = 20_000) -> float:
-    """Seconds of one step of a single environment, resets included."""
+def gather(table: np.ndarray, numbers: np.ndarray) -> None:
+    """Gather rows of the table, a batch of numbers after the other."""
+    for rows in numbers:
+        table[rows]
+
+
+def vector_figures(cache: DecoderStateCache, n: int, turns: int) -> dict[str, float]:
+    """The native vector environment, Gymnasium's loop, and gathering rows."""
+    random = np.random.default_rng(0)
+    dataset = cache.manifest["dataset"]
+    native = VMRVectorEnv(n, dataset, source=cache)
+    loop = SyncVectorEnv([partial(VMREnv, dataset, source=cache)] * n)
+    rows = len(cache) * native.action_mode.horizon
+    table = random.random((rows, native.observer.width), np.float32)
+    for env in (native, loop):
+        env.reset(seed=0)
+    actions = {name: random.integers(ACTIONS, size=(steps, n)) for name, steps in STEPS.items()}
+    works: dict[str, Work] = {
+        "native": partial(steps_of, native, actions["native"]),
+        "gathering rows": partial(gather, table, random.integers(rows, size=(STEPS["gathering rows"], n))),
+        "SyncVectorEnv": partial(steps_of, loop, actions["SyncVectorEnv"]),
+    }
+    times = in_turns(works, turns)
+    step = {name: [took / STEPS[name] for took in times[name]] for name in times}
+    return {
+        f"native steps/s at N={n}": n / statistics.median(step["native"]),
+        f"SyncVectorEnv / native at N={n}": median_ratio(step["SyncVectorEnv"], step["native"]),
+        f"native / gathering rows at N={n}": median_ratio(step["native"], step["gathering rows"]),
+    }
+
+
+def single_figures(cache: DecoderStateCache, turns: int, steps: int = 10_000) -> dict[str, float]:
+    """A single environment under random actions."""
     env = VMREnv(cache.manifest["dataset"], source=cache)
     env.reset(seed=0)
     actions = np.random.default_rng(0).integers(ACTIONS, size=steps)
@@ -99,56 +124,35 @@ def single_step(cache: DecoderStateCache, steps: int = 20_000) -> float:
             if env.step(action)[2]:
                 env.reset()
 
-    return seconds(work, 3) / steps
+    took = in_turns({"single": work}, turns)["single"]
+    return {"single environment steps/s": steps / statistics.median(took)}
 
 
-def our_ppo(cache: DecoderStateCache) -> float:
-    """Seconds of one iteration of PPO with a flat network: rollout and updates."""
-    env = VMRVectorEnv(ENVS, cache.manifest["dataset"], source=cache, autoreset_mode="SameStep")
-    generator = torch.Generator().manual_seed(0)
-    collector = Collector(env, generator)
-    collector.reset(0)
-    network = FlatNetwork(env.observer, env.action_mode.size, HIDDEN)
-    optimiser = torch.optim.Adam(network.parameters(), 3e-4)
+def ppo_figures(cache: DecoderStateCache) -> dict[str, float]:
+    """Our PPO and SB3's in training, round by round in turns."""
+    dataset = cache.manifest["dataset"]
 
-    def work() -> None:
-        rollout = collector.collect(network, STEPS)
-        advantages = gae(rollout.rewards, rollout.values, rollout.ends, 0.99, 0.95)
-        returns = (advantages + rollout.values[:-1]).flatten()
-        observations, masks, actions, old = (column.flatten(0, 1) for column in rollout[:4])
-        for _ in range(EPOCHS):
-            for rows in torch.split(torch.randperm(len(actions), generator=generator), MINIBATCH):
-                said = network(observations[rows], masks[rows])
-                log_policy = said.logits.log_softmax(-1)
-                ratio = (log_policy.gather(1, actions[rows, None])[:, 0] - old[rows]).exp()
-                gain: Tensor = advantages.flatten()[rows]
-                gain = (gain - gain.mean()) / (gain.std() + 1e-8)
-                policy = -torch.minimum(ratio * gain, ratio.clamp(0.8, 1.2) * gain).mean()
-                loss = policy + 0.5 * (said.values - returns[rows]).square().mean()
-                optimiser.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
-                optimiser.step()
+    def environment() -> VMRVectorEnv:
+        return VMRVectorEnv(Agent.num_envs, dataset, source=cache, autoreset_mode="SameStep")
 
-    return seconds(work, 3)
+    agents: dict[str, Agent] = {
+        "our PPO": PPO(environment(), 0, PPOConfig(network="flat")),
+        "SB3's PPO alike": SB3PPO(environment(), 0),
+        "SB3's PPO as by default": SB3PPO(environment(), 0, SB3_DEFAULTS),
+    }
+    returns: dict[str, list[float]] = {name: [] for name in agents}
 
+    def round_of(name: str) -> None:
+        returns[name].append(agents[name].update()["charts/episode_return"])
 
-def sb3_ppo(cache: DecoderStateCache) -> float:
-    """Seconds of one iteration of Stable-Baselines3's PPO at the same sizes, on our native environment."""
-    from stable_baselines3 import PPO
-
-    env = NativeVecEnv(VMRVectorEnv(ENVS, cache.manifest["dataset"], source=cache, autoreset_mode="SameStep"))
-    model = PPO(
-        "MlpPolicy",
-        env,
-        n_steps=STEPS,
-        n_epochs=EPOCHS,
-        batch_size=MINIBATCH,
-        policy_kwargs={"net_arch": [HIDDEN, HIDDEN]},
-        device="cpu",
-        seed=0,
-    )
-    return seconds(lambda: (model.learn(ENVS * STEPS), None)[1], 3)
+    times = in_turns({name: partial(round_of, name) for name in agents}, ROUNDS)
+    frames = Agent.num_envs * PPOConfig().steps
+    ours = times["our PPO"]
+    figures = {"our PPO frames/s": frames / statistics.median(ours)}
+    for name in agents:
+        if name != "our PPO":
+            figures[f"our PPO / {name}"] = median_ratio(times[name], ours)
+    return figures | {f"return of {name}": statistics.fmean(returns[name][-LAST:]) for name in agents}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,24 +160,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--repeats", type=int, default=9, help="turns of each comparison (default: 9)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args(argv)
+    if args.repeats < 1:
+        parser.error(f"--repeats is {args.repeats}, expected at least 1")
     torch.set_num_threads(1)
     cache = DecoderStateCache.open(simulated_source("qvhighlights", "test"))
     figures: dict[str, float] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for n in (1024, 4096):
-            step = native_step(cache, n)
-            figures[f"native steps/s at N={n}"] = n / step
-            figures[f"SyncVectorEnv / native at N={n}"] = sync_step(cache, n) / step
-            figures[f"native / gathering rows at N={n}"] = step / gather_rows(cache, n)
-        figures["single environment steps/s"] = 1 / single_step(cache)
-        ours, theirs = our_ppo(cache), sb3_ppo(cache)
-        figures["our PPO frames/s"] = ENVS * STEPS / ours
-        figures["our PPO / SB3's PPO"] = theirs / ours
+            figures |= vector_figures(cache, n, args.repeats)
+        figures |= single_figures(cache, args.repeats)
+        figures |= ppo_figures(cache)
     for name, figure in figures.items():
-        print(f"{name:38} {figure:14,.1f}")
+        print(f"{name:40} {figure:14,.3f}" if abs(figure) < 10 else f"{name:40} {figure:14,.0f}")
     if args.json:
         write_text(args.json, json.dumps(figures, indent=1))
     return 0
