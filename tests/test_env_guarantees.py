@@ -441,6 +441,7 @@ BAD_ARGUMENTS: list[Any] = [
     ({"samples": "all"}, "samples"),
     ({"stage": 0}, "stage .*0"),
     ({"stage": 4}, "stage .*4"),
+    ({"stage": True}, "stage .*True"),
     ({"stage": "two"}, "stage .*'two'"),
     ({"stage": [1]}, r"stage .*\[1\]"),
     ({"actions": "discret"}, "'discret'.* Did you mean 'discrete'"),
@@ -452,8 +453,10 @@ BAD_ARGUMENTS: list[Any] = [
     ({"observation": "box"}, "'box'"),
     ({"proposals": 0}, "proposals is 0"),
     ({"proposals": 2.0}, "proposals is 2.0"),
+    ({"proposals": True}, "proposals is True"),
     ({"horizon": 0}, "horizon is 0"),
     ({"horizon": "6"}, "horizon is '6'"),
+    ({"horizon": True}, "horizon is True"),
     ({"reward": "tiuo"}, "'tiuo'.* Did you mean 'tiou'"),
     ({"reward": 1}, "reward 1"),
 ]
@@ -463,6 +466,7 @@ BAD_SINGLE: list[tuple[dict[str, Any], str]] = [({"render_mode": "humans"}, "'hu
 BAD_VECTOR: list[tuple[dict[str, Any], str]] = [
     ({"num_envs": 0}, "num_envs is 0"),
     ({"num_envs": 2.5}, "num_envs is 2.5"),
+    ({"num_envs": True}, "num_envs is True"),
     ({"render_mode": "ansi"}, "render_mode is 'ansi'"),
     ({"autoreset_mode": "nextstep"}, "'nextstep'"),
     ({"autoreset_mode": None}, "None"),
@@ -549,6 +553,14 @@ def test_wrong_vector_actions_change_nothing(source: str, actions: Any) -> None:
     twins.reset(seed=0)
     assert_refused(lambda: envs.step(actions), "actions?.* expected")
     np.testing.assert_equal(envs.step([1, 2]), twins.step([1, 2]))
+
+
+def test_old_gymnasium_is_named() -> None:
+    code = "import gymnasium.vector as v; del v.AutoresetMode; import vmr_env.vector_env"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: The native vector environment needs gymnasium 1.1 or later, found ")
 
 
 def test_render_without_a_mode_is_refused(make: Make) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from gymnasium import spaces
 
 from vmr_env.arrays import Array, Bools, Floats, Ints, Span
+from vmr_env.errors import check_count
 
 MOVES = (-8.0, -3.0, -1.0, 0.0, 1.0, 3.0, 8.0)
 """Positions of the default mode, in clips from the boundary: coarse, middle, fine, and where it is."""
@@ -539,8 +540,8 @@ def get_action_mode(name: str, proposals: int, horizon: int | None) -> ActionMod
         near = difflib.get_close_matches(str(name), ACTION_MODES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"No action mode {name!r}.{hint} Known modes: {', '.join(ACTION_MODES)}.")
-    if horizon is not None and (not isinstance(horizon, int) or horizon < 1):
-        raise ValueError(f"horizon is {horizon!r}, expected a whole number of steps from 1")
+    if horizon is not None:
+        check_count("horizon", horizon)
     chosen = {} if horizon is None else {"horizon": horizon}
     if name == "discrete":
         return DiscreteActions(proposals, **chosen)

@@ -203,7 +203,7 @@ def get_stage(number: int) -> Stage:
     Raises:
         ValueError: There is no such stage.
     """
-    if number not in tuple(STAGES):  # compared, not hashed: it may be of any type
+    if isinstance(number, bool) or number not in tuple(STAGES):  # compared, not hashed: it may be of any type
         raise ValueError(f"stage must be one of {sorted(STAGES)}, got {number!r}")
     return STAGES[number]
 

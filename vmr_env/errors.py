@@ -3,6 +3,7 @@
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 SHOWN_PROBLEMS = 20
@@ -71,3 +72,13 @@ def check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
 
 class DataWarning(UserWarning):
     """Data were changed by a rule the caller asked for; the message counts how often."""
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse an argument that is no whole number from 1; a bool is none, although Python lets it count.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}, expected a whole number from 1")

@@ -11,7 +11,7 @@ from vmr_env.arrays import Array, Ints, Rows
 from vmr_env.cache import DecoderStateCache
 from vmr_env.episode import Episode
 from vmr_env.episodes import Draws, Episodes, Starts
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, Problem, check_count
 from vmr_env.observations import Observer
 from vmr_env.sources import open_source
 
@@ -55,8 +55,7 @@ class Setting:
     ) -> None:
         if observation not in ("flat", "dict"):
             raise ValueError(f"observation is {observation!r}, expected 'flat' or 'dict'")
-        if not isinstance(proposals, int) or proposals < 1:
-            raise ValueError(f"proposals is {proposals!r}, expected a whole number from 1")
+        check_count("proposals", proposals)
         cache = source if isinstance(source, DecoderStateCache) else open_source(dataset, split, source)
         self.cache = cache
         self.proposals = min(proposals, cache.manifest["proposals"])

@@ -6,13 +6,22 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from vmr_env.arrays import Array, Bools, Rows
 from vmr_env.episodes import Draws, Starts
+from vmr_env.errors import check_count
 from vmr_env.setting import PROPOSALS, Setting, Source
+
+try:
+    from gymnasium.vector import AutoresetMode
+except ImportError:
+    raise ImportError(
+        f"The native vector environment needs gymnasium 1.1 or later, found {gymnasium.__version__}; "
+        "single environments and Gymnasium's own vector environments over them work without"
+    ) from None
 
 Info = dict[str, Any]
 
@@ -55,8 +64,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         copy: bool = True,
     ) -> None:
-        if not isinstance(num_envs, int) or num_envs < 1:
-            raise ValueError(f"num_envs is {num_envs!r}, expected a whole number from 1")
+        check_count("num_envs", num_envs)
         if render_mode is not None:
             raise ValueError(
                 f"render_mode is {render_mode!r}, expected None: only single environments render"
