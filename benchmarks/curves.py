@@ -12,11 +12,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 def draw_curves(
     path: Path, curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]], title: str
 ) -> None:
-    """Gain in tIoU on held-out training samples against rounds, a line per agent with the range of its units.
+    """Gain in `agents.committee.quality` on held-out training samples against rounds.
+
+    A line per agent, with the range of its units.
 
     Args:
         path: PNG file.
-        curves: agent -> for each unit the rounds and the gains (tIoU, 0 to 1).
+        curves: agent -> for each unit the rounds and the gains (-1 to 1).
         title: what was learnt from.
     """
     import matplotlib
@@ -38,7 +40,8 @@ def draw_curves(
             100 * shares, *np.quantile(100 * gains, [0.1, 0.9], axis=0), color=colour, alpha=0.15
         )
     axes.axhline(0, color="#666666", linewidth=1, linestyle="--", label="detector")
-    axes.set(xlabel="training (% of rounds)", ylabel="gain in mIoU, held-out samples (points)", title=title)
+    ylabel = "gain on held-out samples (points)\nmean of mIoU, R1@0.5, R1@0.7"
+    axes.set(xlabel="training (% of rounds)", ylabel=ylabel, title=title)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     figure.tight_layout()

@@ -47,7 +47,7 @@ def gather(
         truth: ground truth of the test queries.
         detector: the answers that the agents are compared with.
         answers: agent -> seed -> answers.
-        curves: agent -> of each training the rounds and the gains in tIoU.
+        curves: agent -> of each training the rounds and the gains in `agents.committee.quality`.
     """
 
     def spans(predictions: Sequence[Prediction]) -> list[list[float]]:

@@ -116,7 +116,8 @@ def learning_curves(
     """Gain on held-out training samples while learning: mean over trainings, and the range from 10 to 90 %.
 
     Args:
-        curves: agent -> of each training the rounds and the gains in tIoU, which begin with nothing at 0.
+        curves: agent -> of each training the rounds and the gains in `agents.committee.quality`, which begin
+            with nothing at 0.
         stages: where stages of a curriculum end, as shares of the training.
     """
     shares = np.linspace(0, 1, 41)
@@ -129,7 +130,7 @@ def learning_curves(
     low, high = min(float(r.min()) for r in ranges.values()), max(float(r.max()) for r in ranges.values())
     margin = max(0.05 * (high - low), 0.1)
     axes = _Axes((0, 100), (low - margin, high + margin))
-    axes.axes("training (% of rounds)", "gain in mIoU (points)")
+    axes.axes("training (% of rounds)", "gain, mean of mIoU, R1@0.5, R1@0.7 (points)")
     for share in stages:
         axes.line([100 * share] * 2, axes.y, "stage")
     axes.line([0, 100], [0, 0], f"dashed {series(0)}")
@@ -137,9 +138,7 @@ def learning_curves(
         axes.band(100 * shares, ranges[agent][0], ranges[agent][1], series(number))
         axes.line(100 * shares, each.mean(0), series(number))
     ends = ", ".join(f"{agent} {each.mean(0)[-1]:+.2f}" for agent, each in gains.items())
-    return axes.svg(
-        "Gain on held-out training samples while learning", f"At the end, in points of mIoU: {ends}"
-    )
+    return axes.svg("Gain on held-out training samples while learning", f"At the end, in points: {ends}")
 
 
 def before_after(before: Floats, after: Floats, number: int, name: str) -> str:
