@@ -56,7 +56,7 @@ class Prediction:
             yield "pred_relevant_windows", message
         else:
             bad = ~np.isfinite(windows).all(axis=1) | ~(windows[:, 0] <= windows[:, 1])
-            for i in np.flatnonzero(bad):
+            for i in bad.nonzero()[0]:
                 message = f"is {windows[i].tolist()}; expected finite numbers with start <= end"
                 yield f"pred_relevant_windows[{i}]", message
         if self.saliency is not None:
@@ -66,7 +66,7 @@ class Prediction:
                 return
             with np.errstate(over="ignore"):  # what overflows is infinite, and told
                 kept = saliency.astype(np.float32)
-            for i in np.flatnonzero(~np.isfinite(kept)):
+            for i in (~np.isfinite(kept)).nonzero()[0]:
                 yield f"pred_saliency_scores[{i}]", f"is {saliency[i]}; expected a finite 32-bit number"
 
 
@@ -128,7 +128,7 @@ def _collect(
     def build(row: Row) -> Prediction | None:
         prediction = _prediction(row)
         if prediction is not None and before_start == "error":
-            for i in np.flatnonzero(prediction.windows[:, 0] < 0):
+            for i in (prediction.windows[:, 0] < 0).nonzero()[0]:
                 found = f"is {prediction.windows[i].tolist()} and starts before the video"
                 row.note(f"pred_relevant_windows[{i}]", f"{found}; expected start >= 0")
         return None if row.problems else prediction
