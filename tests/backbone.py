@@ -1,0 +1,58 @@
+"""A tiny GIRL-DETR with random weights, simulated features, and the caches that they make."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from backbones.adapters import GirlDetrDetector
+from backbones.cache import build_cache
+from backbones.configs import Recipe, get_recipe
+from backbones.dataset import MomentDataset
+from backbones.feature_store import FeatureStore
+from backbones.girl_detr.checkpoint import load_checkpoint, save_checkpoint
+from backbones.girl_detr.model import GirlDetr
+from backbones.simulated import write_simulated
+from vmr_env.annotations import read_annotations
+from vmr_env.profiles import get_profile
+
+
+class Backbone(NamedTuple):
+    """Folders of a backbone and of its caches (`caches / split`), and the features behind them."""
+
+    weights: Path
+    caches: Path
+    features: Path
+    recipe: Recipe
+
+
+def open_features(folder: Path, recipe: Recipe) -> MomentDataset:
+    """Samples as `write_simulated` writes them."""
+    rows = read_annotations(folder / "annotations.jsonl")
+    return MomentDataset(rows, FeatureStore(folder / "clips"), FeatureStore(folder / "text"), recipe.data)
+
+
+def make_backbone(folder: Path, *, train: int = 40, select: int = 20, test: int = 30) -> Backbone:
+    """Write everything into a folder."""
+    recipe = get_recipe("charades-simulated").with_options(
+        {"hidden_dim": 16, "nheads": 2, "dim_feedforward": 16, "num_queries": 5}
+    )
+    data = {}
+    for seed, (split, samples) in enumerate({"train": train, "select": select, "test": test}.items()):
+        write_simulated(folder / "features" / split, get_profile("charades"), samples, seed)
+        data[split] = open_features(folder / "features" / split, recipe)
+    widths = {"v_feat_dim": data["train"].video_width, "t_feat_dim": data["train"].text_width}
+    recipe = recipe.with_options(widths)
+    save_checkpoint(folder / "weights", GirlDetr(recipe.model, seed=0), {"recipe": recipe.to_dict()})
+    detector = GirlDetrDetector(load_checkpoint(folder / "weights"))
+    for split, dataset in data.items():
+        build_cache(
+            folder / "caches" / split,
+            detector,
+            dataset,
+            split=split,
+            source="simulated",
+            profile="charades",
+            dtype="float32",
+            progress=False,
+        )
+    return Backbone(folder / "weights", folder / "caches", folder / "features", replace(recipe))

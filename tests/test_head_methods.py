@@ -1,0 +1,177 @@
+"""Methods that train the backbone's head in the main job: from caches to table, and into the backbone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from backbone import Backbone, make_backbone, open_features
+from safetensors.torch import load_file, save_file
+
+from backbones.girl_detr.checkpoint import load_checkpoint, save_checkpoint
+from backbones.girl_detr.inference import WindowSettings
+from backbones.predict import predict
+from benchmarks import graft
+from benchmarks.head_methods import ablations, configured, head_config, parse_options
+from benchmarks.run_tprl import main
+from vmr_env.errors import DataError
+from vmr_env.predictions import read_predictions
+
+QUICK = ["--members", "2", "--evaluations", "1", "--rounds", "1", "--jobs", "1", "--seeds", "1"]
+SHORT = [
+    *("--set", "tprl.epochs=[0,1,1]", "--set", "tprl.lr=0.01", "--set", "tprl.class_lr=0.01"),
+    *("--set", "tprl.start_is_candidate=false", "--set", "tprl.ema=0"),
+    *("--set", "head_grpo.epochs=[0,0,2]", "--set", "head_grpo.lr=0.01"),
+    *("--set", "head_grpo.start_is_candidate=false"),
+]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return make_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+def arguments(backbone: Backbone, out: Path, *more: str) -> list[str]:
+    data = ["--cache", str(backbone.caches / "train"), "--test-cache", str(backbone.caches / "test")]
+    return [*data, "--weights", str(backbone.weights), *QUICK, "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def run(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two methods that train the head, and of an agent."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    assert main(arguments(backbone, out, "--agents", "tprl", "head_grpo", "ppo", *SHORT)) == 0
+    return out
+
+
+def test_the_whole_model_with_the_trained_head_predicts_what_the_run_wrote(
+    backbone: Backbone, run: Path, tmp_path: Path
+) -> None:
+    for agent in ("tprl", "head_grpo"):
+        kept = run / "units" / f"{agent}-seed0-fold0.safetensors"
+        assert graft.main([str(backbone.weights), str(kept), "--out", str(tmp_path / agent)]) == 0
+        model = load_checkpoint(tmp_path / agent)
+        before, after = load_checkpoint(backbone.weights).state_dict(), model.state_dict()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert {name.split(".")[1] for name in changed} == {"span_embed", "class_embed"}
+        found = predict(
+            model,
+            open_features(backbone.features / "test", backbone.recipe),
+            WindowSettings(1.0, longest=150, inside_video=True),
+            batch_size=8,
+        )
+        by_qid = {row.qid: row.windows for row in found}
+        for row in read_predictions(run / f"submission-{agent}-seed0.jsonl"):
+            np.testing.assert_allclose(row.windows, by_qid[row.qid], atol=1.1e-4)
+
+
+def test_the_report_shows_that_nothing_but_the_head_changed(backbone: Backbone, run: Path) -> None:
+    record = json.loads((run / "results.json").read_text())
+    tensors = set(load_checkpoint(backbone.weights).state_dict())
+    frozen = record["agents"]["tprl"]["frozen"]
+    trained = {name for name in tensors if name.startswith(("head.span_embed", "head.class_embed"))}
+    assert set(frozen) == tensors - trained
+    assert all(hashes["after"] == [hashes["before"]] for hashes in frozen.values())
+    assert record["agents"]["tprl"]["config"]["lr"] == 0.01
+    assert record["agents"]["ppo"]["frozen"] == {}
+    assert record["run"]["submission_times"] is True
+    assert record["agents"]["tprl"]["chosen_rounds"] != [0]
+
+
+def test_a_selection_cache_chooses_instead_of_parts_of_the_training_videos(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    select = ["--select-cache", str(backbone.caches / "select")]
+    more = ["--agents", "tprl", *select, *SHORT]
+    assert main(arguments(backbone, tmp_path / "out", *more)) == 0
+    unit = json.loads((tmp_path / "out" / "units" / "tprl-seed0-fold0.json").read_text())
+    assert unit["selection"]["rounds"] == [1, 2]
+    assert unit["selection"]["steps"] == 2 * 40
+
+
+def test_resuming_gives_the_same_numbers(backbone: Backbone, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    more = ["--agents", "tprl", "head_grpo", "ppo", *SHORT]
+    assert main(arguments(backbone, out, *more)) == 0
+    (out / "units" / "head_grpo-seed0-fold0.json").unlink()
+    assert main([*arguments(backbone, out, *more), "--resume"]) == 0
+    for unit in (run / "units").glob("*.json"):
+        one, other = (json.loads((folder / "units" / unit.name).read_text()) for folder in (run, out))
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "no weights": (["--weights", "nowhere"], "nowhere"),
+    "unknown agent in --set": (["--set", "ppo.lr=1"], "--set: is 'ppo.lr=1', expected agent.name=value"),
+    "unknown setting": (["--set", "tprl.sped=1"], "--set: has 'sped', expected some of batch_size"),
+    "bad value": (["--set", "tprl.lr=-1"], "--set: lr must be above 0, got -1"),
+    "bad choice": (["--set", "tprl.estimator=ppo"], "--set: estimator must be one of"),
+    "bad stages": (["--set", "tprl.epochs=[0,0,0]"], "--set: epochs must be three lengths"),
+    "stages as text": (["--set", "head_grpo.epochs=many"], "--set: "),
+}
+
+
+def test_heads_without_weights_are_refused(
+    backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(backbone, tmp_path / "out", "--agents", "tprl")
+    at = command.index("--weights")
+    assert main(command[:at] + command[at + 2 :]) == 2
+    assert "--weights: is missing, expected with --cache for tprl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings(
+    name: str, backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more, message = BAD[name]
+    assert main(arguments(backbone, tmp_path / "out", "--agents", "tprl", "head_grpo", *more)) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("error: ") == 1
+
+
+def test_weights_of_another_backbone_are_refused(
+    backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_checkpoint(backbone.weights)
+    with torch.no_grad():
+        model.head.class_embed.bias.add_(1)
+    save_checkpoint(tmp_path / "other", model)
+    more = ["--agents", "tprl", "--weights", str(tmp_path / "other")]
+    assert main(arguments(backbone, tmp_path / "out", *more)) == 2
+    assert "of the backbone that made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spoil", [b"", "shape"])
+def test_a_head_of_another_backbone_is_refused(backbone: Backbone, tmp_path: Path, spoil: Any) -> None:
+    path = tmp_path / "head.safetensors"
+    if spoil == "shape":
+        save_file({"class_embed.weight": torch.zeros(2, 3)}, path)
+    else:
+        path.write_bytes(spoil)
+    with pytest.raises(DataError, match=r"head\.safetensors"):
+        graft.graft(backbone.weights, path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_kept_heads_hold_the_whole_head(backbone: Backbone, run: Path) -> None:
+    kept = load_file(run / "units" / "tprl-seed0-fold0.safetensors")
+    assert set(kept) == set(load_checkpoint(backbone.weights).head.state_dict())
+
+
+def test_variants_share_the_budget() -> None:
+    variants = ablations("charades", Path("weights"))
+    ours = head_config("tprl", "charades")
+    for name, method in variants.items():
+        if name != "tprl_paper":
+            assert method.config.schedule.epochs == ours.schedule.epochs  # type: ignore[attr-defined]
+    assert len({repr(method) for method in variants.values()}) == len(variants)
+
+
+def test_options_are_read_as_json_or_text() -> None:
+    options = parse_options(["tprl.lr=1e-3", "tprl.reward=iou_step", "tprl.top_k=null"])
+    config = configured(head_config("tprl", "charades"), options["tprl"])
+    assert (config.lr, config.reward, config.top_k) == (1e-3, "iou_step", None)  # type: ignore[attr-defined]
