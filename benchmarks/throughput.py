@@ -1,16 +1,18 @@
 """Speed, as ratios measured in one run on one machine, one thread.
 
-    python benchmarks/throughput.py [--repeats N] [--json FILE]
+    python benchmarks/throughput.py [--repeats N] [--evaluate PREDICTIONS GROUND_TRUTH]... [--json FILE]
 
 Prints, over a simulated QVHighlights cache:
 
 - the native vector environment against Gymnasium's `SyncVectorEnv` over the same single environments, and
   against only gathering as many observation rows (N rows of the same width and type, out of a table with a
-  row for each sample and step, into a fresh array, as a step returns them);
+  row for each sample and step, into a fresh array, as a step returns them), and against putting together
+  its observations alone;
 - steps per second of a single environment, resets included;
 - frames per second of our PPO against Stable-Baselines3's, with the same networks (two perceptrons of two
   hidden layers) and rollouts: with the same passes and minibatches as well, and with SB3's default ones; and
-  the returns that all reach after the same number of frames.
+  the returns that all reach after the same number of frames;
+- with --evaluate, seconds of `vmr_env.metrics.evaluate` on a prediction file, reading included.
 
 What is compared takes turns, and figures are medians over the turns: what else the machine does falls on
 both. Times are processor time.
@@ -37,6 +39,7 @@ from vmr_env.actions import DiscreteActions
 from vmr_env.cache import DecoderStateCache
 from vmr_env.env import VMREnv
 from vmr_env.files import write_text
+from vmr_env.metrics import evaluate
 from vmr_env.setting import PROPOSALS
 from vmr_env.sources import simulated_source
 from vmr_env.vector_env import VMRVectorEnv
@@ -44,7 +47,7 @@ from vmr_env.vector_env import VMRVectorEnv
 Work = Callable[[], object]
 
 ACTIONS = DiscreteActions(PROPOSALS).size
-STEPS = {"native": 40, "gathering rows": 40, "SyncVectorEnv": 1}
+STEPS = {"native": 40, "gathering rows": 40, "observations": 40, "SyncVectorEnv": 1}
 """Steps of a turn."""
 
 ROUNDS, LAST = 40, 10
@@ -82,6 +85,12 @@ def steps_of(env: VMRVectorEnv | SyncVectorEnv, actions: np.ndarray) -> None:
         env.step(row)
 
 
+def observe(env: VMRVectorEnv, times: int) -> None:
+    """Put the observations together, as at the end of a step."""
+    for _ in range(times):
+        env.episodes.observe(np.empty((env.num_envs, env.observer.width), np.float32))
+
+
 def gather(table: np.ndarray, numbers: np.ndarray) -> None:
     """Gather rows of the table, a batch of numbers after the other."""
     for rows in numbers:
@@ -102,6 +111,7 @@ def vector_figures(cache: DecoderStateCache, n: int, turns: int) -> dict[str, fl
     works: dict[str, Work] = {
         "native": partial(steps_of, native, actions["native"]),
         "gathering rows": partial(gather, table, random.integers(rows, size=(STEPS["gathering rows"], n))),
+        "observations": partial(observe, native, STEPS["observations"]),
         "SyncVectorEnv": partial(steps_of, loop, actions["SyncVectorEnv"]),
     }
     times = in_turns(works, turns)
@@ -110,6 +120,7 @@ def vector_figures(cache: DecoderStateCache, n: int, turns: int) -> dict[str, fl
         f"native steps/s at N={n}": n / statistics.median(step["native"]),
         f"SyncVectorEnv / native at N={n}": median_ratio(step["SyncVectorEnv"], step["native"]),
         f"native / gathering rows at N={n}": median_ratio(step["native"], step["gathering rows"]),
+        f"native / observations alone at N={n}": median_ratio(step["native"], step["observations"]),
     }
 
 
@@ -155,12 +166,28 @@ def ppo_figures(cache: DecoderStateCache) -> dict[str, float]:
     return figures | {f"return of {name}": statistics.fmean(returns[name][-LAST:]) for name in agents}
 
 
+def evaluate_figures(predictions: Path, ground_truth: Path, turns: int) -> dict[str, float]:
+    """Scoring a prediction file."""
+    name = f"seconds of evaluate, {predictions.name}"
+    took = in_turns({name: partial(evaluate, predictions, ground_truth)}, turns)
+    return {name: statistics.median(took[name])}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=9, help="turns of each comparison (default: 9)")
+    parser.add_argument(
+        "--evaluate",
+        type=Path,
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("PREDICTIONS", "GROUND_TRUTH"),
+        help="also time the scoring of this file; may be repeated",
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args(argv)
     if args.repeats < 1:
@@ -174,8 +201,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             figures |= vector_figures(cache, n, args.repeats)
         figures |= single_figures(cache, args.repeats)
         figures |= ppo_figures(cache)
+        for predictions, ground_truth in args.evaluate:
+            figures |= evaluate_figures(predictions, ground_truth, args.repeats)
     for name, figure in figures.items():
-        print(f"{name:40} {figure:14,.3f}" if abs(figure) < 10 else f"{name:40} {figure:14,.0f}")
+        print(f"{name:60} {figure:14,.3f}" if abs(figure) < 10 else f"{name:60} {figure:14,.0f}")
     if args.json:
         write_text(args.json, json.dumps(figures, indent=1))
     return 0

@@ -126,8 +126,8 @@ class Reach:
         np.greater_equal(self._end_back - self._start_on_of_pairs, least, out=self._pairs)
         np.less_equal(self._start_on, end - least, out=self._start_can_on)
         np.greater_equal(self._end_back, start + least, out=self._end_can_back)
-        np.copyto(self._start_on, start, where=~self._start_can_on)
-        np.copyto(self._end_back, end, where=~self._end_can_back)
+        np.putmask(self._start_on, ~self._start_can_on, start)
+        np.putmask(self._end_back, ~self._end_can_back, end)
         # A switch to where the span already is would change nothing.
         differs = self.proposals != bounds[:, None]
         np.logical_or(differs[0], differs[1], out=self._switches)
