@@ -33,7 +33,7 @@ class HeadConfig:
     evaluate_every: int = 5
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
     selection: Selection = "official"
-    """What chooses among evaluations: the published weighted score, or the mean tIoU of the first moments."""
+    """What chooses among evaluations (`tprl_validation.Validator`)."""
     start_is_candidate: bool = False
     """Whether the head as it came can be chosen, so that training never loses on validation data."""
 

@@ -10,7 +10,6 @@ The three algorithms are one update, and differ in numbers: how many refinements
 often they are used, and what they are compared with.
 """
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,11 +56,8 @@ class HeadPolicyConfig(HeadConfig):
     def rules(self) -> Iterator[Rule]:
         """What must hold of the numbers."""
         yield from HeadConfig.rules(self)
-        yield (
-            "epochs",
-            len(self.epochs) == 3 and min(self.epochs) >= 0 < sum(self.epochs),
-            "lengths, some > 0",
-        )
+        lengths = len(self.epochs) == len(STAGES) and min(self.epochs) >= 0 < sum(self.epochs)
+        yield "epochs", lengths, "three lengths, not all 0"
         yield "group", self.group >= (2 if self.baseline == "group" else 1), "at least 1, or 2 for a group"
         yield "passes", self.passes >= 1, "at least 1"
         yield "ratio_clip", 0 < self.ratio_clip < 1, "in (0, 1)"
@@ -84,7 +80,7 @@ def head_policy_config(algorithm: str) -> HeadPolicyConfig:
         "ema": 0.99,
         "target_length": "duration",
         "evaluate_every": 1,
-        "selection": "miou",
+        "selection": "quality",
         "start_is_candidate": True,
     }
     algorithms: dict[str, dict[str, Any]] = {
@@ -167,7 +163,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
 
     def __init__(self, head: nn.Module, config: HeadPolicyConfig, seed: int = 0) -> None:
         super().__init__(head, config, seed)
-        self._came = HeadPolicy(copy.deepcopy(head).requires_grad_(False), config.std)
+        self._first = HeadPolicy(self.came, config.std)
         self.policy = HeadPolicy(self.head, config.std)
         beside = [self.policy.log_std, *self.policy.value.parameters()]
         self._optimizer.add_param_group({"params": beside, "lr": config.std_lr, "weight_decay": 0.0})
@@ -197,7 +193,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
         came = None
         if config.kl:
             with torch.no_grad():
-                came = self._came(batch.states, batch.references)
+                came = self._first(batch.states, batch.references)
         for _ in range(config.passes):
             said: Said = self.policy(batch.states, batch.references)
             ratio = (self.policy.log_prob(said, drawn, chooses=chooses) - drawn.log_probs).exp()
@@ -223,7 +219,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
         scale = (mean[..., 1] - mean[..., 0]).clamp(min=1e-3)
         noise = torch.randn(mean.shape, generator=self._generator)
         bounds = mean + self.policy.log_std.exp() * scale[..., None] * noise
-        came = self._came(batch.states, batch.references).bounds
+        came = self._first(batch.states, batch.references).bounds
         rewards = potentials(stage.reward, bounds, batch.moments)
         rewards -= potentials(stage.reward, take(came, start[:, None]), batch.moments)
         if config.baseline == "group":

@@ -69,6 +69,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         figures: Names of what `step` returns.
         head: The copy in training.
         averaged: Its running average, which is evaluated and returned.
+        came: The head as it came.
     """
 
     kind: ClassVar[str]
@@ -78,9 +79,10 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         self.config, self.seed = config, seed
         self.head = copy.deepcopy(head)
         self.averaged = copy.deepcopy(head).requires_grad_(False)
+        self.came = copy.deepcopy(head).requires_grad_(False)
         self._weights: list[Tensor] = [*parameters(self.head, TRAINED)]
         self._averages: list[Tensor] = [*parameters(self.averaged, TRAINED)]
-        self._start = [weight.detach().clone() for weight in self._weights]
+        self._start: list[Tensor] = [*parameters(self.came, TRAINED)]
         self._average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]  # torch leaves it so
         self._optimizer = torch.optim.AdamW(
             self._groups(), lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -237,6 +239,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
             "epochs": epochs,
             "head": self.head.state_dict(),
             "averaged": self.averaged.state_dict(),
+            "came": self.came.state_dict(),
             "extra": {} if extra is None else extra.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "result": {field.name: getattr(result, field.name) for field in fields(result)},
@@ -248,6 +251,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         state = load_run(path, self.kind, run)
         self.head.load_state_dict(state["head"])
         self.averaged.load_state_dict(state["averaged"])
+        self.came.load_state_dict(state["came"])
         if (extra := self._extra()) is not None:
             extra.load_state_dict(state["extra"])
         self._optimizer.load_state_dict(state["optimizer"])

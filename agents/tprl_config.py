@@ -128,6 +128,6 @@ def default_config(dataset: str) -> TprlConfig:
         estimator="expected",
         target_length="duration",
         evaluate_every=1,
-        selection="miou",
+        selection="quality",
         start_is_candidate=True,
     )

@@ -15,7 +15,7 @@ from vmr_env.predictions import Prediction
 from vmr_env.profiles import DatasetProfile, get_profile
 from vmr_env.spans import from_cxw
 
-Selection = Literal["official", "miou"]
+Selection = Literal["official", "miou", "quality"]
 
 _BATCH = 1024
 _METRICS = ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU", "mAP")
@@ -48,7 +48,8 @@ class Validator:
     Args:
         cache: Where the validation samples are.
         selection: "official" is the published weighted score of R1, mIoU and mAP, over windows rounded as in
-            published submissions; "miou" is the mean tIoU of the first windows, as they are.
+            published submissions; "miou" is the mean tIoU of the first windows, as they are; "quality" is the
+            mean of that and of R1@0.5 and R1@0.7, as committees in the environments are judged.
         rows: Samples of the cache; None for all.
     """
 
@@ -63,7 +64,7 @@ class Validator:
         ]
 
     def __call__(self, spans: NDArray[np.float32], scores: NDArray[np.float32]) -> dict[str, float]:
-        """Metrics in percent, and under "selection" the figure to be made large.
+        """Metrics in percent, "quality" among them, and under "selection" the figure to be made large.
 
         Args:
             spans: ``(N, Q, 2)``, (start, end) in units of the duration.
@@ -86,9 +87,11 @@ class Validator:
             outside="keep",
         )["brief"]
         chosen = {name: float(brief[f"MR-full-{name}"]) for name in _METRICS}
-        chosen["selection"] = (
-            official_score(brief, self._profile.name) if self._selection == "official" else chosen["mIoU"]
-        )
+        chosen["quality"] = (chosen["mIoU"] + chosen["R1@0.5"] + chosen["R1@0.7"]) / 3
+        if self._selection == "official":
+            chosen["selection"] = official_score(brief, self._profile.name)
+        else:
+            chosen["selection"] = chosen["mIoU" if self._selection == "miou" else "quality"]
         return chosen
 
 

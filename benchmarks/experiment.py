@@ -199,7 +199,7 @@ def _answers(content: Mapping[str, Any]) -> Answers:
     )
 
 
-OneKind = TypeVar("OneKind", Refined, Ranked)
+OneKind = TypeVar("OneKind", bound=Answers)
 
 
 def merge(parts: Sequence[OneKind]) -> OneKind:

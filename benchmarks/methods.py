@@ -207,7 +207,7 @@ def selection_of(result: HeadResult, steps: int) -> Selection:
     start, *rows = result.history
     return Selection(
         tuple(int(row["epoch"]) + 1 for row in rows),
-        tuple((row["mIoU"] - start["mIoU"]) / 100 for row in rows),
+        tuple((row["quality"] - start["quality"]) / 100 for row in rows),
         result.epoch + 1,
         steps,
     )

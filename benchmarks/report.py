@@ -37,7 +37,7 @@ import vmr_env
 from agents.evaluation import Refined, refine, submission
 from agents.references import GreedyOracle, RandomAgent, StopAtOnce, constant_window
 from agents.tprl_validation import submission_times
-from benchmarks.curves import draw_curves
+from benchmarks.curves import draw_changes, draw_curves
 from benchmarks.experiment import Experiment, UnitResult, merge
 from benchmarks.html_report import PAGE_FILE, gather, write_report
 from benchmarks.methods import Fold, describe, predictions
@@ -131,7 +131,7 @@ def report(experiment: Experiment, detector_files: Sequence[Path], command: str)
     detector = query_scores(published[compared_with], truth)
     write_predictions(experiment.folder / "submission-detector.jsonl", published[compared_with])
     rows: dict[str, Mapping[str, Any]] = dict(record["detectors"])
-    curves = {}
+    curves, changes = {}, {}
     given: dict[str, dict[int, list[Prediction]]] = {}
 
     for name, answers in standing.items():
@@ -160,6 +160,7 @@ def report(experiment: Experiment, detector_files: Sequence[Path], command: str)
         change = differences([query_scores(answers, truth) for answers in answers_of_seeds], detector)
         seconds, steps = sum(unit.seconds for unit in units), sum(unit.selection.steps for unit in units)
         kept = sum(unit.selection.chosen == 0 for unit in units)
+        changes[agent] = change
         rows[agent] = {
             **{measure: float(np.mean([one[measure] for one in each])) for measure in MEASURES},
             **{f"Δ {measure}": change[measure] for measure in MEASURES},
@@ -190,9 +191,9 @@ def report(experiment: Experiment, detector_files: Sequence[Path], command: str)
     write_report(experiment.folder)
     if curves:
         manifest = experiment.folds[0].train.manifest
-        draw_curves(
-            experiment.folder / "curves.png", curves, f"{manifest['dataset']}, source {manifest['source']}"
-        )
+        title = f"{manifest['dataset']}, source {manifest['source']}"
+        draw_curves(experiment.folder / "curves.png", curves, title)
+        draw_changes(experiment.folder / "changes.png", changes, title)
     return text
 
 

@@ -159,7 +159,7 @@ def test_divergence_is_zero_at_the_start_and_exact_for_one_step(caches: Pair) ->
     batch = batch_of(caches)
     trainer = HeadPolicyTrainer(new_head(), config("grpo"))
     drawn = trainer.draw(batch, STAGES[3])
-    came = trainer._came(batch.states, batch.references)
+    came = trainer._first(batch.states, batch.references)
     zero = trainer._divergence(trainer.policy(batch.states, batch.references), came, drawn, True)
     assert zero.item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():

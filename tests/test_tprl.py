@@ -173,7 +173,9 @@ def test_training_gains_on_held_out_samples(
     head = new_head()
     head.load_state_dict(result.head)
     validate = Validator(caches[1], preset.selection)
-    assert validate(*propose(head, StateBatches(caches[1])))["mIoU"] == result.selection
+    found = validate(*propose(head, StateBatches(caches[1])))
+    assert found["selection"] == result.selection
+    assert found["quality"] == pytest.approx((found["mIoU"] + found["R1@0.5"] + found["R1@0.7"]) / 3)
 
 
 @pytest.mark.parametrize("changes", [{}, {"class_lr": 1e-3, "state_dropout": 0.2}, {"estimator": "grpo"}])
@@ -341,7 +343,7 @@ def test_submission_times_equal_the_recorded_ones(goldens: Path) -> None:
 def test_official_selection_runs_on_rounded_windows(tmp_path: Path, dataset: str) -> None:
     cache = write_states(tmp_path / "cache", 4, dataset=dataset)
     metrics = Validator(cache, "official")(*propose(new_head(), StateBatches(cache)))
-    assert set(metrics) == {"R1@0.3", "R1@0.5", "R1@0.7", "mIoU", "mAP", "selection"}
+    assert set(metrics) == {"R1@0.3", "R1@0.5", "R1@0.7", "mIoU", "mAP", "quality", "selection"}
     assert 0 < metrics["selection"] < 100
 
 
