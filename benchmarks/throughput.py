@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for predictions, ground_truth in args.evaluate:
             figures |= evaluate_figures(predictions, ground_truth, args.repeats)
     for name, figure in figures.items():
-        print(f"{name:60} {figure:14,.3f}" if abs(figure) < 10 else f"{name:60} {figure:14,.0f}")
+        print(f"{name:70} {figure:12,.3f}" if abs(figure) < 10 else f"{name:70} {figure:12,.0f}")
     if args.json:
         write_text(args.json, json.dumps(figures, indent=1))
     return 0

@@ -11,7 +11,7 @@ from vmr_env.arrays import Array, Bools, Floats, Ints, Rows
 from vmr_env.cache import DecoderStateCache
 from vmr_env.curriculum import Stage, get_stage
 from vmr_env.observations import Observer, Sight
-from vmr_env.rewards import get_potential, overlaps
+from vmr_env.rewards import get_potential, lengths, overlaps
 from vmr_env.timeline import log_length
 
 
@@ -72,6 +72,7 @@ class Episodes:
         self._reach = Reach(n, proposals, moments)
         self._sight = Sight(n, proposals)
         self._sight.bounds[1] = 1
+        self._lengths = lengths(*self._reach.others)
         self.set_stage(stage)
 
     @property
@@ -116,6 +117,7 @@ class Episodes:
         self._others[rows, self._p :] = cache.moments.values.take(at, axis=0)
         self._others[rows, : self._p] = cache.spans.take(samples, axis=0)[:, : self._p]
         self._reach.others[:] = self._others.T
+        self._lengths = lengths(*self._reach.others)
         self._counts[rows] = cache.counts.take(samples)
         clip = np.float32(cache.manifest["clip_seconds"]) / cache.durations.take(samples)
         self._clip[rows] = clip
@@ -150,7 +152,7 @@ class Episodes:
         sight, reach = self._sight, self._reach
         np.subtract(sight.end, sight.start, out=sight.width)
         sight.length[:] = log_length(sight.width / self._clip)
-        tious = overlaps(sight.start, sight.end, reach.low, reach.high)
+        tious = overlaps(sight.start, sight.end, reach.low, reach.high, self._lengths)
         sight.overlaps[:] = tious[: self._p]
         self.tiou = np.maximum.reduce(tious[self._p :]) if len(tious) > self._p + 1 else tious[self._p]
         self._potentials = self._potential(self.tiou, sight.bounds, reach.moments)

@@ -22,14 +22,30 @@ _HALF = np.float32(0.5)
 _EMPTY = np.array(1e-9, np.float32)
 
 
-def overlaps(start: Numbers, end: Numbers, low: Floats, high: Floats) -> Floats:
-    """tIoU of spans with others, 0 where both are empty: (N,), (N,), (K, N), (K, N) -> (K, N)."""
+def lengths(low: Floats, high: Floats) -> Floats:
+    """Lengths of spans as `overlaps` wants them, a little above 0 where they are empty."""
+    result: Floats = np.maximum(high - low, _EMPTY)
+    return result
+
+
+def overlaps(start: Numbers, end: Numbers, low: Floats, high: Floats, length: Floats | None = None) -> Floats:
+    """tIoU of spans with others, 0 where both are empty.
+
+    Args:
+        start: (N,), of the spans.
+        end: (N,).
+        low: (K, N), starts of the others.
+        high: (K, N), their ends.
+        length: (K, N), `lengths` of the others, where they are known.
+
+    Returns:
+        (K, N).
+    """
     common: Floats = np.minimum(high, end)
     common -= np.maximum(low, start)
     np.maximum(common, _ZERO, out=common)
-    union: Floats = (high - low) + (end - start)
+    union: Floats = (lengths(low, high) if length is None else length) + (end - start)
     union -= common
-    np.maximum(union, _EMPTY, out=union)
     common /= union
     return common
 
