@@ -96,6 +96,27 @@ def test_batches_of_any_size_make_the_same_cache(
         assert path.read_bytes() == (folder / "parts" / path.name).read_bytes()
 
 
+def test_samples_in_any_order_whatever_stays_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_table, "ROWS_PER_GROUP", 3)
+    monkeypatch.setattr(cache_table, "_GROUPS_KEPT", 2)
+    batch = random_batch(14)
+    with CacheWriter(tmp_path / "c", **ARGUMENTS) as writer:
+        writer.append(batch)
+        writer.finish()
+    cache = DecoderStateCache.open(tmp_path / "c")
+    for row in np.random.default_rng(0).integers(14, size=60).tolist():
+        sample = cache.sample(row)
+        assert (sample.qid, sample.vid, sample.query) == (
+            batch.qids[row],
+            batch.vids[row],
+            batch.queries[row],
+        )
+        assert (sample.duration, sample.n_clips) == (batch.durations[row], batch.n_clips[row])
+        np.testing.assert_array_equal(sample.moments, batch.moments[row])
+
+
 def test_files_are_plain_numpy_and_parquet(tmp_path: Path) -> None:
     batch = random_batch(6, full=True)
     path = write_cache(tmp_path / "c", batch, dtype="float16", **ARGUMENTS)

@@ -84,6 +84,29 @@ def test_native_equals_loop(source: Path, actions: str, stage: int, autoreset: A
     assert ends >= N  # autoreset was at work
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reward": "step"},
+        {"reward": "tiou_step", "horizon": 1},
+        {"proposals": 2, "samples": [3, 5, 8, 13]},
+        {"components": ["text", "models", "inside", "decoder_state", "span"], "stage": 2},
+    ],
+)
+def test_native_equals_loop_with_options(source: Path, options: dict[str, Any]) -> None:
+    loop = SyncVectorEnv([partial(VMREnv, source=source, **options)] * N)
+    native = VMRVectorEnv(N, source=source, **options)
+    np.testing.assert_array_equal(native.reset(seed=SEEDS)[0], loop.reset(seed=SEEDS)[0])
+    rng = np.random.default_rng(1)
+    native.action_space.seed(2)
+    for step in range(STEPS):
+        if step == STEPS // 2:  # in the middle of episodes
+            native.call("set_stage", 1)
+            loop.call("set_stage", 1)
+        taken = varied_actions(native, rng)
+        assert_same_step(native.step(taken), loop.step(taken))
+
+
 @pytest.mark.parametrize("autoreset", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 def test_autoreset_names_the_new_samples(source: Path, autoreset: AutoresetMode) -> None:
     loop = SyncVectorEnv([partial(VMREnv, source=source)] * 3, autoreset_mode=autoreset)
