@@ -55,6 +55,7 @@ def build_cache(
     dtype: str = "float16",
     batch_size: int = 100,
     shard: tuple[int, int] = (0, 1),
+    notes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path | None:
@@ -74,6 +75,7 @@ def build_cache(
         dtype: type in which states, clips and text are stored, float16 or float32.
         batch_size: samples of a forward pass.
         shard: (i, n) does only every n-th part, the i-th first, and writes no cache unless n is 1.
+        notes: further notes for the manifest, JSON values.
         overwrite: replace a cache that is there.
         progress: show a progress bar.
 
@@ -114,7 +116,7 @@ def build_cache(
             arrays = parts.read(index)
             clipped += int(arrays["clipped"])
             writer.append(_batch(dataset.annotations[start : start + PART_SAMPLES], arrays))
-        writer.finish({"proposals_clipped": clipped})
+        writer.finish({"proposals_clipped": clipped, **(notes or {})})
     parts.remove()
     return path
 
