@@ -53,7 +53,7 @@ STEPS = {"native": 40, "gathering rows": 40, "observations": 40, "SyncVectorEnv"
 ROUNDS, LAST = 40, 10
 """Rounds of training, and how many of the last ones count for the return."""
 
-SB3_DEFAULTS = {"batch_size": 64, "n_epochs": 10}
+SB3_DEFAULTS = {"batch_size": 64, "n_epochs": 10, "learning_rate": 3e-4}
 
 
 def seconds(work: Work) -> float:
