@@ -157,6 +157,7 @@ class SB3Agent(Agent):
     """Arguments of the algorithm."""
     rollouts: ClassVar[int]
     """Rollouts of a round."""
+    env_options: ClassVar[Mapping[str, Any]] = {"horizon": 1}
     policy_loss: ClassVar[str]
     """Name of the policy's loss in SB3's log."""
 
@@ -223,14 +224,14 @@ class SB3PPO(SB3Agent):
         "n_steps": 4,
         "batch_size": 256,
         "n_epochs": 4,
-        "learning_rate": 3e-4,
+        "learning_rate": 1e-3,
         "gamma": 1.0,
         "gae_lambda": 0.95,
         "ent_coef": 3e-3,
     }
     rollouts = 1
     policy_loss = "train/policy_gradient_loss"
-    rounds = 60
+    rounds = 150
 
 
 class SB3A2C(SB3Agent):
@@ -245,7 +246,7 @@ class SB3A2C(SB3Agent):
     }
     rollouts = 4
     policy_loss = "train/policy_loss"
-    rounds = 60
+    rounds = 150
 
 
 @contextmanager
