@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: tprl test lint format throughput clean
+.PHONY: tprl test lint format docs throughput clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict --site-dir build/docs
 
 throughput: $(VENV)/.installed
 	$(BIN)/python benchmarks/throughput.py $(ARGS)

@@ -14,7 +14,6 @@ import gymnasium
 import numpy as np
 import pytest
 from caches import ARGUMENTS, random_batch
-from refinement import user_cache_in
 
 from vmr_env.cache import write_cache
 
@@ -29,7 +28,8 @@ MODERN = tuple(map(int, gymnasium.__version__.split(".")[:2])) >= (1, 1)
 def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """Arguments of environments over a small cache."""
     folder = tmp_path_factory.mktemp("clients")
-    with user_cache_in(folder / "user"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "user"))
         yield {"source": str(write_cache(folder / "cache", random_batch(20, q=4), **ARGUMENTS))}
 
 
@@ -52,16 +52,17 @@ def episodes(env: Any, count: int = 3) -> Iterator[tuple[Any, float, bool, bool,
 def test_gymnasium_wrappers(options: dict[str, Any]) -> None:
     made = gymnasium.make(ENV_ID, observation="dict", **options)
     env = gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.wrappers.FlattenObservation(made))
-    returns, total = [], 0.0
+    told, earned, total = list[float](), list[float](), 0.0
     for observation, reward, terminated, truncated, info in episodes(env):
         assert env.observation_space.contains(observation)
         total += reward
         assert not truncated
         if terminated:
-            returns.append((float(np.squeeze(info["episode"]["r"])), total))
+            told.append(float(np.squeeze(info["episode"]["r"])))
+            earned.append(total)
             total = 0.0
-    assert len(returns) == 3
-    np.testing.assert_allclose(*zip(*returns, strict=True), atol=1e-5)
+    assert len(told) == 3
+    np.testing.assert_allclose(told, earned, atol=1e-5)
     normal = gymnasium.wrappers.NormalizeObservation(gymnasium.make(ENV_ID, **options))
     assert all(np.isfinite(step[0]).all() for step in episodes(normal))
 
@@ -255,9 +256,7 @@ def test_torchrl(name: str, more: dict[str, Any], options: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("native", [False, True])
 def test_rllib(native: bool, options: dict[str, Any]) -> None:
-    pytest.importorskip("ray.rllib")
-    from ray.rllib.algorithms.ppo import PPOConfig
-
+    ppo = pytest.importorskip("ray.rllib.algorithms.ppo")
     runners: dict[str, Any] = {
         "num_env_runners": 0,
         "num_envs_per_env_runner": 4,
@@ -266,7 +265,7 @@ def test_rllib(native: bool, options: dict[str, Any]) -> None:
     if native:
         runners["gym_env_vectorize_mode"] = "vector_entry_point"
     config = (
-        PPOConfig()
+        ppo.PPOConfig()
         .environment(ENV_ID, env_config=options)
         .env_runners(**runners)
         .training(train_batch_size_per_learner=32, minibatch_size=16, num_epochs=1)
@@ -282,14 +281,23 @@ def test_rllib(native: bool, options: dict[str, Any]) -> None:
 
 
 def test_tianshou(options: dict[str, Any]) -> None:
-    data = pytest.importorskip("tianshou.data")
-    env = pytest.importorskip("tianshou.env")
-    base = pytest.importorskip("tianshou.algorithm.random")
-    envs = env.DummyVectorEnv([lambda: gymnasium.make(ENV_ID, **options)] * 4)
-    policy = base.MARLRandomDiscreteMaskedOffPolicyAlgorithm(action_space=envs.action_space[0])
-    collector = data.Collector(policy, envs, data.VectorReplayBuffer(200, 4))
+    algorithms = pytest.importorskip("tianshou.algorithm")
+    from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
+    from tianshou.algorithm.optim import AdamOptimizerFactory
+    from tianshou.data import Collector, VectorReplayBuffer
+    from tianshou.env import DummyVectorEnv
+    from tianshou.utils.net.common import Net
+
+    envs = DummyVectorEnv([lambda: gymnasium.make(ENV_ID, **options)] * 4)
+    space, actions = envs.observation_space[0], envs.action_space[0]
+    net = Net(state_shape=space.shape, action_shape=actions.n, hidden_sizes=[16])
+    policy = DiscreteQLearningPolicy(model=net, action_space=actions, eps_training=0.5)
+    algorithm = algorithms.DQN(
+        policy=policy, optim=AdamOptimizerFactory(lr=1e-3), gamma=1.0, target_update_freq=10
+    )
+    collector = Collector(algorithm, envs, VectorReplayBuffer(200, 4), exploration_noise=True)
     collector.reset()
-    found = collector.collect(n_episode=8, reset_before_collect=True)
+    found = collector.collect(n_episode=8)
     assert found.n_collected_episodes == 8
     assert np.abs(found.returns).max() <= 1
 
