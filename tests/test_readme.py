@@ -3,29 +3,47 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
+import click
 import gymnasium
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from agents.evaluation import refine, submission
+from benchmarks import cli
 from benchmarks.run_tprl import main, parse
 from vmr_env.cache import DecoderStateCache
 from vmr_env.metrics import evaluate
+from vmr_env.prediction_cache import build_prediction_cache
 from vmr_env.predictions import write_predictions
 from vmr_env.profiles import get_profile
 from vmr_env.simulator import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-COMMANDS = [
-    line
-    for block in re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    for line in block.replace("\\\n", " ").splitlines()
-]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def blocks(text: str) -> list[str]:
+    """Python code on a page."""
+    return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[str]:
+    """Lines of shell code on a page."""
+    return [
+        line.strip()
+        for block in re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+
+
+BLOCKS, COMMANDS = blocks(README), commands(README)
+PROFILE = get_profile("charades")
 QUICK = ["--members", "2", "--evaluations", "1", "--rounds", "1", "--seeds", "1", "--jobs", "1"]
 
 
@@ -91,6 +109,53 @@ def test_its_commands_are_understood() -> None:
         parse(shlex.split(line)[2:])
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {shlex.split(line, comments=True)[1] for line in COMMANDS if line.startswith("make")} <= {*targets}
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("vmr-env")])
+def test_its_commands_of_vmr_env_work(line: str) -> None:
+    _, name, *arguments = shlex.split(line.split(">")[0], comments=True)
+    if name == "train":
+        parse(arguments)
+    elif name == "report":  # what it makes is tested with the report
+        assert arguments == ["runs/tprl"]
+    else:
+        done = CliRunner().invoke(cli.main, [name, *arguments])
+        assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page.read_text())], ids=lambda page: page.stem
+)
+def test_code_of_the_documentation_runs(page: Path, folder: Path) -> None:
+    if page.stem == "agent":  # goes on where this page ends
+        build_prediction_cache(
+            "own-cache", "my_model.jsonl", "annotations.jsonl", PROFILE, "test", overwrite=True
+        )
+    for block in blocks(page.read_text(encoding="utf-8")):
+        exec(compile(block, page.name, "exec"), {"__name__": "docs"})
+    shutil.rmtree("own-cache", ignore_errors=True)
+
+
+def test_commands_of_the_documentation_are_understood() -> None:
+    """Every command and option of `vmr-env` on the pages exists."""
+    lines = [line for page in PAGES for line in commands(page.read_text(encoding="utf-8"))]
+    ours = [line for line in lines if line.startswith("vmr-env")]
+    assert len(ours) > 10
+    for line in ours:
+        _, *words = shlex.split(line, comments=True)
+        command: click.Command = cli.main
+        path = []
+        while isinstance(command, click.Group):
+            path.append(words.pop(0))
+            command = command.commands[path[-1]]
+        known = {option for parameter in command.params for option in parameter.opts}
+        if "arguments" in {parameter.name for parameter in command.params}:  # another program's
+            known = set(re.findall(r"--[a-z-]+", _help(path)))
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def _help(words: list[str]) -> str:
+    return CliRunner().invoke(cli.main, [*words, "--help"]).output
 
 
 def test_its_environments_are_registered() -> None:
