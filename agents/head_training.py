@@ -192,6 +192,18 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
                     losses = {f"losses/{name}": value for name, value in means.items()}
                     yield {"epoch": float(epoch), "stage": float(self.stage_of(now)), **losses}
 
+    def also_train(self, weights: Sequence[nn.Parameter], averages: Sequence[nn.Parameter]) -> None:
+        """Let parameters beyond the head learn at the head's rate, and keep their running averages.
+
+        Args:
+            weights: What the losses depend on through the states that they are given.
+            averages: As many, of equal values; they follow.
+        """
+        self._optimizer.add_param_group({"params": list(weights)})
+        self._start += [weight.detach().clone() for weight in weights]
+        self._weights += weights
+        self._averages += averages
+
     def trained(self) -> Weights:
         """A copy of the averaged head's weights."""
         return _copy(self.averaged.state_dict())

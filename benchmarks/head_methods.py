@@ -10,6 +10,7 @@ from agents.head_config import HeadConfig
 from agents.head_policy import head_policy_config
 from agents.tprl_config import TprlConfig, default_config, paper_config, with_stages
 from benchmarks.methods import HeadMethod, Method
+from benchmarks.unfrozen import UNFROZEN, Features, UnfrozenMethod
 from vmr_env.curriculum import SCHEDULES, three_stages
 from vmr_env.errors import DataError, Problem
 
@@ -65,11 +66,11 @@ def configured(config: HeadConfig, options: Mapping[str, Any]) -> HeadConfig:
         raise DataError(Problem("--set", None, None, str(error))) from error
 
 
-def ablations(dataset: str, weights: Path) -> dict[str, Method]:
+def ablations(dataset: str, weights: Path, features: Features | None = None) -> dict[str, Method]:
     """TPRL's variants on one backbone: by name, the default and the published settings among them.
 
     Each differs from the default in what its name says, and in nothing else. Leaving a stage out gives its
-    epochs to the next one, so the budget stays.
+    epochs to the next one, so the budget stays. Variants that unfreeze more than the head need features.
     """
     ours = default_config(dataset)
     one, two, three = (phase.epochs for phase in ours.schedule.phases)
@@ -93,4 +94,8 @@ def ablations(dataset: str, weights: Path) -> dict[str, Method]:
         ),
         "tprl_paper": paper_config(dataset),
     }
-    return {name: HeadMethod(config, weights) for name, config in variants.items()}
+    methods: dict[str, Method] = {name: HeadMethod(config, weights) for name, config in variants.items()}
+    if features is not None:
+        for unfrozen in UNFROZEN:
+            methods[f"head + {unfrozen}"] = UnfrozenMethod(ours, weights, features, unfrozen)
+    return methods

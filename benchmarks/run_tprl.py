@@ -9,6 +9,8 @@
     python benchmarks/run_tprl.py --agent my_package.my_module:MyAgent    an own algorithm among ours
     python benchmarks/run_tprl.py --dataset qvhighlights --cache caches/train --test-cache caches/val \
         --weights runs/captions/best --agents tprl head_ppo head_grpo ppo  a backbone's head, and agents
+    python benchmarks/run_tprl.py --backbone charades-simulated           from features: GIRL-DETR and all
+    python benchmarks/run_tprl.py --backbone charades-simulated --ablate  what in TPRL does the work
 
 Several files after --predictions form a pool. Agents learn and are selected on training videos only; test
 videos are read once, at the end of a unit. Ctrl-C leaves the table of what was done; --resume goes on.
@@ -23,6 +25,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +33,13 @@ import torch
 from tqdm import tqdm
 
 from agents.committee import MakeAgent, Progress
+from backbones.configs import get_recipe
+from backbones.embedded import RECIPE, Sizes, build_embedded
 from benchmarks.experiment import Experiment, Unit, cross_validation, run_units, train_test
 from benchmarks.head_methods import HEAD_AGENTS, ablations, configured, head_config, parse_options
 from benchmarks.methods import EnvironmentMethod, Fold, HeadMethod, Method, Settings, check_weights
 from benchmarks.report import report
+from benchmarks.unfrozen import Features
 from vmr_env.cache import DecoderStateCache
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files import write_text
@@ -49,7 +55,14 @@ AGENTS: dict[str, str] = {
     "sb3_ppo": "agents.sb3:SB3PPO",
     "sb3_a2c": "agents.sb3:SB3A2C",
 }
+EMBEDDABLE = (RECIPE,)
+"""Recipes that need no data but their seeds."""
+
 DEFAULT_AGENTS = ("expected_gain", "ppo", "reinforce")
+
+BACKBONE_AGENTS = (*HEAD_AGENTS, *DEFAULT_AGENTS, "grpo", "sb3_ppo")
+BESIDE = "girl_detr"
+"""Where `backbones.embedded` puts the weights, beside the caches."""
 
 POOL_PROPOSALS = 10
 _LEAST = {"folds": 2, "seeds": 1, "members": 2, "evaluations": 1, "rounds": 1, "proposals": 1, "jobs": 1}
@@ -98,8 +111,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     learning.add_argument(
         "--agents",
         nargs="*",
-        default=list(DEFAULT_AGENTS),
-        help=f"some of {', '.join(AGENTS)}; with --weights also {', '.join(HEAD_AGENTS)}",
+        help=f"some of {', '.join(AGENTS)}; with --weights also {', '.join(HEAD_AGENTS)} "
+        f"(default: {', '.join(DEFAULT_AGENTS)}; of a backbone: {', '.join(BACKBONE_AGENTS)})",
     )
     learning.add_argument(
         "--ablate", action="store_true", help="TPRL's variants in place of --agents; needs --weights"
@@ -124,7 +137,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=Path("runs/tprl"), help="folder of the results (default runs/tprl)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.cache and not args.weights and (beside := args.cache.parent / BESIDE).is_dir():
+        args.weights = beside
+    if args.agents is None:
+        args.agents = list(BACKBONE_AGENTS if args.weights or args.backbone else DEFAULT_AGENTS)
+    return args
 
 
 def check(args: argparse.Namespace) -> None:
@@ -159,8 +177,10 @@ def check(args: argparse.Namespace) -> None:
     if (args.test_predictions or args.test_cache) and not (args.predictions or args.cache):
         message = "is missing, expected data to learn from (or --cache) beside the test data"
         problems.append(Problem("--predictions", None, None, message))
+    if args.backbone is not None:
+        problems += _backbone_problems(args)
     headed = ["--ablate"] if args.ablate else [name for name in args.agents if name in HEAD_AGENTS]
-    if headed and not (args.weights and args.cache):
+    if headed and not args.backbone and not (args.weights and args.cache):
         message = f"is missing, expected with --cache for {headed[0]}, which trains the backbone's head"
         problems.append(Problem("--weights", None, None, message))
     if args.select_cache and not args.test_cache:
@@ -171,6 +191,32 @@ def check(args: argparse.Namespace) -> None:
             problems.append(Problem(package, None, None, "is missing, expected `pip install vmr-env[bench]`"))
     if problems:
         raise DataError(problems)
+
+
+def _backbone_problems(args: argparse.Namespace) -> list[Problem]:
+    """What is wrong with --backbone, or does not go with it."""
+    problems = []
+    if args.backbone not in EMBEDDABLE:
+        expected = ", ".join(EMBEDDABLE)
+        problems.append(Problem("--backbone", None, None, f"is {args.backbone!r}, expected {expected}"))
+    for name in ("predictions", "cache", "test_cache", "select_cache", "weights", "features"):
+        if getattr(args, name):
+            option = "--" + name.replace("_", "-")
+            problems.append(Problem(option, None, None, "is given beside --backbone, expected one of them"))
+    return problems
+
+
+def train_backbone(args: argparse.Namespace) -> None:
+    """Train the backbone that `--backbone` names, or go on with it, and point the arguments to its caches."""
+    work, made = args.out / "backbone-work", args.out / "backbone"
+    recipe = replace(get_recipe(args.backbone), seed=args.backbone_seed)
+    finished = made / "made.json"
+    if not finished.exists():
+        build_embedded(made, work, recipe, Sizes())
+        write_text(finished, json.dumps({"recipe": args.backbone, "seed": args.backbone_seed}) + "\n")
+    args.weights, args.dataset = made / "girl_detr", recipe.dataset
+    args.cache, args.test_cache, args.select_cache = (made / name for name in ("train", "test", "val"))
+    args.features = [work / "train", work / "test"]
 
 
 def load_agent(name: str) -> MakeAgent:
@@ -208,7 +254,10 @@ def methods_of(args: argparse.Namespace, folds: Sequence[Fold]) -> dict[str, Met
         if folds[0].select is not None:
             check_weights(args.weights, folds[0].select)
     if args.ablate:
-        return ablations(args.dataset, args.weights)
+        features = Features(*args.features) if args.features else None
+        if features is None:
+            print("not run: head + last decoder layer, head + everything; they need --features")
+        return ablations(args.dataset, args.weights, features)
     options = parse_options(args.set)
     methods: dict[str, Method] = {}
     for name in [*args.agents, *args.agent]:
@@ -395,6 +444,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name not in HEAD_AGENTS:
                 load_agent(name)
         make_folder(args)
+        if args.backbone:
+            train_backbone(args)
         folds = open_data(args)
         agents = methods_of(args, folds)
         experiment = Experiment(args.out, folds, agents, args.seeds, settings_of(args, folds))
