@@ -21,7 +21,9 @@ def open_source(dataset: str, split: str, source: str | os.PathLike[str] | None 
         dataset: name of a profile.
         split: name of a split.
         source: folder of a cache. None looks for `<data set>/<split>` in the folder that the environment
-            variable `VMR_ENV_DATA` names; where that is not set, simulated data are used, with a warning.
+            variable `VMR_ENV_DATA` names; where that is not set, simulated data are used, with a warning: for
+            Charades the decoder states of a small GIRL-DETR on simulated videos, which ship with the package
+            (`backbones.embedded` makes them), otherwise the detector simulator's, without decoder states.
 
     Raises:
         DataError: the folder is no cache, or the cache is of another data set; `VMR_ENV_DATA` names no cache.
