@@ -94,7 +94,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     data.add_argument(
         "--folds", type=int, default=5, help="folds by video where there is no test data (default 5)"
     )
-    data.add_argument("--weights", type=Path, help="the backbone's weights, for agents that train its head")
+    data.add_argument(
+        "--backbone",
+        metavar="RECIPE",
+        help="train a GIRL-DETR on simulated features first, and learn on its decoder states of videos that "
+        "it has not seen (charades-simulated)",
+    )
+    data.add_argument("--backbone-seed", type=int, default=0, help="seed of that training (default 0)")
+    data.add_argument(
+        "--features",
+        nargs=2,
+        type=Path,
+        metavar=("TRAIN", "TEST"),
+        help="features behind --cache and --test-cache, for --ablate: folders with annotations.jsonl, "
+        "clips and text",
+    )
+    data.add_argument(
+        "--weights",
+        type=Path,
+        help=f"the backbone's weights, for agents that train its head (default: {BESIDE} beside --cache)",
+    )
     data.add_argument(
         "--select-cache",
         type=Path,
