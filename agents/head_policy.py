@@ -35,7 +35,7 @@ _LEAST_STD = 1e-4  # of a group's rewards: a group without differences teaches n
 class HeadPolicyConfig(HeadConfig):
     """Settings of `HeadPolicyTrainer`."""
 
-    epochs: tuple[int, int, int] = (1, 2, 9)
+    epochs: tuple[int, int, int] = (2, 4, 34)
     """Epochs of each stage; 0 leaves a stage out."""
     group: int = 1
     """Refinements that are drawn of each sample."""

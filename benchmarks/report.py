@@ -3,7 +3,8 @@
 `results.json` is an object:
 
     run         command, source, dataset, models, backbone (kind, sha256), settings, versions,
-                submission_times (whether answers were rounded as in published submissions)
+                submission_times (whether answers were rounded as in published submissions),
+                notes (what was not run, and why)
     detectors   name -> figures (`results.MEASURES`, percent)
     references  name -> {figures, change}
     agents      name -> {
@@ -107,13 +108,16 @@ def detectors(folds: Sequence[Fold], files: Sequence[Path], stopped: list[Predic
     }
 
 
-def report(experiment: Experiment, detector_files: Sequence[Path], command: str) -> str:
+def report(
+    experiment: Experiment, detector_files: Sequence[Path], command: str, notes: Sequence[str] = ()
+) -> str:
     """Write all that is known of the units that are done; returns the table.
 
     Args:
         experiment: its results are read from its folder, and written there.
         detector_files: prediction files on the test data; none where these are caches.
         command: what made the run.
+        notes: what else to tell, under the table.
     """
     truth = truth_of(experiment.folds)
     profile = get_profile(experiment.folds[0].test.manifest["dataset"])
@@ -122,7 +126,7 @@ def report(experiment: Experiment, detector_files: Sequence[Path], command: str)
         standing = {name: rounded(answers, profile) for name, answers in standing.items()}
     published = detectors(experiment.folds, detector_files, standing[STOP_AT_ONCE])
     record: dict[str, Any] = {
-        "run": _provenance(experiment, command),
+        "run": {**_provenance(experiment, command), "notes": list(notes)},
         "detectors": {name: figures(answers, truth) for name, answers in published.items()},
         "references": {},
         "agents": {},
@@ -183,7 +187,7 @@ def report(experiment: Experiment, detector_files: Sequence[Path], command: str)
         curves[agent] = [(unit.selection.rounds, unit.selection.gains) for unit in units]
 
     heading = _heading(experiment, len(truth), compared_with)
-    text = f"{heading}\n\n{table(rows)}\n"
+    text = "\n\n".join([heading, table(rows), *notes]) + "\n"
     write_text(experiment.folder / "table.md", text)
     write_text(experiment.folder / "results.json", json.dumps(record, indent=1) + "\n")
     page = gather(heading, record, truth, published[compared_with], given, curves)

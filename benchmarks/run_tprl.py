@@ -64,6 +64,8 @@ BACKBONE_AGENTS = (*HEAD_AGENTS, *DEFAULT_AGENTS, "grpo", "sb3_ppo")
 BESIDE = "girl_detr"
 """Where `backbones.embedded` puts the weights, beside the caches."""
 
+NOT_RUN = "Not run: head + last decoder layer, head + everything. They need features (--features)."
+
 POOL_PROPOSALS = 10
 _LEAST = {"folds": 2, "seeds": 1, "members": 2, "evaluations": 1, "rounds": 1, "proposals": 1, "jobs": 1}
 """Smallest sensible value of each number on the command line."""
@@ -274,8 +276,6 @@ def methods_of(args: argparse.Namespace, folds: Sequence[Fold]) -> dict[str, Met
             check_weights(args.weights, folds[0].select)
     if args.ablate:
         features = Features(*args.features) if args.features else None
-        if features is None:
-            print("not run: head + last decoder layer, head + everything; they need --features")
         return ablations(args.dataset, args.weights, features)
     options = parse_options(args.set)
     methods: dict[str, Method] = {}
@@ -471,7 +471,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         settle(args, folds)
         finished = run(experiment, args.jobs)
         files = args.test_predictions or (None if args.test_cache else args.predictions) or []
-        print(report(experiment, files, shlex.join(["python", "benchmarks/run_tprl.py", *given])))
+        notes = [NOT_RUN] if args.ablate and not args.features else []
+        command = shlex.join(["python", "benchmarks/run_tprl.py", *given])
+        print(report(experiment, files, command, notes))
     except DataError as error:
         if not existed:
             with suppress(OSError):
