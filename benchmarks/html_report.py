@@ -169,7 +169,7 @@ def _table(page: Page) -> str:
             f'<tr class="{kind}"><th scope="row">{escape(name)}</th>{cells}<td>{escape(remark)}</td></tr>'
         )
     return (
-        f'<table><caption>{escape(page["heading"])}</caption><thead><tr><th scope="col">answers</th>{head}'
+        f'<table><caption>Results on test queries</caption><thead><tr><th scope="col">answers</th>{head}'
         f'<th scope="col">remarks</th></tr></thead><tbody>{"".join(lines)}</tbody></table>'
     )
 
@@ -195,8 +195,8 @@ def _plots(page: Page) -> str:
     blocks = []
     for ends, curves in _by_stages(page).items():
         caption = (
-            "Gain in mIoU on training samples held out from the learner; mean of all trainings, shaded "
-            "from their 10 % to their 90 % quantile."
+            "Gain on training samples held out from the learner: mean of mIoU, R1@0.5 and R1@0.7, over all "
+            "trainings; shaded from their 10 % to their 90 % quantile."
         )
         if ends:
             caption += " Dotted lines: a stage of the curriculum ends."

@@ -130,7 +130,7 @@ def learning_curves(
     low, high = min(float(r.min()) for r in ranges.values()), max(float(r.max()) for r in ranges.values())
     margin = max(0.05 * (high - low), 0.1)
     axes = _Axes((0, 100), (low - margin, high + margin))
-    axes.axes("training (% of rounds)", "gain, mean of mIoU, R1@0.5, R1@0.7 (points)")
+    axes.axes("training (% of rounds)", "gain on held-out samples (points)")
     for share in stages:
         axes.line([100 * share] * 2, axes.y, "stage")
     axes.line([0, 100], [0, 0], f"dashed {series(0)}")
