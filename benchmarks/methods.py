@@ -133,7 +133,9 @@ class EnvironmentMethod(Method):
             watch=watch,
         )
         refined = refine(committee.act, fold.test, fold.test_samples, committee.options)
-        save_committee(keep.with_suffix(".pt"), committee, fold.train, {**about, "chosen": selection.chosen})
+        save_committee(
+            keep.with_name(f"{keep.name}.pt"), committee, fold.train, {**about, "chosen": selection.chosen}
+        )
         return Outcome(refined, selection)
 
 
@@ -157,7 +159,7 @@ class HeadMethod(Method):
         before = frozen_sha256(model)
         result, steps = self._train(model, fold, seed, settings, watch)
         model.head.load_state_dict(result.head)
-        save_file(result.head, keep.with_suffix(".safetensors"))
+        save_file(result.head, keep.with_name(f"{keep.name}.safetensors"))
         answers = ranked(fold.test, fold.test_samples, model)
         return Outcome(
             answers, selection_of(result, steps), {"before": before, "after": frozen_sha256(model)}

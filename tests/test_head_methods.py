@@ -14,8 +14,11 @@ from backbones.girl_detr.checkpoint import load_checkpoint, save_checkpoint
 from backbones.girl_detr.inference import WindowSettings
 from backbones.predict import predict
 from benchmarks import graft
+from benchmarks.experiment import train_test
 from benchmarks.head_methods import ablations, configured, head_config, parse_options
+from benchmarks.methods import HeadMethod, Settings
 from benchmarks.run_tprl import main
+from vmr_env.cache import DecoderStateCache
 from vmr_env.errors import DataError
 from vmr_env.predictions import read_predictions
 
@@ -160,6 +163,15 @@ def test_a_head_of_another_backbone_is_refused(backbone: Backbone, tmp_path: Pat
 def test_kept_heads_hold_the_whole_head(backbone: Backbone, run: Path) -> None:
     kept = load_file(run / "units" / "tprl-seed0-fold0.safetensors")
     assert set(kept) == set(load_checkpoint(backbone.weights).head.state_dict())
+
+
+def test_what_is_kept_is_named_by_the_whole_unit(backbone: Backbone, tmp_path: Path) -> None:
+    """A full stop in a name begins no suffix."""
+    fold = train_test(*(DecoderStateCache.open(backbone.caches / split) for split in ("train", "test")))[0]
+    config = configured(head_config("tprl", "charades"), {"epochs": [0, 0, 1]})
+    keep = tmp_path / "baseline. mean-seed0-fold0"
+    HeadMethod(config, backbone.weights).run(fold, 0, Settings(2, 1, 1, None), keep, {}, lambda now: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["baseline. mean-seed0-fold0.safetensors"]
 
 
 def test_variants_share_the_budget() -> None:
