@@ -25,6 +25,13 @@ def arguments(text: str) -> str:
     return re.sub(r"^(?:    )?(\w+(?:, \w+)*): (?=\S)", r"- `\1`: ", text, flags=re.MULTILINE)
 
 
+def table(name: str) -> str:
+    """A mapping of names to sentences, `package.module.MAPPING`, as a list."""
+    module, _, member = name.rpartition(".")
+    mapping = getattr(importlib.import_module(module), member)
+    return "\n".join(f"- `{key}`: {text}" for key, text in mapping.items())
+
+
 def help_of(name: str) -> str:
     """Help text of a command, `vmr-env` first."""
     from benchmarks.cli import main
@@ -46,6 +53,7 @@ def included(path: str) -> str:
 
 MAKERS = {
     "docstring": docstring,
+    "table": table,
     "arguments": lambda name: arguments(docstring(name)),
     "help": help_of,
     "include": included,
