@@ -21,7 +21,7 @@ from vmr_env.actions import COARSE_TO_FINE, MOVES, DiscreteActions
 from vmr_env.cache import DecoderStateCache
 from vmr_env.curriculum import STAGES
 from vmr_env.env import VMREnv
-from vmr_env.rewards import POTENTIALS
+from vmr_env.rewards import POTENTIALS, overlaps
 from vmr_env.timeline import CURVES, INSIDE_FEATURES, KERNELS, POINT_FEATURES, SPAN_FEATURES
 from vmr_env.vector_env import VMRVectorEnv
 
@@ -301,6 +301,14 @@ def test_gains_are_what_stepping_gives(source: str, stage: int) -> None:
             assert (gains[~mask] == 0).all()
             after = envs.step(np.arange(size))[4]["tiou"]
             np.testing.assert_allclose(gains, np.tile(after - tiou, (size, 1)), atol=1e-6)
+
+
+def test_a_span_that_ends_before_it_starts_overlaps_nothing() -> None:
+    """Moves that are masked may cross; as long as the moment they once divided 0 by 0."""
+    start, end = np.float32([0.6, 0.6, 0.2]), np.float32([0.4, 0.1, 0.4])
+    low, high = np.float32([[0.3], [0.5]]), np.float32([[0.5], [0.5]])
+    expected = [[0, 0, 1 / 3], [0, 0, 0]]
+    np.testing.assert_allclose(overlaps(start, end, low, high), expected, atol=1e-6)
 
 
 # Observations

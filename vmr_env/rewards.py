@@ -29,7 +29,7 @@ def lengths(low: Floats, high: Floats) -> Floats:
 
 
 def overlaps(start: Numbers, end: Numbers, low: Floats, high: Floats, length: Floats | None = None) -> Floats:
-    """tIoU of spans with others, 0 where both are empty.
+    """tIoU of spans with others, 0 where both are empty, or where a span ends before it starts.
 
     Args:
         start: (N,), of the spans.
@@ -44,7 +44,7 @@ def overlaps(start: Numbers, end: Numbers, low: Floats, high: Floats, length: Fl
     common: Floats = np.minimum(high, end)
     common -= np.maximum(low, start)
     np.maximum(common, _ZERO, out=common)
-    union: Floats = (lengths(low, high) if length is None else length) + (end - start)
+    union: Floats = (lengths(low, high) if length is None else length) + np.maximum(end - start, _ZERO)
     union -= common
     common /= union
     return common
