@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from agents.networks import PolicyValue
-from agents.policy_agent import PolicyAgent
+from agents.policy_agent import PolicyAgent, descend
 from agents.ppo import entropy
 from agents.protocol import Metrics
 from vmr_env.vector_env import VMRVectorEnv
@@ -68,8 +68,5 @@ class ExpectedGain(PolicyAgent):
             log_policy = said.logits.log_softmax(-1)
             expected = (log_policy.exp() * gains[rows]).sum(-1).mean()
             spread = entropy(log_policy)
-            optimiser.zero_grad()
-            (-expected).backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), config.max_norm)
-            optimiser.step()
+            descend(-expected, network, optimiser, config.max_norm)
         return {"charts/expected_gain": expected.item(), "losses/entropy": spread.item()}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.networks import PolicyValue
-from agents.policy_agent import PolicyAgent
+from agents.policy_agent import PolicyAgent, descend
 from agents.ppo import entropy
 from agents.protocol import Metrics
 from vmr_env.vector_env import VMRVectorEnv
@@ -105,10 +105,8 @@ class GRPO(PolicyAgent):
                 limited = ratio.clamp(1 - config.clip, 1 + config.clip)
                 policy = -torch.minimum(ratio * part.advantages, limited * part.advantages).mean()
                 spread = entropy(log_policy)
-                optimiser.zero_grad()
-                (policy - config.entropy * spread).backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(network.parameters(), config.max_norm)
-                optimiser.step()
+                loss = policy - config.entropy * spread
+                descend(loss, network, optimiser, config.max_norm)
         return {
             "charts/episode_return": float(np.mean([returns for _, returns in gathered])),
             "losses/policy": policy.item(),

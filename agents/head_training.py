@@ -217,7 +217,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         for group in self._optimizer.param_groups:
             for weight in group["params"]:
                 weight.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
+        torch.autograd.backward(loss)
         self._before_step()
         for group in self._optimizer.param_groups:
             clip_grad_norm_(group["params"], self.config.clip)

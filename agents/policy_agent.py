@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from agents.networks import make_network
 from agents.protocol import Agent, Floats, Masks, Metrics
@@ -25,6 +25,14 @@ class Member(nn.Module):
         super().__init__()
         self.network = network
         self.optimiser = torch.optim.AdamW(network.parameters(), lr, weight_decay=weight_decay, fused=True)
+
+
+def descend(loss: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer, max_norm: float) -> None:
+    """One step down a loss's gradient, scaled down where its norm is above `max_norm`."""
+    optimiser.zero_grad()
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(network.parameters(), max_norm)
+    optimiser.step()
 
 
 class PolicyAgent(Agent):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.networks import PolicyValue
-from agents.policy_agent import PolicyAgent
+from agents.policy_agent import PolicyAgent, descend
 from agents.protocol import Metrics
 from agents.rollout import Rollout, gae, mean_episode_return
 from vmr_env.vector_env import VMRVectorEnv
@@ -84,10 +84,8 @@ class PPO(PolicyAgent):
             minibatches = (torch.split(column[order], config.minibatch) for column in columns)
             for minibatch in zip(*minibatches, strict=True):
                 policy, value, spread = losses = self._losses(network, *minibatch)
-                optimiser.zero_grad()
-                (policy + config.value * value - config.entropy * spread).backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(network.parameters(), config.max_norm)
-                optimiser.step()
+                loss = policy + config.value * value - config.entropy * spread
+                descend(loss, network, optimiser, config.max_norm)
         return _metrics(rollout, losses)
 
     def _losses(

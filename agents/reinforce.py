@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from agents.networks import PolicyValue
-from agents.policy_agent import PolicyAgent
+from agents.policy_agent import PolicyAgent, descend
 from agents.ppo import entropy
 from agents.protocol import Metrics
 from agents.rollout import gae, mean_episode_return
@@ -75,10 +75,8 @@ class Reinforce(PolicyAgent):
             policy = -(taken * advantages[rows]).mean()
             value = (said.values - returns[rows]).square().mean()
             spread = entropy(log_policy)
-            optimiser.zero_grad()
-            (policy + config.value * value - config.entropy * spread).backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), config.max_norm)
-            optimiser.step()
+            loss = policy + config.value * value - config.entropy * spread
+            descend(loss, network, optimiser, config.max_norm)
         return {
             "charts/episode_return": mean_episode_return(rollout),
             "losses/policy": policy.item(),

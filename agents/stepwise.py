@@ -336,7 +336,7 @@ class StepwiseTrainer:
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()}")
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
+        torch.autograd.backward(loss)
         clip_grad_norm_(self.policy.parameters(), self.config.clip)
         optimizer.step()
 
