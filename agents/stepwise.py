@@ -10,6 +10,7 @@ then by REINFORCE or PPO.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -41,6 +42,7 @@ from agents.tprl_validation import Validator
 from vmr_env.cache import DecoderStateCache
 
 Algorithm = Literal["reinforce", "ppo"]
+Rows = NDArray[np.intp]
 
 KIND = "stepwise"  # of checkpoints
 
@@ -170,25 +172,31 @@ class StepwiseTrainer:
         train: DecoderStateCache,
         validation: DecoderStateCache,
         *,
+        train_rows: Rows | None = None,
+        validation_rows: Rows | None = None,
         checkpoint: Path | None = None,
         resume: bool = False,
         progress: bool = True,
+        watch: Callable[[dict[str, float]], None] = lambda row: None,
     ) -> StepwiseResult:
         """Warm up, train, and choose the policy that gains most tIoU on validation samples.
 
         Args:
             train: Samples to learn from.
             validation: Samples to choose by.
+            train_rows: Rows of `train` that take part; None for all.
+            validation_rows: Rows of `validation` that take part; None for all.
             checkpoint: File to write after every evaluation, in one step; None for none.
             resume: Continue from `checkpoint` if it exists; the result equals that of an uninterrupted run.
             progress: Show a progress bar.
+            watch: Told each row of the history.
 
         Raises:
             DataError: A cache lacks clip features, or the checkpoint is damaged or of another run.
         """
         config = self.config
-        batches, held_out = SceneBatches(train), SceneBatches(validation)
-        validate = Validator(validation, "miou")
+        batches, held_out = SceneBatches(train, train_rows), SceneBatches(validation, validation_rows)
+        validate = Validator(validation, "miou", held_out.rows)
         run = {
             "config": asdict(config),
             "seed": self.seed,
@@ -208,6 +216,7 @@ class StepwiseTrainer:
                 continue
             metrics = self._evaluate(held_out, validate)
             result.history.append({"epoch": float(epoch), **_means(seen), **metrics})
+            watch(result.history[-1])
             seen = []
             if metrics["matched/gain"] > result.gain:
                 result.policy, result.epoch, result.gain = self._weights(), epoch, metrics["matched/gain"]
@@ -225,7 +234,7 @@ class StepwiseTrainer:
             fall = (1 + math.cos(math.pi * epoch / config.warm_up_epochs)) / 2
             self._warm_up.param_groups[0]["lr"] = config.warm_up_lr * fall
         losses = []
-        for scene, moments in batches.batches(config.batch_size, order.permutation(len(batches.cache))):
+        for scene, moments in batches.shuffled(config.batch_size, order):
             matched = self.matches(scene, moments)
             if len(matched.rows):
                 losses.append(self.warm_up(scene, matched) if warm else self.update(scene, matched))
@@ -344,14 +353,14 @@ class StepwiseTrainer:
     def _evaluate(self, batches: SceneBatches, validate: Validator) -> dict[str, float]:
         """TIoU of matched proposals before and after the likeliest moves; metrics of all refined ones."""
         spans, before, after = [], [], []
-        for scene, moments in batches.batches(self.config.batch_size, np.arange(len(batches.cache))):
+        for scene, moments in batches.ordered(self.config.batch_size):
             rollout = self.policy.roll_out(scene, self.config.steps)
             matched = match(scene.spans, moments)
             walked = rollout.of(matched.rows).spans
             before.append(tiou(walked[0], matched.moments))
             after.append(tiou(walked[-1], matched.moments))
             spans.append(boundaries(rollout.spans[-1]).view_as(scene.spans))
-        metrics = validate(torch.cat(spans).numpy(), np.asarray(batches.cache.scores))
+        metrics = validate(torch.cat(spans).numpy(), batches.cache.scores[batches.rows])
         start, end = (100 * torch.cat(values).mean().item() for values in (before, after))
         return {"matched/before": start, "matched/after": end, "matched/gain": end - start, **metrics}
 
@@ -380,18 +389,27 @@ class StepwiseTrainer:
 
 
 @torch.no_grad()
-def refine(policy: StepwisePolicy, cache: DecoderStateCache, steps: int = 3) -> NDArray[np.float32]:
-    """Every proposal of a cache after the policy's likeliest moves, (start, end) in units of the duration.
+def refine(
+    policy: StepwisePolicy, cache: DecoderStateCache, steps: int = 3, rows: Rows | None = None
+) -> NDArray[np.float32]:
+    """Every proposal of samples of a cache after the policy's likeliest moves.
+
+    Args:
+        policy: Makes the moves.
+        cache: Where the samples are.
+        steps: Moves per proposal.
+        rows: Samples of the cache, ``(N,)``; None for all.
 
     Returns:
-        Spans ``(N, Q, 2)``; the cache's scores and their order remain those of the proposals.
+        Spans ``(N, Q, 2)``, (start, end) in units of the duration; the cache's scores and their order remain
+        those of the proposals.
 
     Raises:
         DataError: The cache has no clip features or text.
     """
     spans = [
         boundaries(policy.roll_out(scene, steps).spans[-1]).view_as(scene.spans)
-        for scene, _ in SceneBatches(cache).batches(256, np.arange(len(cache)))
+        for scene, _ in SceneBatches(cache, rows).ordered(256)
     ]
     refined: NDArray[np.float32] = torch.cat(spans).numpy()
     return refined

@@ -17,11 +17,15 @@ from vmr_env.spans import to_cxw
 class SceneBatches:
     """Batches of scenes and moments from a cache that holds clip features and text of one width.
 
+    Args:
+        cache: Where the samples are.
+        rows: Samples of the cache that take part, in this order; None for all.
+
     Raises:
         DataError: The cache has no clip features or text, or their widths differ.
     """
 
-    def __init__(self, cache: DecoderStateCache) -> None:
+    def __init__(self, cache: DecoderStateCache, rows: NDArray[np.integer] | None = None) -> None:
         if cache.clips is None or cache.text is None:
             message = "no clip features and text, expected a cache written with the backbone's refined clips"
             raise DataError(Problem(str(cache.path), None, "clips", message))
@@ -29,6 +33,7 @@ class SceneBatches:
             message = f"{text} values, expected {clips} as clips have"
             raise DataError(Problem(str(cache.path), None, "text", message))
         self.cache, self.d = cache, clips
+        self.rows = np.arange(len(cache)) if rows is None else np.asarray(rows, np.intp)
         self._clips, self._text = cache.clips, cache.text
 
     def take(self, rows: NDArray[np.integer]) -> tuple[Scene, Moments]:
@@ -47,7 +52,14 @@ class SceneBatches:
         )
         return scene, padded_moments(cache, rows)
 
-    def batches(self, batch_size: int, order: NDArray[np.integer]) -> Iterator[tuple[Scene, Moments]]:
-        """The samples in an order, the last batch may be smaller."""
+    def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[Scene, Moments]]:
+        """Every sample once, in random order; the last batch may be smaller."""
+        yield from self._batches(batch_size, rng.permutation(self.rows))
+
+    def ordered(self, batch_size: int) -> Iterator[tuple[Scene, Moments]]:
+        """Every sample once, in the order of `rows`."""
+        yield from self._batches(batch_size, self.rows)
+
+    def _batches(self, batch_size: int, order: NDArray[np.integer]) -> Iterator[tuple[Scene, Moments]]:
         for first in range(0, len(order), batch_size):
             yield self.take(order[first : first + batch_size])

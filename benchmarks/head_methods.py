@@ -1,21 +1,39 @@
-"""Methods that train the detection head, by name, and their options on the command line."""
+"""Methods that look behind a backbone's proposals, by name, and their options on the command line."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agents.head_config import HeadConfig
 from agents.head_policy import head_policy_config
+from agents.stepwise import StepwiseConfig
 from agents.tprl_config import TprlConfig, default_config, paper_config, with_stages
 from benchmarks.methods import HeadMethod, Method
+from benchmarks.stepwise_method import STEPWISE_AGENTS, StepwiseMethod, stepwise_config
 from benchmarks.unfrozen import UNFROZEN, Features, UnfrozenMethod
 from vmr_env.curriculum import SCHEDULES, three_stages
 from vmr_env.errors import DataError, Problem
 
 HEAD_AGENTS = ("tprl", "tprl_paper", "head_reinforce", "head_ppo", "head_grpo")
 """TPRL with our settings and with the published ones, and the head as a policy under three algorithms."""
+
+BACKBONE_METHODS = (*HEAD_AGENTS, *STEPWISE_AGENTS)
+"""Those and the published step-wise agents, which move proposals by the backbone's clip features."""
+
+Config = TypeVar("Config", HeadConfig, StepwiseConfig)
+
+
+def backbone_method(name: str, dataset: str, weights: Path, options: Mapping[str, Any]) -> Method:
+    """One of `BACKBONE_METHODS` for a data set, with other values of some settings.
+
+    Raises:
+        DataError: There is no such setting, or its value is not as expected.
+    """
+    if name in STEPWISE_AGENTS:
+        return StepwiseMethod(configured(stepwise_config(name, dataset), options))
+    return HeadMethod(configured(head_config(name, dataset), options), weights)
 
 
 def head_config(name: str, dataset: str) -> HeadConfig:
@@ -37,8 +55,9 @@ def parse_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     for text in given:
         path, equals, value = text.partition("=")
         agent, dot, name = path.partition(".")
-        if not (equals and dot and agent in HEAD_AGENTS):
-            message = f"is {text!r}, expected agent.name=value with an agent of {', '.join(HEAD_AGENTS)}"
+        if not (equals and dot and agent in BACKBONE_METHODS):
+            known = ", ".join(BACKBONE_METHODS)
+            message = f"is {text!r}, expected agent.name=value with an agent of {known}"
             raise DataError(Problem("--set", None, None, message))
         try:
             options.setdefault(agent, {})[name] = json.loads(value)
@@ -47,8 +66,8 @@ def parse_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     return options
 
 
-def configured(config: HeadConfig, options: Mapping[str, Any]) -> HeadConfig:
-    """The settings with other values; "epochs" are the lengths of the three stages.
+def configured(config: Config, options: Mapping[str, Any]) -> Config:
+    """The settings with other values; "epochs" of TPRL are the lengths of the three stages.
 
     Raises:
         DataError: There is no such setting, or its value is not as expected.

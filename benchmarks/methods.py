@@ -271,4 +271,5 @@ def check_weights(weights: Path, cache: DecoderStateCache) -> None:
 
 def describe(method: Method) -> dict[str, Any]:
     """Settings of a method, for reports."""
-    return asdict(method.config) if isinstance(method, HeadMethod) else {}
+    config = getattr(method, "config", None)
+    return {} if config is None else asdict(config)

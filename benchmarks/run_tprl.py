@@ -33,12 +33,20 @@ import torch
 from tqdm import tqdm
 
 from agents.committee import MakeAgent, Progress
+from agents.stepwise_scenes import SceneBatches
 from backbones.configs import get_recipe
 from backbones.embedded import RECIPE, Sizes, build_embedded
 from benchmarks.experiment import Experiment, Unit, cross_validation, run_units, train_test
-from benchmarks.head_methods import HEAD_AGENTS, ablations, configured, head_config, parse_options
-from benchmarks.methods import EnvironmentMethod, Fold, HeadMethod, Method, Settings, check_weights
+from benchmarks.head_methods import (
+    BACKBONE_METHODS,
+    HEAD_AGENTS,
+    ablations,
+    backbone_method,
+    parse_options,
+)
+from benchmarks.methods import EnvironmentMethod, Fold, Method, Settings, check_weights
 from benchmarks.report import report
+from benchmarks.stepwise_method import STEPWISE_AGENTS
 from benchmarks.unfrozen import Features
 from vmr_env.cache import DecoderStateCache
 from vmr_env.errors import DataError, Problem, shorten
@@ -132,7 +140,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     learning.add_argument(
         "--agents",
         nargs="*",
-        help=f"some of {', '.join(AGENTS)}; with --weights also {', '.join(HEAD_AGENTS)} "
+        help=f"some of {', '.join(AGENTS)}; with --weights also {', '.join(HEAD_AGENTS)}; "
+        f"with clip features in the caches also {', '.join(STEPWISE_AGENTS)} "
         f"(default: {', '.join(DEFAULT_AGENTS)}; of a backbone: {', '.join(BACKBONE_AGENTS)})",
     )
     learning.add_argument(
@@ -143,7 +152,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="AGENT.NAME=VALUE",
-        help="another setting of an agent that trains the head, such as tprl.lr=1e-3 or tprl.epochs=[1,2,9]",
+        help="another setting of an agent that trains the head, or of a step-wise one, such as tprl.lr=1e-3 "
+        "or tprl.epochs=[1,2,9]",
     )
     learning.add_argument(
         "--agent", action="append", default=[], help="an own agent, module:Class; may be repeated"
@@ -269,20 +279,20 @@ def methods_of(args: argparse.Namespace, folds: Sequence[Fold]) -> dict[str, Met
     Raises:
         DataError: an agent or a setting is unknown, or the weights are not those behind the caches.
     """
-    if args.weights:
-        for cache in {id(cache): cache for fold in folds for cache in (fold.train, fold.test)}.values():
+    every = (cache for fold in folds for cache in (fold.train, fold.test, fold.select) if cache is not None)
+    for cache in {id(cache): cache for cache in every}.values():
+        if args.weights:
             check_weights(args.weights, cache)
-        if folds[0].select is not None:
-            check_weights(args.weights, folds[0].select)
+        if set(STEPWISE_AGENTS) & set(args.agents):
+            SceneBatches(cache)
     if args.ablate:
         features = Features(*args.features) if args.features else None
         return ablations(args.dataset, args.weights, features)
     options = parse_options(args.set)
     methods: dict[str, Method] = {}
     for name in [*args.agents, *args.agent]:
-        if name in HEAD_AGENTS:
-            config = configured(head_config(name, args.dataset), options.get(name, {}))
-            methods[name] = HeadMethod(config, args.weights)
+        if name in BACKBONE_METHODS:
+            methods[name] = backbone_method(name, args.dataset, args.weights, options.get(name, {}))
         else:
             methods[name] = EnvironmentMethod(load_agent(name))
     return methods
@@ -460,7 +470,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check(args)
         for name in [*args.agents, *args.agent]:
-            if name not in HEAD_AGENTS:
+            if name not in BACKBONE_METHODS:
                 load_agent(name)
         make_folder(args)
         if args.backbone:

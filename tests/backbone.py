@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from backbones.adapters import GirlDetrDetector
+from backbones.adapters import ClipMemory, GirlDetrDetector
 from backbones.cache import build_cache
 from backbones.configs import Recipe, get_recipe
 from backbones.dataset import MomentDataset
@@ -31,7 +31,9 @@ def open_features(folder: Path, recipe: Recipe) -> MomentDataset:
     return MomentDataset(rows, FeatureStore(folder / "clips"), FeatureStore(folder / "text"), recipe.data)
 
 
-def make_backbone(folder: Path, *, train: int = 40, select: int = 20, test: int = 30) -> Backbone:
+def make_backbone(
+    folder: Path, *, train: int = 40, select: int = 20, test: int = 30, memory: ClipMemory = "none"
+) -> Backbone:
     """Write everything into a folder."""
     recipe = get_recipe("charades-simulated").with_options(
         {"hidden_dim": 16, "nheads": 2, "dim_feedforward": 16, "num_queries": 5}
@@ -43,7 +45,7 @@ def make_backbone(folder: Path, *, train: int = 40, select: int = 20, test: int 
     widths = {"v_feat_dim": data["train"].video_width, "t_feat_dim": data["train"].text_width}
     recipe = recipe.with_options(widths)
     save_checkpoint(folder / "weights", GirlDetr(recipe.model, seed=0), {"recipe": recipe.to_dict()})
-    detector = GirlDetrDetector(load_checkpoint(folder / "weights"))
+    detector = GirlDetrDetector(load_checkpoint(folder / "weights"), memory)
     for split, dataset in data.items():
         build_cache(
             folder / "caches" / split,
