@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vmr_env.actions import HERE, PROBES, PROBES_OF_MOVES
+from vmr_env.clip_features import POINT_PARTS, SPAN_PARTS
 from vmr_env.observations import Observer
 from vmr_env.timeline import CELLS, CURVES, INSIDE_FEATURES, INTEGRALS, SPAN_FEATURES
 
@@ -29,6 +30,10 @@ class PolicyValue(NamedTuple):
     """(B, A), -inf where an action is impossible."""
     values: Tensor
     """(B,), expected return."""
+
+
+# Which probe of the start and which of the end each action but switches goes to; stopping stays at both.
+_PROBES_OF_STARTS, _PROBES_OF_ENDS = (np.append(probes, HERE) for probes in PROBES_OF_MOVES)
 
 
 class ActionFeatures(nn.Module):
@@ -50,10 +55,8 @@ class ActionFeatures(nn.Module):
         kinds = torch.zeros(actions, 3)
         kinds[:_MOVES, 0] = kinds[_MOVES:-1, 1] = kinds[-1, 2] = 1
         self.register_buffer("_kinds", kinds, persistent=False)
-        # Stopping leaves both boundaries where they are.
-        starts, ends = (torch.from_numpy(np.append(probes, HERE)) for probes in PROBES_OF_MOVES)
-        self.register_buffer("_start_probes", starts, persistent=False)
-        self.register_buffer("_end_probes", PROBES + ends, persistent=False)
+        self.register_buffer("_start_probes", torch.from_numpy(_PROBES_OF_STARTS), persistent=False)
+        self.register_buffer("_end_probes", PROBES + torch.from_numpy(_PROBES_OF_ENDS), persistent=False)
         self._kinds: Tensor
         self._start_probes: Tensor
         self._end_probes: Tensor
@@ -109,6 +112,59 @@ class ActionFeatures(nn.Module):
         )
 
 
+class ActionClips(nn.Module):
+    """A linear map of the clip features of the span that each action leads to: of those before and after its
+    start, before and after its end, and of their mean inside.
+
+    A move's boundaries are probes; each probe is mapped once, and moves add up what belongs to them.
+
+    Args:
+        observer: of caches with clips.
+        width: H, of the result.
+        dropout: share of the clip features that is left out while the network learns.
+    """
+
+    def __init__(self, observer: Observer, width: int, dropout: float) -> None:
+        super().__init__()
+        self._slices: Mapping[str, slice] = observer.slices
+        channels = observer.shapes["point_clips"][-1]
+        self._shapes = (2 * PROBES, len(POINT_PARTS), channels), (-1, len(SPAN_PARTS), channels)
+        self.at_start, self.at_end = (nn.Linear(2 * channels, width, bias=False) for _ in range(2))
+        self.inside = nn.Linear(channels, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("_start_probes", torch.from_numpy(_PROBES_OF_STARTS), persistent=False)
+        self.register_buffer("_end_probes", torch.from_numpy(_PROBES_OF_ENDS), persistent=False)
+        self._start_probes: Tensor
+        self._end_probes: Tensor
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(B, width of an observation) -> (B, A, H)."""
+        points, spans = (
+            self._kept(observations[:, self._slices[name]].reshape(len(observations), *shape))
+            for name, shape in zip(("point_clips", "proposal_clips"), self._shapes, strict=True)
+        )
+        starts = self.at_start(points[:, :PROBES, :2].flatten(2))[:, self._start_probes]
+        ends = self.at_end(points[:, PROBES:, :2].flatten(2))[:, self._end_probes]
+        sums = self.inside(points[:, :, 2])
+        positions = observations[:, self._slices["positions"]]
+        inside, width = (
+            part[:, PROBES:][:, self._end_probes] - part[:, :PROBES][:, self._start_probes]
+            for part in (sums, positions)
+        )
+        moved = starts + ends + inside / width.clamp_min(1 / CELLS)[..., None]
+        proposals = (
+            self.at_start(spans[:, :, :2].flatten(2))
+            + self.at_end(spans[:, :, 2:4].flatten(2))
+            + self.inside(spans[:, :, 4])
+        )
+        return torch.cat([moved[:, :-1], proposals, moved[:, -1:]], dim=1)
+
+    def _kept(self, parts: Tensor) -> Tensor:
+        """(B, K, parts, C) with the same channels left out everywhere in an observation."""
+        channels = self.dropout(torch.ones_like(parts[:, :1, :1]))
+        return parts * channels
+
+
 class Standardise(nn.Module):
     """Shift and scale features to mean 0 and deviation 1 of the states it was fitted on."""
 
@@ -136,15 +192,17 @@ class RefinementNetwork(nn.Module):
     Args:
         observer: tells where the components stand; all of the default ones must be there.
         hidden: width of the two hidden layers.
+        dropout: share of the clip features, where there are any, that is left out while the network learns.
     """
 
-    def __init__(self, observer: Observer, hidden: int = 64) -> None:
+    def __init__(self, observer: Observer, hidden: int = 64, dropout: float = 0.0) -> None:
         super().__init__()
         self.features = ActionFeatures(observer)
         width, context = self.features.width, self.features.context
         self.standardise, self.standardise_context = Standardise(width), Standardise(context)
         self.from_action = nn.Linear(width, hidden)
         self.from_context = nn.Linear(context, hidden, bias=False)
+        self.from_clips = ActionClips(observer, hidden, dropout) if "point_clips" in observer.shapes else None
         self.hidden = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU())
         self.score = nn.Linear(hidden, 1)
         expected = nn.Linear(hidden, 1)
@@ -165,6 +223,8 @@ class RefinementNetwork(nn.Module):
         features, context = self.features(observations)
         context = self.standardise_context(context)
         hidden = self.from_action(self.standardise(features)) + self.from_context(context)[:, None]
+        if self.from_clips is not None:
+            hidden = hidden + self.from_clips(observations)
         hidden = self.hidden(torch.relu(hidden))
         logits = self.score(hidden)[..., 0].masked_fill(~masks, -torch.inf)
         weights = (masks / masks.sum(1, keepdim=True))[:, None]

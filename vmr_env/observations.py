@@ -15,8 +15,11 @@
 | `models` | (P, M) | which model each proposal came from, one-hot (pools only) |
 | `decoder_state` | (D,) | decoder state of the proposal the span came from (caches with states only) |
 | `text` | (X,) | sentence vector (caches with text only) |
+| `point_clips` | (14, 3, C) | clip features at each probe (`POINT_PARTS`; caches with clips only) |
+| `proposal_clips` | (P, 5, C) | clip features of each proposal (`SPAN_PARTS`; caches with clips only) |
 
-All values are finite float32 inside the declared bounds. The features are described in `vmr_env.timeline`.
+All values are finite float32 inside the declared bounds. The features are described in `vmr_env.timeline`
+and `vmr_env.clip_features`.
 """
 
 import difflib
@@ -30,6 +33,7 @@ from gymnasium import spaces
 from vmr_env.actions import HERE, PROBES
 from vmr_env.arrays import Floats, Ints, Rows
 from vmr_env.cache import DecoderStateCache
+from vmr_env.clip_features import POINT_PARTS, SPAN_PARTS, clip_sums_of
 from vmr_env.timeline import (
     CELLS,
     CURVES,
@@ -46,7 +50,10 @@ from vmr_env.timeline import (
 from vmr_env.timeline_files import timelines_of
 
 STATE_BOUND = 65504.0
-"""Largest float16: bound of decoder states and sentence vectors."""
+"""Largest float16: bound of decoder states, sentence vectors and clip features."""
+
+_UNBOUNDED = ("decoder_state", "text", "point_clips", "proposal_clips")
+"""Components of any scale; the others lie in [-1, 1]."""
 
 _BLOCK = 128
 """Observations that are put together at once, so that their parts stay in the processor's cache."""
@@ -138,6 +145,7 @@ class Observer:
         timelines = timelines_of(cache)
         self.points = timelines.points.reshape(-1, len(POINT_FEATURES))
         self._proposals = timelines.proposals[:, :proposals].reshape(len(cache), -1)
+        self._clip_sums = clip_sums_of(cache)
 
         known = _known_shapes(cache, proposals)
         names = list(known) if components is None else list(components)
@@ -152,6 +160,8 @@ class Observer:
             "models": self._models_of,
             "decoder_state": self._decoder_states_of,
             "text": self._texts_of,
+            "point_clips": self._clips_of_points,
+            "proposal_clips": self._clips_of_proposals,
         }
         self._lookups = [(self.slices[name], lookups[name]) for name in names if name in lookups]
 
@@ -164,7 +174,7 @@ class Observer:
     def space(self, flat: bool) -> spaces.Space[Any]:
         """Observation space of one episode: a `Box`, or a one-level `Dict` with a key per component."""
         limits = {
-            name: np.full(shape, STATE_BOUND if name in ("decoder_state", "text") else 1, np.float32)
+            name: np.full(shape, STATE_BOUND if name in _UNBOUNDED else 1, np.float32)
             for name, shape in self.shapes.items()
         }
         if not flat:
@@ -259,6 +269,21 @@ class Observer:
         texts: Floats = self._cache.text[samples]
         return texts
 
+    def _clips_of_points(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
+        assert self._clip_sums is not None
+        samples = np.asarray(samples)[..., None]
+        parts = self._clip_sums.at(samples, cells.T - samples * (CELLS + 1))
+        return parts.reshape(*cells.shape[1:], -1)
+
+    def _clips_of_proposals(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
+        assert self._clip_sums is not None
+        samples = np.asarray(samples)
+        starts, ends = np.moveaxis(cell_of(self._cache.spans[samples, : len(self._slots)]), -1, 0)
+        parts = self._clip_sums.of_spans(samples[..., None], starts, ends)
+        exists = self._slots < self._cache.counts[samples, None]
+        parts *= exists[..., None, None]
+        return parts.reshape(*cells.shape[1:], -1)
+
 
 def _known_shapes(cache: DecoderStateCache, proposals: int) -> dict[str, tuple[int, ...]]:
     """Shapes of all components that a cache has."""
@@ -281,6 +306,10 @@ def _known_shapes(cache: DecoderStateCache, proposals: int) -> dict[str, tuple[i
         shapes["decoder_state"] = (cache.states.shape[2],)
     if cache.text is not None:
         shapes["text"] = (cache.text.shape[1],)
+    if cache.clips is not None:
+        width = cache.clips.values.shape[1]
+        shapes["point_clips"] = (2 * PROBES, len(POINT_PARTS), width)
+        shapes["proposal_clips"] = (proposals, len(SPAN_PARTS), width)
     return shapes
 
 

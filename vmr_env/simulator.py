@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from vmr_env.cache import CacheBatch, Ragged, write_cache
+from vmr_env.derived_files import user_cache_folder
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files import PathLike
 from vmr_env.profiles import DatasetProfile
 from vmr_env.simulated_detector import simulated_proposals, simulated_regions, simulated_saliency
 from vmr_env.simulated_videos import draw_samples
 from vmr_env.simulator_config import CONFIGS, SimulatorConfig
-from vmr_env.timeline_files import user_cache_folder
 
 _VERSION = 1  # a new number for every change of what the same parameters give
 

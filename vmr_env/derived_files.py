@@ -1,0 +1,72 @@
+"""Tables derived from a cache, on disk: made once, then memory-mapped by every process that needs them.
+
+They lie in the user's cache folder (`XDG_CACHE_HOME` or `~/.cache`, then `vmr_env`) under a name that is a
+hash of what they are made from, so a cache that changes gets new tables. Deleting the folder is always safe.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from vmr_env.errors import DataError, Problem
+
+Tables = dict[str, NDArray[np.float32]]
+
+
+def user_cache_folder() -> Path:
+    """Where derived files of this package lie."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "vmr_env"
+
+
+def derived_files(
+    kind: str,
+    identity: Sequence[Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    fill: Callable[[Tables], None],
+) -> Path:
+    """The folder with the tables, each a float32 `.npy` file; made if it is not there.
+
+    Args:
+        kind: what they are, the name of the folder above.
+        identity: all that their content depends on, JSON values.
+        shapes: of the tables, by name.
+        fill: writes their values.
+
+    Raises:
+        DataError: the user's cache folder cannot be written.
+    """
+    name = hashlib.sha256(json.dumps(list(identity)).encode()).hexdigest()[:32]
+    folder = user_cache_folder() / kind / name
+    if not folder.exists():
+        _make(folder, shapes, fill)
+    return folder
+
+
+def _make(folder: Path, shapes: Mapping[str, tuple[int, ...]], fill: Callable[[Tables], None]) -> None:
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")
+    try:
+        temporary.mkdir(parents=True)
+        tables = {
+            name: open_memmap(temporary / f"{name}.npy", "w+", np.float32, shape)
+            for name, shape in shapes.items()
+        }
+        fill(dict(tables))
+        for table in tables.values():
+            table.flush()
+        temporary.rename(folder)
+    except OSError as error:
+        if not folder.exists():  # else another process was first, with the same bytes
+            message = f"cannot be written ({error}), expected a writable folder (XDG_CACHE_HOME chooses it)"
+            raise DataError(Problem(str(folder.parent), None, None, message)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
