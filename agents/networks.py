@@ -121,17 +121,15 @@ class ActionClips(nn.Module):
     Args:
         observer: of caches with clips.
         width: H, of the result.
-        dropout: share of the clip features that is left out while the network learns.
     """
 
-    def __init__(self, observer: Observer, width: int, dropout: float) -> None:
+    def __init__(self, observer: Observer, width: int) -> None:
         super().__init__()
         self._slices: Mapping[str, slice] = observer.slices
         channels = observer.shapes["point_clips"][-1]
         self._shapes = (2 * PROBES, len(POINT_PARTS), channels), (-1, len(SPAN_PARTS), channels)
         self.at_start, self.at_end = (nn.Linear(2 * channels, width, bias=False) for _ in range(2))
         self.inside = nn.Linear(channels, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
         self.register_buffer("_start_probes", torch.from_numpy(_PROBES_OF_STARTS), persistent=False)
         self.register_buffer("_end_probes", torch.from_numpy(_PROBES_OF_ENDS), persistent=False)
         self._start_probes: Tensor
@@ -140,7 +138,7 @@ class ActionClips(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         """(B, width of an observation) -> (B, A, H)."""
         points, spans = (
-            self._kept(observations[:, self._slices[name]].reshape(len(observations), *shape))
+            observations[:, self._slices[name]].reshape(len(observations), *shape)
             for name, shape in zip(("point_clips", "proposal_clips"), self._shapes, strict=True)
         )
         starts = self.at_start(points[:, :PROBES, :2].flatten(2))[:, self._start_probes]
@@ -157,12 +155,8 @@ class ActionClips(nn.Module):
             + self.at_end(spans[:, :, 2:4].flatten(2))
             + self.inside(spans[:, :, 4])
         )
-        return torch.cat([moved[:, :-1], proposals, moved[:, -1:]], dim=1)
-
-    def _kept(self, parts: Tensor) -> Tensor:
-        """(B, K, parts, C) with the same channels left out everywhere in an observation."""
-        channels = self.dropout(torch.ones_like(parts[:, :1, :1]))
-        return parts * channels
+        mapped: Tensor = torch.cat([moved[:, :-1], proposals, moved[:, -1:]], dim=1)
+        return mapped
 
 
 class Standardise(nn.Module):
@@ -192,17 +186,16 @@ class RefinementNetwork(nn.Module):
     Args:
         observer: tells where the components stand; all of the default ones must be there.
         hidden: width of the two hidden layers.
-        dropout: share of the clip features, where there are any, that is left out while the network learns.
     """
 
-    def __init__(self, observer: Observer, hidden: int = 64, dropout: float = 0.0) -> None:
+    def __init__(self, observer: Observer, hidden: int = 64) -> None:
         super().__init__()
         self.features = ActionFeatures(observer)
         width, context = self.features.width, self.features.context
         self.standardise, self.standardise_context = Standardise(width), Standardise(context)
         self.from_action = nn.Linear(width, hidden)
         self.from_context = nn.Linear(context, hidden, bias=False)
-        self.from_clips = ActionClips(observer, hidden, dropout) if "point_clips" in observer.shapes else None
+        self.from_clips = ActionClips(observer, hidden) if "point_clips" in observer.shapes else None
         self.hidden = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU())
         self.score = nn.Linear(hidden, 1)
         expected = nn.Linear(hidden, 1)

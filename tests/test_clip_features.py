@@ -107,7 +107,7 @@ def test_actions_are_mapped_by_the_clips_of_the_span_that_they_lead_to(cache: De
     flat = np.empty((16, env.observer.width), np.float32)
     env.episodes.observe(flat)
     torch.manual_seed(0)
-    layer = ActionClips(env.observer, 7, dropout=0.5).eval()
+    layer = ActionClips(env.observer, 7)
     mapped = layer(torch.from_numpy(flat)).detach().numpy()
     sums = clip_sums_of(cache)
     assert sums is not None
