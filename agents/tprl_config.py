@@ -108,8 +108,7 @@ def default_config(dataset: str) -> TprlConfig:
 
     Departures from the published ones: softmax of the class logits, sharpened, and not of probabilities; no
     sampling; the regression weighs a proposal by the probability of its choice, not by how bad it is, and is
-    not held back by L_top1; a higher rate for the spans, an own and lower one for the class layer, which the
-    schedule scales; weights averaged over tens of steps, not a thousand; moments normalised as at inference;
+    not held back by L_top1; a higher rate, which for the class layer the schedule scales; weights averaged over tens of steps, not a thousand; moments normalised as at inference;
     the head as it came may be kept. What each is worth stands in benchmarks/RESULTS.md.
 
     Raises:
@@ -120,7 +119,7 @@ def default_config(dataset: str) -> TprlConfig:
         schedule=three_stages(1.0, (2, 4, 42), cosine=True),
         batch_size=128,
         lr=1e-3,
-        class_lr=1e-4,
+        class_lr=1e-3,
         clip=1.0,
         ema=0.9,
         top1_coef=0.1,
