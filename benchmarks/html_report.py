@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import plots
 from benchmarks.results import MEASURES
+from benchmarks.trails import Trail
 from vmr_env.annotations import Annotation
 from vmr_env.errors import DataError, Problem
 from vmr_env.files import write_text
@@ -31,12 +32,24 @@ _SAME = 0.005
 """Seconds below which a boundary counts as not moved; submissions have four decimals."""
 
 
+class Given(NamedTuple):
+    """What one seed of an agent gave."""
+
+    answers: Sequence[Prediction]
+    """To all test queries."""
+    trails: Mapping[str, Trail] | None
+    """By qid as text; None where there were no episodes, or units of an earlier version recorded no steps."""
+    is_head: bool
+    """Whether a detection head answered, in one step."""
+
+
 def gather(
     heading: str,
     record: Mapping[str, Any],
     truth: Sequence[Annotation],
     detector: Sequence[Prediction],
-    answers: Mapping[str, Mapping[int, Sequence[Prediction]]],
+    start: Sequence[Prediction],
+    agents: Mapping[str, Mapping[int, Given]],
     curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]],
 ) -> Page:
     """All that the page shows, as JSON values.
@@ -46,7 +59,8 @@ def gather(
         record: what stands in `results.json`.
         truth: ground truth of the test queries.
         detector: the answers that the agents are compared with.
-        answers: agent -> seed -> answers.
+        start: the answers that the agents start from; others in a pool of detectors.
+        agents: agent -> seed -> what it gave.
         curves: agent -> of each training the rounds and the gains in `agents.committee.quality`.
     """
 
@@ -57,6 +71,15 @@ def gather(
 
     def ious(predictions: Sequence[Prediction]) -> list[float]:
         return per_query(predictions, truth, outside="keep")["iou"].round(4).tolist()
+
+    def judged(predictions: Sequence[Prediction]) -> dict[str, Any]:
+        return {"spans": spans(predictions), "ious": ious(predictions)}
+
+    def of_seed(given: Given) -> dict[str, Any]:
+        told = judged(given.answers) | {"is_head": given.is_head}
+        if given.trails is not None:
+            told["steps"] = [given.trails[str(row.qid)] for row in truth]
+        return told
 
     scores = {str(row.qid): float(row.windows[0, 2]) for row in detector}
     return {
@@ -70,16 +93,13 @@ def gather(
             "moments": [np.round(row.moments, 2).tolist() for row in truth],
         },
         "detector": {
-            "spans": spans(detector),
-            "ious": ious(detector),
+            **judged(detector),
             "scores": [round(scores[str(row.qid)], 4) for row in truth],
         },
+        "start": judged(start),
         "agents": {
-            agent: {
-                str(seed): {"spans": spans(predictions), "ious": ious(predictions)}
-                for seed, predictions in of_agent.items()
-            }
-            for agent, of_agent in answers.items()
+            agent: {str(seed): of_seed(given) for seed, given in of_agent.items()}
+            for agent, of_agent in agents.items()
         },
         "curves": {
             agent: [
@@ -134,7 +154,12 @@ def render(page: Page) -> str:
 
 def _explored(page: Page) -> Page:
     """What the episode explorer reads."""
-    return {name: page[name] for name in ("queries", "detector", "agents")}
+    return {
+        "queries": page["queries"],
+        "detector": page["detector"],
+        "start": page.get("start", page["detector"]),  # the first versions recorded none, and no steps
+        "agents": page["agents"],
+    }
 
 
 def _rows(page: Page) -> list[tuple[str, str, Mapping[str, float], Mapping[str, Any] | None, str]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from agents.committee import MakeAgent, Progress, Selection, cross_fit, save_committee
-from agents.evaluation import Refined, refine, submission
+from agents.evaluation import Refined, Steps, submission, trace
 from agents.head_config import HeadConfig
 from agents.head_policy import HeadPolicyConfig, HeadPolicyTrainer
 from agents.head_training import TRAINED, Figures, HeadResult, HeadTrainer, cross_fit_head
@@ -89,6 +89,8 @@ class Outcome:
     frozen: dict[str, dict[str, str]] = field(default_factory=dict)
     """SHA-256 of every frozen tensor of the backbone "before" and "after"; empty where only its cached states
     were there."""
+    steps: Steps | None = None
+    """Of the episodes that the answers come from; None where there were none, as for heads."""
 
 
 class Method(ABC):
@@ -132,11 +134,11 @@ class EnvironmentMethod(Method):
             rounds=settings.rounds,
             watch=watch,
         )
-        refined = refine(committee.act, fold.test, fold.test_samples, committee.options)
+        refined, steps = trace(committee.act, fold.test, fold.test_samples, committee.options)
         save_committee(
             keep.with_name(f"{keep.name}.pt"), committee, fold.train, {**about, "chosen": selection.chosen}
         )
-        return Outcome(refined, selection)
+        return Outcome(refined, selection, steps=steps)
 
 
 @dataclass(frozen=True)

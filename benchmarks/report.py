@@ -40,9 +40,10 @@ from agents.references import GreedyOracle, RandomAgent, StopAtOnce, constant_wi
 from agents.tprl_validation import submission_times
 from benchmarks.curves import draw_changes, draw_curves
 from benchmarks.experiment import Experiment, UnitResult, merge
-from benchmarks.html_report import PAGE_FILE, gather, write_report
-from benchmarks.methods import Fold, describe, predictions
+from benchmarks.html_report import PAGE_FILE, Given, gather, write_report
+from benchmarks.methods import Fold, Ranked, describe, predictions
 from benchmarks.results import MEASURES, differences, figures, query_scores, table
+from benchmarks.trails import Trail, trails
 from vmr_env.annotations import Annotation
 from vmr_env.baselines import OBJECTIVES
 from vmr_env.files import write_text
@@ -136,7 +137,7 @@ def report(
     write_predictions(experiment.folder / "submission-detector.jsonl", published[compared_with])
     rows: dict[str, Mapping[str, Any]] = dict(record["detectors"])
     curves, changes = {}, {}
-    given: dict[str, dict[int, list[Prediction]]] = {}
+    given: dict[str, dict[int, Given]] = {}
 
     for name, answers in standing.items():
         row = {"figures": figures(answers, truth)}
@@ -151,6 +152,7 @@ def report(
             continue
         units = [unit for of_seed in done.values() for unit in of_seed]
         answers_of_seeds = []
+        given[agent] = {}
         for seed, of_seed in done.items():
             merged = merge([unit.outcome.answers for unit in of_seed])
             answers = predictions(experiment.folds[0].test, merged)
@@ -159,7 +161,7 @@ def report(
             name = f"submission-{agent.replace(':', '.')}-seed{seed}.jsonl"
             write_predictions(experiment.folder / name, answers)
             answers_of_seeds.append(answers)
-        given[agent] = dict(zip(done, answers_of_seeds, strict=True))
+            given[agent][seed] = Given(answers, trails_of(of_seed, experiment), isinstance(merged, Ranked))
         each = [figures(answers, truth) for answers in answers_of_seeds]
         change = differences([query_scores(answers, truth) for answers in answers_of_seeds], detector)
         seconds, steps = sum(unit.seconds for unit in units), sum(unit.selection.steps for unit in units)
@@ -190,7 +192,7 @@ def report(
     text = "\n\n".join([heading, table(rows), *notes]) + "\n"
     write_text(experiment.folder / "table.md", text)
     write_text(experiment.folder / "results.json", json.dumps(record, indent=1) + "\n")
-    page = gather(heading, record, truth, published[compared_with], given, curves)
+    page = gather(heading, record, truth, published[compared_with], standing[STOP_AT_ONCE], given, curves)
     write_text(experiment.folder / PAGE_FILE, json.dumps(page))
     write_report(experiment.folder)
     if curves:
@@ -199,6 +201,18 @@ def report(
         draw_curves(experiment.folder / "curves.png", curves, title)
         draw_changes(experiment.folder / "changes.png", changes, title)
     return text
+
+
+def trails_of(units: Sequence[UnitResult], experiment: Experiment) -> Mapping[str, Trail] | None:
+    """Steps of one seed by qid, with times rounded as those of its answers; None where a fold has none."""
+    parts = [unit.outcome.steps for unit in units if unit.outcome.steps is not None]
+    if len(parts) < len(units):
+        return None
+    steps, cache = merge(parts), experiment.folds[0].test
+    if experiment.settings.submission_times:
+        profile = get_profile(cache.manifest["dataset"])
+        steps = steps._replace(windows=submission_times(steps.windows, profile))
+    return trails(steps, cache)
 
 
 def rounded(answers: Sequence[Prediction], profile: DatasetProfile) -> list[Prediction]:

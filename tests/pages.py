@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.html_report import Page, gather
+from benchmarks.html_report import Given, Page, gather
 from vmr_env.annotations import Annotation
 from vmr_env.predictions import Prediction
 
@@ -28,6 +28,15 @@ def answers(spans: tuple[tuple[float, float], ...]) -> list[Prediction]:
         Prediction(row.qid, row.vid, row.query, np.array([[*span, 0.6 + 0.1 * i], [0, 20, 0.1]]))
         for i, (row, span) in enumerate(zip(TRUTH, spans, strict=True))
     ]
+
+
+TRAILS = (
+    [[5.0, 10.0, 0.5], []],
+    [[]],
+    [[0.0, 20.0, 0.5, 2], [5.0, 15.0, 1.0]],
+    [[]],
+)
+"""Steps of `BETTER`: a move and a stop, a stop, a switch and a move, a stop."""
 
 
 def record() -> dict[str, Any]:
@@ -69,9 +78,13 @@ def record() -> dict[str, Any]:
 
 def page() -> Page:
     """The page's data."""
-    given = {"ppo": {0: answers(BETTER), 1: answers(DETECTOR)}, "tp & rl": {0: answers(WORSE)}}
+    trails = {str(row.qid): trail for row, trail in zip(TRUTH, TRAILS, strict=True)}
+    given = {
+        "ppo": {0: Given(answers(BETTER), trails, False), 1: Given(answers(DETECTOR), None, False)},
+        "tp & rl": {0: Given(answers(WORSE), None, True)},
+    }
     curves = {
         "ppo": [([5, 10], [0.01, 0.02]), ([5, 10], [0.03, 0.04])],
         "tp & rl": [([1, 2, 3, 4], [0.0, -0.01, 0.0, 0.01])],
     }
-    return gather("Source: predictions & more.", record(), TRUTH, answers(DETECTOR), given, curves)
+    return gather("Source: predictions & more.", record(), TRUTH, answers(DETECTOR), answers(DETECTOR), given, curves)

@@ -2,12 +2,12 @@
 (function () {
   const SHOWN = 100; // episodes listed at first, and added by each "Show more"
   const page = JSON.parse(document.getElementById("page-data").textContent);
-  const { queries, detector, agents } = page;
+  const { queries, detector, start, agents } = page;
   const names = Object.keys(agents);
   const find = (id) => document.getElementById(id);
   const search = find("search"), agent = find("agent"), sort = find("sort"), more = find("more");
-  const list = find("episodes"), panel = find("episode");
-  let order = [], shown = SHOWN, open = -1;
+  const list = find("episodes"), walker = find("walker");
+  let order = [], shown = SHOWN, open = -1, at = 0; // at: the step of the walker that is marked
 
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
   // tIoU after refinement: mean over the seeds of each agent.
@@ -16,8 +16,14 @@
     return [name, detector.ious.map((_, i) => mean(seeds.map((seed) => seed.ious[i])))];
   }));
 
+  // Every seed of every agent: those whose steps can be followed.
+  const walkers = names.flatMap((name, number) => Object.entries(agents[name]).map(([seed, answer], _, seeds) => ({
+    name, answer, colour: "s" + (number < 6 ? number + 1 : (number % 6) + 1),
+    label: seeds.length > 1 ? name + ", seed " + seed : name,
+  })));
+
   function element(tag, attributes, text) {
-    const svg = ["svg", "rect", "line", "text", "title"].includes(tag);
+    const svg = ["svg", "rect", "line", "polyline", "text", "title"].includes(tag);
     const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
     for (const [name, value] of Object.entries(attributes || {})) made.setAttribute(name, value);
     if (text !== undefined) made.textContent = text;
@@ -25,7 +31,8 @@
   }
 
   function signed(value) {
-    return (value > 0 ? "+" : value < 0 ? "−" : "±") + Math.abs(value).toFixed(2);
+    const size = Math.abs(value).toFixed(2);
+    return (size === "0.00" ? "±" : value > 0 ? "+" : "−") + size;
   }
 
   function tiou(i) { return names.length ? after[agent.value][i] : detector.ious[i]; }
@@ -64,27 +71,53 @@
 
   function seconds(span) { return span[0].toFixed(1) + "–" + span[1].toFixed(1) + " s"; }
 
-  function rowsOf(i) {
-    const rows = [
-      { name: "ground truth", spans: queries.moments[i], kind: "truth", note: "" },
-      { name: "detector", spans: [detector.spans[i]], kind: "fill s0", note: "tIoU " + detector.ious[i].toFixed(2) },
-    ];
-    names.forEach((name, number) => {
-      const colour = number < 6 ? number + 1 : (number % 6) + 1;
-      for (const [seed, answer] of Object.entries(agents[name])) {
-        const several = Object.keys(agents[name]).length > 1;
-        rows.push({
-          name: several ? name + ", seed " + seed : name, spans: [answer.spans[i]], kind: "fill s" + colour,
-          note: "tIoU " + answer.ious[i].toFixed(2) + " (" + signed(answer.ious[i] - detector.ious[i]) + ")",
-        });
+  function move(before, after) {
+    const shifts = ["start", "end"].map((boundary, side) => [boundary, after[side] - before[side]])
+      .filter(([, shift]) => Math.abs(shift) >= 0.05)
+      .map(([boundary, shift]) => boundary + (shift > 0 ? " +" : " −") + Math.abs(shift).toFixed(1) + " s");
+    return shifts.join(", ") || "nothing moves";
+  }
+
+  // Where an episode was, from its start on: what was done, the moment after it, and its tIoU.
+  function walk({ answer }, i) {
+    const places = [{ did: "start", span: start.spans[i], tiou: start.ious[i] }];
+    if (!answer.steps) {
+      const how = answer.is_head ? "answer of the trained head: " : "all steps (this run recorded no single ones): ";
+      return [...places, { did: how + move(start.spans[i], answer.spans[i]), span: answer.spans[i], tiou: answer.ious[i] }];
+    }
+    for (const [from, to, tiou, proposal] of answer.steps[i]) {
+      const before = places[places.length - 1];
+      if (from === undefined) places.push({ ...before, did: "stop" });
+      else {
+        const did = proposal ? "switch to proposal " + proposal : move(before.span, [from, to]);
+        places.push({ did, span: [from, to], tiou });
       }
-    });
-    return rows;
+    }
+    return places;
+  }
+
+  function rowsOf(i) {
+    const tiou = (value) => "tIoU " + value.toFixed(2);
+    return [
+      { name: "ground truth", spans: queries.moments[i], kind: "truth", walk: [], note: "" },
+      { name: "detector", spans: [detector.spans[i]], kind: "fill s0", walk: [], note: tiou(detector.ious[i]) },
+      ...walkers.map((one) => ({
+        name: one.label, spans: [one.answer.spans[i]], kind: "fill " + one.colour,
+        walk: walk(one, i).filter((place) => place.did !== "stop"),
+        note: tiou(one.answer.ious[i]) + " (" + signed(one.answer.ious[i] - detector.ious[i]) + ")",
+      })),
+    ];
   }
 
   function timeline(i) {
     const rows = rowsOf(i), duration = queries.duration[i];
-    const left = 190, right = 560, width = 700, pitch = 36, top = 8, bottom = top + pitch * rows.length;
+    const left = 190, right = 560, width = 700, top = 8;
+    let bottom = top;
+    for (const row of rows) {
+      row.y = bottom;
+      row.bar = row.y + 9 * Math.max(row.walk.length, 1);
+      bottom = row.bar + 27;
+    }
     const x = (time) => left + Math.min(Math.max(time / duration, 0), 1) * (right - left);
     const said = rows.map((row) => row.name + " " + row.spans.map(seconds).join(" and ") + " " + row.note);
     const svg = element("svg", {
@@ -94,13 +127,24 @@
       x: x(span[0]), y, width: Math.max(x(span[1]) - x(span[0]), 1.5), height, class: kind,
     }));
     for (const moment of queries.moments[i]) bar(moment, top, bottom - top, "truth-pale");
-    rows.forEach((row, number) => {
-      const y = top + pitch * number;
-      svg.append(element("text", { x: 0, y: y + 22, class: "name" }, row.name));
-      for (const span of row.spans) bar(span, y + 9, 18, row.kind);
+    rows.forEach((row) => {
+      const name = element("text", { x: 0, y: row.bar + 13, class: "name" },
+        row.name.length > 27 ? row.name.slice(0, 26) + "…" : row.name);
+      name.append(element("title", {}, row.name));
+      svg.append(name);
+      const earlier = row.walk.slice(0, -1);
+      for (const side of earlier.length ? [0, 1] : []) {
+        const points = row.walk.map(({ span }, k) => x(span[side]) + "," + (heightOf(row, k).y + 2));
+        svg.append(element("polyline", { points: points.join(" "), class: "way" }));
+      }
+      earlier.forEach(({ span }, k) => {
+        const { y, height } = heightOf(row, k);
+        bar(span, y, height, k ? row.kind + " earlier" : "fill s0 earlier");
+      });
+      for (const span of row.spans) bar(span, row.bar, 18, row.kind);
       const times = row.spans.length > 1 ? row.spans.length + " moments" : seconds(row.spans[0]);
-      svg.append(element("text", { x: right + 8, y: y + (row.note ? 15 : 22) }, times));
-      if (row.note) svg.append(element("text", { x: right + 8, y: y + 30 }, row.note));
+      svg.append(element("text", { x: right + 8, y: row.bar + (row.note ? 6 : 13) }, times));
+      if (row.note) svg.append(element("text", { x: right + 8, y: row.bar + 21 }, row.note));
     });
     svg.append(element("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "grid" }));
     const steps = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((step) => duration / step <= 8) || 2000;
@@ -109,41 +153,100 @@
       svg.append(element("text", { x: x(time), y: bottom + 20, "text-anchor": "middle" }, String(time)));
     }
     svg.append(element("text", { x: right + 8, y: bottom + 20 }, "seconds"));
+    if (walkers.length) mark(svg, rows, x, bottom);
     return svg;
   }
 
-  function show(i, focus) {
+  // Where the bar of a step stands: thin ones over the thick one of the answer.
+  function heightOf(row, k) {
+    return k === row.walk.length - 1 ? { y: row.bar, height: 18 } : { y: row.y + 4 + 9 * k, height: 5 };
+  }
+
+  // The step that the reader is at: its bar with an outline, its boundaries through all rows.
+  function mark(svg, rows, x, bottom) {
+    const row = rows[rows.length - walkers.length + walker.selectedIndex];
+    const k = Math.min(at, row.walk.length - 1); // stopping moves nothing
+    const [from, to] = row.walk[k].span.map(x);
+    for (const here of [from, to]) {
+      svg.append(element("line", { x1: here, x2: here, y1: rows[0].y, y2: bottom, class: "now" }));
+    }
+    svg.append(element("rect", { x: from, width: Math.max(to - from, 1.5), ...heightOf(row, k), class: "now" }));
+  }
+
+  function fillSteps() {
+    const one = walkers[walker.selectedIndex], places = walk(one, open);
+    at = Math.min(at, places.length - 1);
+    find("steps-of").textContent = "Steps of " + one.label;
+    find("steps").replaceChildren(...places.map((place, k) => {
+      const row = element("tr", k === at ? { "aria-current": "step" } : {});
+      row.append(
+        element("th", { scope: "row" }, String(k)), element("td", {}, place.did), element("td", {}, seconds(place.span)),
+        element("td", {}, place.tiou.toFixed(2)),
+        element("td", {}, k ? signed(place.tiou - places[k - 1].tiou) : ""),
+      );
+      return row;
+    }));
+    const place = places[at];
+    find("step").textContent = "Step " + at + " of " + (places.length - 1) + ": " + place.did + "; "
+      + seconds(place.span) + ", tIoU " + place.tiou.toFixed(2);
+    find("back").setAttribute("aria-disabled", String(at === 0));
+    find("on").setAttribute("aria-disabled", String(at === places.length - 1));
+  }
+
+  function draw() {
+    if (walkers.length) fillSteps();
+    find("timeline").replaceChildren(timeline(open));
+  }
+
+  function step(by) {
+    if (!walkers.length || open < 0) return;
+    at = Math.min(Math.max(at + by, 0), walk(walkers[walker.selectedIndex], open).length - 1);
+    draw();
+  }
+
+  function show(i) {
     open = i;
+    at = 0;
     for (const button of list.querySelectorAll("button")) {
       button.setAttribute("aria-current", String(Number(button.dataset.row) === i));
     }
-    panel.replaceChildren(
-      element("h3", {}, "“" + queries.query[i] + "”"),
-      element("p", { class: "note" }, "video " + queries.vid[i] + ", query " + queries.qid[i] + ", "
-        + queries.duration[i].toFixed(1) + " s"),
-      timeline(i),
-    );
-    if (focus) panel.focus();
+    find("query").textContent = "“" + queries.query[i] + "”";
+    find("facts").textContent = "video " + queries.vid[i] + ", query " + queries.qid[i] + ", "
+      + queries.duration[i].toFixed(1) + " s";
+    draw();
   }
 
   names.forEach((name) => agent.append(element("option", { value: name }, name)));
+  walkers.forEach((one) => walker.append(element("option", {}, one.label)));
   agent.disabled = names.length === 0;
+  find("walk").hidden = walkers.length === 0;
   find("controls").addEventListener("submit", (event) => event.preventDefault());
   search.addEventListener("input", choose);
-  agent.addEventListener("change", choose);
+  agent.addEventListener("change", () => {
+    walker.selectedIndex = walkers.findIndex((one) => one.name === agent.value);
+    choose();
+    if (open >= 0) show(open);
+  });
+  walker.addEventListener("change", () => { at = 0; draw(); });
+  find("back").addEventListener("click", () => step(-1));
+  find("on").addEventListener("click", () => step(1));
   sort.addEventListener("change", choose);
   more.addEventListener("click", () => { shown += SHOWN; fill(); });
   list.addEventListener("click", (event) => {
     const button = event.target.closest("button");
-    if (button) show(Number(button.dataset.row), false);
+    if (button) show(Number(button.dataset.row));
   });
   list.addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (!step) return;
     const buttons = [...list.querySelectorAll("button")];
     const next = buttons[buttons.indexOf(document.activeElement) + step];
-    if (next) { event.preventDefault(); next.focus(); show(Number(next.dataset.row), false); }
+    if (next) { event.preventDefault(); next.focus(); show(Number(next.dataset.row)); }
+  });
+  find("episode-browser").addEventListener("keydown", (event) => {
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (by && event.target !== walker) { event.preventDefault(); step(by); }
   });
   choose();
-  if (order.length) show(order[0], false);
+  if (order.length) show(order[0]);
 })();
