@@ -141,6 +141,24 @@ def _kinds(mode: ActionMode, actions: Array) -> NDArray[np.intp]:
     return np.array(kinds)[actions]
 
 
+USES = ("kept", "start moved", "end moved", "both moved", "another proposal")
+"""What can become of the detector's moment."""
+
+
+def shares_of_uses(before: Array, after: Array, switched: Array, least: float) -> tuple[float, ...]:
+    """How often each of `USES` was made of K moments.
+
+    Args:
+        before: (K, 2), the detector's moments.
+        after: (K, 2), the refined ones.
+        switched: (K,) bool, which came from another proposal.
+        least: how far a boundary must lie from where it was to count as moved, in the same unit.
+    """
+    start, end = (np.abs(after - before) >= least).T
+    kinds = np.where(switched, USES.index("another proposal"), start + 2 * end)
+    return tuple((np.bincount(kinds, minlength=len(USES)) / len(kinds)).tolist())
+
+
 def submission(cache: DecoderStateCache, refined: Refined) -> list[Prediction]:
     """Predictions in which the refined moment stands first, in place of the proposal it came from.
 

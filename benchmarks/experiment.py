@@ -127,7 +127,8 @@ class Experiment:
 
         The file is a JSON object: "selection" (`agents.committee.Selection`), "seconds", "frozen"
         (`methods.Outcome`), and either "ranked" (columns of `methods.Ranked`), or "refined" and "steps"
-        (columns of `agents.evaluation.Refined` and `Steps`; the first versions wrote no steps).
+        (columns of `agents.evaluation.Refined` and `Steps`). The first versions wrote neither steps nor the
+        uses of a selection.
         """
         return self.folder / "units" / f"{unit.name}.json"
 
@@ -174,6 +175,7 @@ class Experiment:
                     tuple(selection["gains"]),
                     selection["chosen"],
                     selection["steps"],
+                    tuple(map(tuple, selection.get("uses", ()))),
                 ),
                 content["frozen"],
                 _steps(content),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from agents.committee import MakeAgent, Progress, Selection, cross_fit, save_committee
-from agents.evaluation import Refined, Steps, submission, trace
+from agents.evaluation import USES, Refined, Steps, submission, trace
 from agents.head_config import HeadConfig
 from agents.head_policy import HeadPolicyConfig, HeadPolicyTrainer
 from agents.head_training import TRAINED, Figures, HeadResult, HeadTrainer, cross_fit_head
@@ -96,6 +96,10 @@ class Outcome:
 class Method(ABC):
     """A way to learn; instances pickle, so that units can run in processes of their own."""
 
+    def describe(self) -> dict[str, Any]:
+        """Its settings, for reports; nothing for what has none of its own."""
+        return {}
+
     @abstractmethod
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
@@ -152,6 +156,10 @@ class HeadMethod(Method):
     """Says which trainer: of TPRL or of the head's policy."""
     weights: Path
     """Folder of the backbone's weights."""
+
+    def describe(self) -> dict[str, Any]:
+        """Settings of the training."""
+        return asdict(self.config)
 
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
@@ -214,6 +222,7 @@ def selection_of(result: HeadResult, steps: int) -> Selection:
         tuple((row["quality"] - start["quality"]) / 100 for row in rows),
         result.epoch + 1,
         steps,
+        tuple(tuple(row[f"uses/{name}"] for name in USES) for row in rows),
     )
 
 
@@ -269,8 +278,3 @@ def check_weights(weights: Path, cache: DecoderStateCache) -> None:
     if found != expected:
         message = f"is {found}, expected {expected}, of the backbone that made {cache.path}"
         raise DataError(Problem(str(weights), None, "sha256", message))
-
-
-def describe(method: Method) -> dict[str, Any]:
-    """Settings of a method, for reports."""
-    return asdict(method.config) if isinstance(method, HeadMethod) else {}

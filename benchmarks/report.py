@@ -2,9 +2,9 @@
 
 `results.json` is an object:
 
-    run         command, source, dataset, models, backbone (kind, sha256), settings, versions,
-                submission_times (whether answers were rounded as in published submissions),
-                notes (what was not run, and why)
+    run         command, source, dataset, models, backbone (kind, sha256), manifests (sha256 of the caches'
+                manifest.json, which has those of all files), seeds, settings, versions, submission_times
+                (whether answers were rounded as in published submissions), notes (what was not run, and why)
     detectors   name -> figures (`results.MEASURES`, percent)
     references  name -> {figures, change}
     agents      name -> {
@@ -31,21 +31,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
 import vmr_env
+from agents.committee import Selection
 from agents.evaluation import Refined, refine, submission
 from agents.references import GreedyOracle, RandomAgent, StopAtOnce, constant_window
 from agents.tprl_validation import submission_times
 from benchmarks.curves import draw_changes, draw_curves
 from benchmarks.experiment import Experiment, UnitResult, merge
 from benchmarks.html_report import PAGE_FILE, Given, gather, write_report
-from benchmarks.methods import Fold, Ranked, describe, predictions
+from benchmarks.methods import Fold, Ranked, predictions
 from benchmarks.results import MEASURES, differences, figures, query_scores, table
 from benchmarks.trails import Trail, trails
 from vmr_env.annotations import Annotation
 from vmr_env.baselines import OBJECTIVES
+from vmr_env.cache_writer import sha256_of
 from vmr_env.files import write_text
 from vmr_env.predictions import Prediction, read_predictions, write_predictions
 from vmr_env.profiles import DatasetProfile, get_profile
@@ -136,7 +139,8 @@ def report(
     detector = query_scores(published[compared_with], truth)
     write_predictions(experiment.folder / "submission-detector.jsonl", published[compared_with])
     rows: dict[str, Mapping[str, Any]] = dict(record["detectors"])
-    curves, changes = {}, {}
+    trainings: dict[str, list[Selection]] = {}
+    changes = {}
     given: dict[str, dict[int, Given]] = {}
 
     for name, answers in standing.items():
@@ -180,25 +184,25 @@ def report(
             "figures": each,
             "change": _plain(change),
             "compared_with": compared_with,
-            "config": describe(experiment.agents[agent]),
+            "config": experiment.agents[agent].describe(),
             "frozen": frozen_tensors(units),
             "chosen_rounds": [unit.selection.chosen for unit in units],
             "steps": steps,
             "seconds": seconds,
         }
-        curves[agent] = [(unit.selection.rounds, unit.selection.gains) for unit in units]
+        trainings[agent] = [unit.selection for unit in units]
 
     heading = _heading(experiment, len(truth), compared_with)
     text = "\n\n".join([heading, table(rows), *notes]) + "\n"
     write_text(experiment.folder / "table.md", text)
     write_text(experiment.folder / "results.json", json.dumps(record, indent=1) + "\n")
-    page = gather(heading, record, truth, published[compared_with], standing[STOP_AT_ONCE], given, curves)
+    page = gather(heading, record, truth, published[compared_with], standing[STOP_AT_ONCE], given, trainings)
     write_text(experiment.folder / PAGE_FILE, json.dumps(page))
     write_report(experiment.folder)
-    if curves:
+    if trainings:
         manifest = experiment.folds[0].train.manifest
         title = f"{manifest['dataset']}, source {manifest['source']}"
-        draw_curves(experiment.folder / "curves.png", curves, title)
+        draw_curves(experiment.folder / "curves.png", trainings, title)
         draw_changes(experiment.folder / "changes.png", changes, title)
     return text
 
@@ -254,17 +258,27 @@ def _heading(experiment: Experiment, queries: int, compared_with: str) -> str:
 
 
 def _provenance(experiment: Experiment, command: str) -> dict[str, Any]:
-    manifest = experiment.folds[0].train.manifest
+    fold = experiment.folds[0]
+    manifest = fold.train.manifest
+    caches = {"train": fold.train, "test": fold.test, "select": fold.select}
     return {
         "command": command,
         "source": manifest["source"],
         "dataset": manifest["dataset"],
         "models": manifest["models"],
         "backbone": manifest["backbone"],
+        "manifests": {
+            name: sha256_of(cache.path / "manifest.json")
+            for name, cache in caches.items()
+            if cache is not None
+        },
+        "seeds": experiment.seeds,
         "settings": asdict(experiment.settings),
         "submission_times": experiment.settings.submission_times,
         "versions": {
             "python": platform.python_version(),
+            "numpy": np.__version__,
+            "gymnasium": gymnasium.__version__,
             "torch": torch.__version__,
             "vmr_env": vmr_env.__version__,
         },

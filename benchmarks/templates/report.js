@@ -83,7 +83,8 @@
     const places = [{ did: "start", span: start.spans[i], tiou: start.ious[i] }];
     if (!answer.steps) {
       const how = answer.is_head ? "answer of the trained head: " : "all steps (this run recorded no single ones): ";
-      return [...places, { did: how + move(start.spans[i], answer.spans[i]), span: answer.spans[i], tiou: answer.ious[i] }];
+      const did = how + move(start.spans[i], answer.spans[i]);
+      return [...places, { did, span: answer.spans[i], tiou: answer.ious[i] }];
     }
     for (const [from, to, tiou, proposal] of answer.steps[i]) {
       const before = places[places.length - 1];
@@ -102,75 +103,79 @@
       { name: "ground truth", spans: queries.moments[i], kind: "truth", walk: [], note: "" },
       { name: "detector", spans: [detector.spans[i]], kind: "fill s0", walk: [], note: tiou(detector.ious[i]) },
       ...walkers.map((one) => ({
-        name: one.label, spans: [one.answer.spans[i]], kind: "fill " + one.colour,
+        of: one, name: one.label, spans: [one.answer.spans[i]], kind: "fill " + one.colour,
         walk: walk(one, i).filter((place) => place.did !== "stop"),
         note: tiou(one.answer.ious[i]) + " (" + signed(one.answer.ious[i] - detector.ious[i]) + ")",
       })),
     ];
   }
 
-  function timeline(i) {
-    const rows = rowsOf(i), duration = queries.duration[i];
-    const left = 190, right = 560, width = 700, top = 8;
+  // The episode from left to right, a row for each answer. On narrow screens texts stand over the bars.
+  function timeline(i, width) {
+    const rows = rowsOf(i), duration = queries.duration[i], narrow = width < 560;
+    const left = narrow ? 0 : 190, right = narrow ? width : width - 140, top = 8;
     let bottom = top;
     for (const row of rows) {
-      row.y = bottom;
+      row.top = bottom;
+      row.y = bottom + (narrow ? 34 : 0);
       row.bar = row.y + 9 * Math.max(row.walk.length, 1);
       bottom = row.bar + 27;
     }
-    const x = (time) => left + Math.min(Math.max(time / duration, 0), 1) * (right - left);
     const said = rows.map((row) => row.name + " " + row.spans.map(seconds).join(" and ") + " " + row.note);
+    const height = bottom + (narrow ? 44 : 34);
     const svg = element("svg", {
-      viewBox: "0 0 " + width + " " + (bottom + 34), role: "img", "aria-label": "Timeline: " + said.join("; "),
+      viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": "Timeline: " + said.join("; "),
     });
-    const bar = (span, y, height, kind) => svg.append(element("rect", {
-      x: x(span[0]), y, width: Math.max(x(span[1]) - x(span[0]), 1.5), height, class: kind,
-    }));
-    for (const moment of queries.moments[i]) bar(moment, top, bottom - top, "truth-pale");
-    rows.forEach((row) => {
-      const name = element("text", { x: 0, y: row.bar + 13, class: "name" },
-        row.name.length > 27 ? row.name.slice(0, 26) + "…" : row.name);
-      name.append(element("title", {}, row.name));
-      svg.append(name);
+    const x = (time) => left + Math.min(Math.max(time / duration, 0), 1) * (right - left);
+    const add = (tag, attributes, text) => svg.appendChild(element(tag, attributes, text));
+    const bar = (span, place) => add("rect", {
+      x: x(span[0]), width: Math.max(x(span[1]) - x(span[0]), 1.5), ...place,
+    });
+    for (const moment of queries.moments[i]) bar(moment, { y: top, height: bottom - top, class: "truth-pale" });
+    // The step that the reader is at: its boundaries through all rows, and an outline. Stopping moves nothing.
+    const now = rows.find((row) => row.of && row.of === walkers[walker.selectedIndex]);
+    const shown = now ? Math.min(at, now.walk.length - 1) : 0;
+    for (const time of now ? now.walk[shown].span : []) {
+      add("line", { x1: x(time), x2: x(time), y1: top, y2: bottom, class: "now" });
+    }
+    for (const row of rows) {
+      const longest = narrow ? 40 : 27;
+      add("text", { x: 0, y: narrow ? row.top + 14 : row.bar + 13, class: "name" },
+        row.name.length > longest ? row.name.slice(0, longest - 1) + "…" : row.name)
+        .append(element("title", {}, row.name));
+      const times = row.spans.length > 1 ? row.spans.length + " moments" : seconds(row.spans[0]);
+      if (narrow) add("text", { x: 0, y: row.top + 30 }, times + (row.note ? " · " + row.note : ""));
+      else {
+        add("text", { x: right + 8, y: row.bar + (row.note ? 6 : 13) }, times);
+        if (row.note) add("text", { x: right + 8, y: row.bar + 21 }, row.note);
+      }
       const earlier = row.walk.slice(0, -1);
       for (const side of earlier.length ? [0, 1] : []) {
-        const points = row.walk.map(({ span }, k) => x(span[side]) + "," + (heightOf(row, k).y + 2));
-        svg.append(element("polyline", { points: points.join(" "), class: "way" }));
+        const points = row.walk.map(({ span }, k) => x(span[side]) + "," + (placeOf(row, k).y + 2));
+        add("polyline", { points: points.join(" "), class: "way" });
       }
       earlier.forEach(({ span }, k) => {
-        const { y, height } = heightOf(row, k);
-        bar(span, y, height, k ? row.kind + " earlier" : "fill s0 earlier");
+        bar(span, { ...placeOf(row, k), class: (k ? row.kind : "fill s0") + " earlier" });
       });
-      for (const span of row.spans) bar(span, row.bar, 18, row.kind);
-      const times = row.spans.length > 1 ? row.spans.length + " moments" : seconds(row.spans[0]);
-      svg.append(element("text", { x: right + 8, y: row.bar + (row.note ? 6 : 13) }, times));
-      if (row.note) svg.append(element("text", { x: right + 8, y: row.bar + 21 }, row.note));
-    });
-    svg.append(element("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "grid" }));
-    const steps = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((step) => duration / step <= 8) || 2000;
-    for (let time = 0; time <= duration; time += steps) {
-      svg.append(element("line", { x1: x(time), x2: x(time), y1: bottom, y2: bottom + 5, class: "grid" }));
-      svg.append(element("text", { x: x(time), y: bottom + 20, "text-anchor": "middle" }, String(time)));
+      for (const span of row.spans) bar(span, { y: row.bar, height: 18, class: row.kind });
     }
-    svg.append(element("text", { x: right + 8, y: bottom + 20 }, "seconds"));
-    if (walkers.length) mark(svg, rows, x, bottom);
+    add("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "grid" });
+    const most = (right - left) / 45;
+    const unit = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((unit) => duration / unit <= most) || 2000;
+    for (let time = 0; time <= duration; time += unit) {
+      add("line", { x1: x(time), x2: x(time), y1: bottom, y2: bottom + 5, class: "grid" });
+      const anchor = narrow && time === 0 ? "start" : x(time) > width - 12 ? "end" : "middle";
+      add("text", { x: x(time), y: bottom + 20, "text-anchor": anchor }, String(time));
+    }
+    if (narrow) add("text", { x: right, y: bottom + 38, "text-anchor": "end" }, "seconds");
+    else add("text", { x: right + 8, y: bottom + 20 }, "seconds");
+    if (now) bar(now.walk[shown].span, { ...placeOf(now, shown), class: "now" });
     return svg;
   }
 
   // Where the bar of a step stands: thin ones over the thick one of the answer.
-  function heightOf(row, k) {
+  function placeOf(row, k) {
     return k === row.walk.length - 1 ? { y: row.bar, height: 18 } : { y: row.y + 4 + 9 * k, height: 5 };
-  }
-
-  // The step that the reader is at: its bar with an outline, its boundaries through all rows.
-  function mark(svg, rows, x, bottom) {
-    const row = rows[rows.length - walkers.length + walker.selectedIndex];
-    const k = Math.min(at, row.walk.length - 1); // stopping moves nothing
-    const [from, to] = row.walk[k].span.map(x);
-    for (const here of [from, to]) {
-      svg.append(element("line", { x1: here, x2: here, y1: rows[0].y, y2: bottom, class: "now" }));
-    }
-    svg.append(element("rect", { x: from, width: Math.max(to - from, 1.5), ...heightOf(row, k), class: "now" }));
   }
 
   function fillSteps() {
@@ -180,8 +185,8 @@
     find("steps").replaceChildren(...places.map((place, k) => {
       const row = element("tr", k === at ? { "aria-current": "step" } : {});
       row.append(
-        element("th", { scope: "row" }, String(k)), element("td", {}, place.did), element("td", {}, seconds(place.span)),
-        element("td", {}, place.tiou.toFixed(2)),
+        element("th", { scope: "row" }, String(k)), element("td", {}, place.did),
+        element("td", {}, seconds(place.span)), element("td", {}, place.tiou.toFixed(2)),
         element("td", {}, k ? signed(place.tiou - places[k - 1].tiou) : ""),
       );
       return row;
@@ -195,7 +200,8 @@
 
   function draw() {
     if (walkers.length) fillSteps();
-    find("timeline").replaceChildren(timeline(open));
+    const place = find("timeline");
+    place.replaceChildren(timeline(open, Math.max(place.clientWidth, 280)));
   }
 
   function step(by) {
@@ -247,6 +253,7 @@
     const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (by && event.target !== walker) { event.preventDefault(); step(by); }
   });
+  window.addEventListener("resize", () => { if (open >= 0) draw(); });
   choose();
   if (order.length) show(order[0]);
 })();
