@@ -247,11 +247,12 @@ def _plain(change: Mapping[str, Any]) -> dict[str, Any]:
 def _heading(experiment: Experiment, queries: int, compared_with: str) -> str:
     manifest = experiment.folds[0].test.manifest
     folds = len(experiment.folds)
+    seeds = f"{experiment.seeds} seed{'s' if experiment.seeds > 1 else ''}"
     times = "Times rounded as in published submissions. " if experiment.settings.submission_times else ""
     protocol = f"{folds} folds by video" if folds > 1 else "train and test data apart"
     return (
         f"Source of the data: {manifest['source']}. {manifest['dataset']}, {', '.join(manifest['models'])}, "
-        f"{protocol}, {queries:,} test queries, {experiment.seeds} seeds, "
+        f"{protocol}, {queries:,} test queries, {seeds}, "
         f"{experiment.settings.members} members a committee. {times}"
         f"Δ are differences from {compared_with}, with 95 % bootstrap intervals over videos and seeds."
     )
