@@ -8,8 +8,8 @@ import numpy as np
 from agents.committee import Selection
 from benchmarks.results import Difference, mean_curve
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, told apart by colour-blind readers too."""
+COLOURS = ("#0072b2", "#d55e00", "#b5568f", "#b37700", "#3a97d1", "#5b4fa2")
+"""Those of the report's page, after Okabe and Ito: told apart by colour-blind readers too."""
 
 
 def draw_curves(path: Path, trainings: Mapping[str, Sequence[Selection]], title: str) -> None:

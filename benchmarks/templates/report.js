@@ -56,7 +56,7 @@
   function fill() {
     list.replaceChildren(...order.slice(0, shown).map((i) => {
       const gain = tiou(i) - detector.ious[i];
-      const button = element("button", { type: "button", "data-row": i, "aria-current": String(i === open) });
+      const button = element("button", { type: "button", "data-row": i });
       const kind = gain > 1e-6 ? "up" : gain < -1e-6 ? "down" : "";
       const mark = { up: "▲ ", down: "▼ " }[kind] || "";
       button.append(element("span", { class: "gain " + kind }, mark + signed(gain)));
@@ -65,8 +65,19 @@
       item.append(button);
       return item;
     }));
+    highlight();
     more.hidden = order.length <= shown;
     find("count").textContent = order.length + (order.length === 1 ? " episode" : " episodes");
+  }
+
+  // Marks the open episode. It alone is a stop of the Tab key, or the first of the list: arrow keys do the rest.
+  function highlight() {
+    const buttons = [...list.querySelectorAll("button")];
+    const current = buttons.find((button) => Number(button.dataset.row) === open);
+    for (const button of buttons) {
+      button.setAttribute("aria-current", String(button === current));
+      button.tabIndex = button === (current || buttons[0]) ? 0 : -1;
+    }
   }
 
   function seconds(span) { return span[0].toFixed(1) + "–" + span[1].toFixed(1) + " s"; }
@@ -213,9 +224,7 @@
   function show(i) {
     open = i;
     at = 0;
-    for (const button of list.querySelectorAll("button")) {
-      button.setAttribute("aria-current", String(Number(button.dataset.row) === i));
-    }
+    highlight();
     find("query").textContent = "“" + queries.query[i] + "”";
     find("facts").textContent = "video " + queries.vid[i] + ", query " + queries.qid[i] + ", "
       + queries.duration[i].toFixed(1) + " s";
@@ -243,10 +252,9 @@
     if (button) show(Number(button.dataset.row));
   });
   list.addEventListener("keydown", (event) => {
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (!step) return;
     const buttons = [...list.querySelectorAll("button")];
-    const next = buttons[buttons.indexOf(document.activeElement) + step];
+    const at = buttons.indexOf(document.activeElement);
+    const next = buttons[{ ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: buttons.length - 1 }[event.key]];
     if (next) { event.preventDefault(); next.focus(); show(Number(next.dataset.row)); }
   });
   find("episode-browser").addEventListener("keydown", (event) => {
