@@ -274,6 +274,7 @@ def _provenance(record: Mapping[str, Any]) -> str:
         *(f"<p>{escape(note)}</p>" for note in record["run"].get("notes", ())),
         _definitions(dict(_flat(run))),
     ]
+    shown: dict[str, str] = {}  # hashes -> the first agent that has them
     for agent, row in record["agents"].items():
         told = {name: row[name] for name in ("seeds", "steps", "seconds", "chosen_rounds") if name in row}
         told |= row.get("config", {})
@@ -281,11 +282,26 @@ def _provenance(record: Mapping[str, Any]) -> str:
         if frozen:
             same = sum(tensor["after"] == [tensor["before"]] for tensor in frozen.values())
             told["frozen tensors with the same sha256 before and after"] = f"{same} of {len(frozen)}"
-        hashes = f"<pre>{escape(json.dumps(frozen, indent=1))}</pre>" if frozen else ""
+        hashes = _hashes(frozen)
+        shown.setdefault(hashes, agent)
+        if frozen and shown[hashes] != agent:
+            hashes = f"<p>Hashes as those of {escape(shown[hashes])}.</p>"
         parts.append(
             f"<details><summary>{escape(agent)}</summary>{_definitions(dict(_flat(told)))}{hashes}</details>"
         )
     return "".join(parts)
+
+
+def _hashes(frozen: Mapping[str, Any]) -> str:
+    """Hashes of frozen tensors, each once where it stayed the same."""
+    if not frozen:
+        return ""
+    lines = [
+        f"{tensor['before']}  {name}"
+        + ("" if tensor["after"] == [tensor["before"]] else f"  then {tensor['after']}")
+        for name, tensor in frozen.items()
+    ]
+    return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -171,7 +171,7 @@ def _figure(title: str, svg: str, caption: str, legend: str = "") -> str:
 
 def _series(names: Sequence[str] | Mapping[str, Any], classes: plots.Classes) -> str:
     """Legend of series."""
-    return _legend([(classes[name], name) for name in names])
+    return _legend([(f"series {classes[name]}", name) for name in names])
 
 
 def _kinds(kinds: Sequence[str]) -> str:

@@ -20,8 +20,8 @@ Classes = Mapping[str, str]
 
 _WIDTH, _HEIGHT = 400, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 44
-_SERIES = 7
-"""Colours; further series begin anew."""
+_COLOURS = 6
+"""Colours beside the detector's; further series begin anew, with dotted lines."""
 
 
 @dataclass
@@ -126,7 +126,9 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def series(number: int) -> str:
     """Class of a series."""
-    return f"s{number if number < _SERIES else 1 + (number - 1) % (_SERIES - 1)}"
+    if number <= _COLOURS:
+        return f"s{number}"
+    return f"s{1 + (number - 1) % _COLOURS} again"
 
 
 def learning_curves(
@@ -171,7 +173,7 @@ def differences(changes: Mapping[str, Mapping[str, float]], classes: Classes, me
     for row, (agent, change) in zip(reversed(range(len(changes))), changes.items(), strict=True):
         name, middle = classes[agent], row + 0.3
         axes.name(agent, row + 0.66)
-        axes.line([change["low"], change["high"]], [middle, middle], name)
+        axes.line([change["low"], change["high"]], [middle, middle], f"{name} solid")
         says = f"{change['mean']:+.2f} [{change['low']:+.2f}, {change['high']:+.2f}]"
         axes.dot(change["mean"], middle, 5, f"fill {name}", says)
     said = ", ".join(f"{agent} {change['mean']:+.2f}" for agent, change in changes.items())
@@ -253,13 +255,13 @@ def shares(used: Mapping[str, Floats], kinds: Sequence[str], title: str, x_label
         title: of the picture.
         x_label: what the shares are of.
     """
-    axes = _Axes((0, 100), (0, len(used)), height=_TOP + _BOTTOM + 48 * len(used))
+    axes = _Axes((0, 100), (0, len(used)), height=_TOP + _BOTTOM + 38 * len(used))
     axes.axes(x_label, "")
     for row, (name, of_name) in zip(reversed(range(len(used))), used.items(), strict=True):
-        axes.name(name, row + 0.72)
+        axes.name(name, row + 0.64)
         left = 0.0
         for number, (kind, share) in enumerate(zip(kinds, 100 * of_name, strict=True)):
-            axes.box((left, left + share), (row + 0.1, row + 0.6), f"k{number}", f"{kind}: {share:.0f} %")
+            axes.box((left, left + share), (row + 0.08, row + 0.54), f"k{number}", f"{kind}: {share:.0f} %")
             left += share
     said = "; ".join(
         f"{name}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in zip(kinds, of_name, strict=True))

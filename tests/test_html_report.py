@@ -15,7 +15,7 @@ from pages import BETTER, DETECTOR, HOSTILE, QUERIES, TRUTH, WORSE, page
 
 from agents.head_policy import head_policy_config
 from agents.tprl_config import default_config, with_stages
-from benchmarks import cli
+from benchmarks import cli, plots
 from benchmarks.html_report import PAGE_FILE, render, write_report
 from benchmarks.page_figures import stage_lengths, staged_curve
 from vmr_env.curriculum import get_schedule
@@ -212,8 +212,26 @@ def test_differences_have_their_intervals() -> None:
 
 
 def test_an_agent_has_one_colour_on_the_whole_page() -> None:
-    keys = re.findall(r'<li><span class="key (s\d)" aria-hidden="true"></span>(.*?)</li>', TEXT)
+    keys = re.findall(r'<li><span class="key series (s\d)" aria-hidden="true"></span>(.*?)</li>', TEXT)
     assert set(keys) == {("s0", "detector"), ("s1", "ppo"), ("s2", "tp &amp; rl")}
+
+
+def test_more_agents_than_colours_are_told_apart_by_their_lines() -> None:
+    classes = [plots.series(number) for number in range(13)]
+    assert classes[:7] == ["s0", "s1", "s2", "s3", "s4", "s5", "s6"]
+    assert classes[7:] == [f"{name} again" for name in classes[1:7]]
+
+
+def test_hashes_that_agents_share_stand_there_once() -> None:
+    record = PAGE["record"]
+    shared = {
+        "encoder": {"before": "aa11", "after": ["aa11"]},
+        "decoder": {"before": "bb22", "after": ["cc33"]},
+    }
+    rows = {name: row | {"frozen": shared} for name, row in record["agents"].items()}
+    text = render(PAGE | {"record": record | {"agents": rows}})
+    assert text.count("aa11  encoder") == text.count("bb22  decoder  then [&#x27;cc33&#x27;]") == 1
+    assert text.count("Hashes as those of ppo.") == 1
 
 
 def test_variants_of_one_method_are_told_by_what_they_differ_in() -> None:

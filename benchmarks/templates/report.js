@@ -234,7 +234,7 @@
   names.forEach((name) => agent.append(element("option", { value: name }, name)));
   walkers.forEach((one) => walker.append(element("option", {}, one.label)));
   agent.disabled = names.length === 0;
-  find("walk").hidden = walkers.length === 0;
+  for (const part of document.querySelectorAll(".walk, .walk-table")) part.hidden = walkers.length === 0;
   find("controls").addEventListener("submit", (event) => event.preventDefault());
   search.addEventListener("input", choose);
   agent.addEventListener("change", () => {
