@@ -268,7 +268,8 @@ def _facts(page: Page) -> str:
 
 def _provenance(record: Mapping[str, Any]) -> str:
     """Everything that the run wrote down about itself."""
-    run = {name: value for name, value in record["run"].items() if name not in ("command", "notes")}
+    apart = ("command", "notes", "submission_times")  # the last is a setting
+    run = {name: value for name, value in record["run"].items() if name not in apart}
     parts = [
         f"<h3>Command</h3><pre>{escape(record['run']['command'])}</pre>",
         *(f"<p>{escape(note)}</p>" for note in record["run"].get("notes", ())),
