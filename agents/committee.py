@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.evaluation import refine
+from agents.evaluation import Refined, refine, shares_of_uses
 from agents.protocol import Agent, Floats, Masks, Metrics
 from agents.run_state import load_run, save_run
 from vmr_env.cache import DecoderStateCache, video_folds
@@ -56,6 +56,9 @@ class Selection:
     """Rounds of learning that the committee keeps; 0 if it leaves the detector's moments alone."""
     steps: int
     """Environment steps of all members together, as far as the agent reports them in `charts/steps`."""
+    uses: tuple[tuple[float, ...], ...] = ()
+    """What was made of the detector's moments then: shares of `agents.evaluation.USES`. Empty where nobody
+    recorded it."""
 
 
 class Committee:
@@ -132,7 +135,7 @@ def cross_fit(
         )
     vids = cache.vids()
     part_of = video_folds([vids[i] for i in samples], members, seed)
-    agents, snapshots, gains, steps = [], [], [], 0
+    agents, snapshots, gains, answers, steps = [], [], [], [], 0
     judged_after: tuple[int, ...] = ()
     for member in range(members):
         learn, judge = samples[part_of != member], samples[part_of == member]
@@ -142,20 +145,21 @@ def cross_fit(
             agent.rounds = rounds
         last = max(agent.rounds, 1)  # what does not learn is judged after one round of nothing
         judged_after = _evaluation_rounds(last, evaluations if learns else 1)
-        kept, judged = [], []
+        kept, judged, refined = [], [], []
         for number in range(1, last + 1):
             metrics = agent.update() if learns else {}
             gain = None
             if number in judged_after:
-                refined = refine(agent.act, cache, judge, options)
+                refined.append(refine(agent.act, cache, judge, options))
                 kept.append(copy.deepcopy(agent.state_dict()))
-                judged.append(quality(refined.after) - quality(refined.before))
+                judged.append(quality(refined[-1].after) - quality(refined[-1].before))
                 gain = float(judged[-1].mean())
             steps += int(metrics.get("charts/steps", 0))
             watch(Progress(member, number, last, steps, metrics, gain))
         agents.append(agent)
         snapshots.append(kept)
         gains.append(judged)
+        answers.append(refined)
     judged_all = np.concatenate([np.stack(member) for member in gains], axis=1)  # (evaluations, n)
     chosen = _choose(judged_all)
     selection = Selection(
@@ -163,12 +167,20 @@ def cross_fit(
         tuple(judged_all.mean(axis=1).tolist()),
         0 if chosen is None else judged_after[chosen],
         steps,
+        tuple(_uses(cache, of_members) for of_members in zip(*answers, strict=True)),
     )
     if chosen is None:
         return Committee([], options), selection
     for agent, kept in zip(agents, snapshots, strict=True):
         agent.load_state_dict(kept[chosen])
     return Committee(agents, options), selection
+
+
+def _uses(cache: DecoderStateCache, parts: Sequence[Refined]) -> tuple[float, ...]:
+    """Shares of `agents.evaluation.USES`; a boundary counts as moved from half a clip on."""
+    samples, windows, proposals = (np.concatenate(columns) for columns in list(zip(*parts, strict=True))[:3])
+    before = cache.spans[samples, 0] * cache.durations[samples, None].astype(np.float64)
+    return shares_of_uses(before, windows, proposals > 0, cache.manifest["clip_seconds"] / 2)
 
 
 def quality(tiou: Array) -> Array:

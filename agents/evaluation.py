@@ -1,12 +1,13 @@
-"""What an agent makes of given samples: refined moments, and the submission that the field's metrics read."""
+"""What an agent makes of given samples: moments, the steps to them, and the submission that metrics read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.protocol import Floats, Masks
+from vmr_env.actions import ActionMode
 from vmr_env.cache import DecoderStateCache
 from vmr_env.predictions import Prediction
 from vmr_env.vector_env import VMRVectorEnv
@@ -32,6 +33,23 @@ class Refined(NamedTuple):
     """(K,), tIoU of the last."""
 
 
+KINDS = ("start", "move", "switch", "stop")
+"""What a row of `Steps` can be."""
+
+
+class Steps(NamedTuple):
+    """Every step of the episodes of K samples: a row each, episode after episode, its start first."""
+
+    samples: NDArray[np.intp]
+    """(S,), rows of the cache."""
+    kinds: NDArray[np.intp]
+    """(S,), numbers in `KINDS`."""
+    windows: NDArray[np.float64]
+    """(S, 2), seconds, the moment after the step."""
+    proposals: NDArray[np.intp]
+    """(S,), which proposal it came from."""
+
+
 def refine(
     act: Callable[[Floats, Masks], Array],
     cache: DecoderStateCache,
@@ -40,6 +58,18 @@ def refine(
     *,
     enter: Callable[[VMRVectorEnv], None] = lambda env: None,
 ) -> Refined:
+    """Where the episodes of `trace` end."""
+    return trace(act, cache, samples, env_options, enter=enter)[0]
+
+
+def trace(
+    act: Callable[[Floats, Masks], Array],
+    cache: DecoderStateCache,
+    samples: Array,
+    env_options: Mapping[str, Any] | None = None,
+    *,
+    enter: Callable[[VMRVectorEnv], None] = lambda env: None,
+) -> tuple[Refined, Steps]:
     """Run one episode for each sample, from the detector's first proposal.
 
     Args:
@@ -48,6 +78,9 @@ def refine(
         samples: (K,), rows of the cache.
         env_options: arguments of `VMRVectorEnv`.
         enter: told each environment before `act` is asked there, for what looks behind the observations.
+
+    Returns:
+        Where the episodes end, and every step to there.
     """
     samples = np.asarray(samples, np.intp)
     parts = []
@@ -61,26 +94,69 @@ def refine(
             **(env_options or {}),
         )
         enter(env)
-        parts.append(_refine_batch(act, env, part))
-    return Refined(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        parts.append(_trace_batch(act, env, part))
+    refined, steps = zip(*parts, strict=True)
+    return Refined(*_joined(refined)), Steps(*_joined(steps))
 
 
-def _refine_batch(act: Callable[[Floats, Masks], Array], env: VMRVectorEnv, samples: Array) -> Refined:
-    n = len(samples)
+def _joined(parts: Sequence[Sequence[Array]]) -> list[Array]:
+    """Tables with the same columns as one."""
+    return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+
+
+def _trace_batch(
+    act: Callable[[Floats, Masks], Array], env: VMRVectorEnv, samples: Array
+) -> tuple[Refined, Steps]:
+    n, episodes = len(samples), env.episodes
     observations, infos = env.reset(seed=0, options={"sample": samples, "start": 0})
     before = infos["tiou"]
-    windows, proposals, after = np.zeros((n, 2)), np.zeros(n, np.intp), np.zeros(n)
+    windows, proposals, after = episodes.seconds(), episodes.sources.copy(), before.copy()
     running = np.ones(n, bool)
-    while running.any():  # an episode restarts when it ends; only its first end counts
-        observations, _, _, _, infos = env.step(act(observations, infos["action_mask"]))
-        if "final_info" not in infos:
-            continue
-        final, ended = infos["final_info"], infos["_final_info"] & running
-        windows[ended], proposals[ended], after[ended] = (
-            final[key][ended] for key in ("span", "proposal", "tiou")
-        )
-        running &= ~ended
-    return Refined(samples, windows, proposals, before, after)
+    rows = [(np.arange(n), np.zeros(n, np.intp), windows.copy(), proposals.copy())]
+    while running.any():
+        actions = act(observations, infos["action_mask"])
+        observations, _, _, _, infos = env.step(actions)
+        among = np.flatnonzero(running)
+        windows[among], proposals[among] = episodes.seconds(among), episodes.sources[among]
+        after[among] = infos["tiou"][among]
+        if "final_info" in infos:  # an episode restarts when it ends; only its first end counts
+            final, ended = infos["final_info"], infos["_final_info"] & running
+            windows[ended], proposals[ended], after[ended] = (
+                final[key][ended] for key in ("span", "proposal", "tiou")
+            )
+            running &= ~ended
+        rows.append((among, _kinds(env.action_mode, actions)[among], windows[among], proposals[among]))
+    numbers, *columns = _joined(rows)
+    order = np.argsort(numbers, kind="stable")
+    kinds, spans, sources = (column[order] for column in columns)
+    steps = Steps(samples[numbers[order]], kinds, spans.round(_DECIMALS), sources)
+    return Refined(samples, windows, proposals, before, after), steps
+
+
+def _kinds(mode: ActionMode, actions: Array) -> NDArray[np.intp]:
+    """What actions (N,) or (N, 2) are, as numbers of `KINDS`."""
+    if actions.ndim > 1:  # pairs of moves
+        return np.full(len(actions), KINDS.index("move"))
+    kinds = [KINDS.index(group) for group, part in mode.groups.items() for _ in range(part.stop - part.start)]
+    return np.array(kinds)[actions]
+
+
+USES = ("kept", "start moved", "end moved", "both moved", "another proposal")
+"""What can become of the detector's moment."""
+
+
+def shares_of_uses(before: Array, after: Array, switched: Array, least: float) -> tuple[float, ...]:
+    """How often each of `USES` was made of K moments.
+
+    Args:
+        before: (K, 2), the detector's moments.
+        after: (K, 2), the refined ones.
+        switched: (K,) bool, which came from another proposal.
+        least: how far a boundary must lie from where it was to count as moved, in the same unit.
+    """
+    start, end = (np.abs(after - before) >= least).T
+    kinds = np.where(switched, USES.index("another proposal"), start + 2 * end)
+    return tuple((np.bincount(kinds, minlength=len(USES)) / len(kinds)).tolist())
 
 
 def submission(cache: DecoderStateCache, refined: Refined) -> list[Prediction]:

@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from agents.evaluation import USES, shares_of_uses
 from agents.head_config import HeadConfig
 from agents.run_state import load_run, save_run
 from agents.tprl_batches import Batch, StateBatches
@@ -30,6 +31,8 @@ from vmr_env.curriculum import STAGES
 Rows = NDArray[np.intp]
 Weights = dict[str, Tensor]
 Figures = dict[str, float]
+Proposals = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""What `agents.tprl_validation.propose` gives."""
 Config = TypeVar("Config", bound=HeadConfig)
 Epoch = TypeVar("Epoch")
 
@@ -49,7 +52,8 @@ class HeadResult:
     """Its selection score."""
     history: list[Figures] = field(default_factory=list)
     """One row per evaluation: epoch, stage (0 for schedules without), mean losses since the last evaluation,
-    validation metrics. The first row, epoch -1, is the head as it came."""
+    validation metrics, and what is made of the detector's moments (`uses`). The first row, epoch -1, is the
+    head as it came."""
 
 
 class HeadTrainer(ABC, Generic[Config, Epoch]):
@@ -153,10 +157,13 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         }
         if resume and checkpoint is not None and checkpoint.exists():
             first, result = self._load(checkpoint, run)
+            before = propose(self.came, held_out)
         else:
-            first, result = 0, self._begin(validate(*propose(self.head, held_out)))
+            before = propose(self.head, held_out)
+            first, result = 0, self._begin(validate(*before))
         for row in self.train(batches, first, progress=progress):
-            row |= validate(*propose(self.averaged, held_out))
+            after = propose(self.averaged, held_out)
+            row |= validate(*after) | uses(before, after, validation, validation_rows)
             self._record(result, row)
             watch(row)
             if checkpoint is not None:
@@ -301,7 +308,7 @@ def cross_fit_head(
     vids = cache.vids()
     part_of = video_folds([vids[row] for row in rows], members, seed)
     order = np.concatenate([rows[part_of == k] for k in range(members)])
-    proposals: dict[int, list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = {}
+    proposals: dict[int, list[Proposals]] = {}
     weights: dict[int, list[Weights]] = {}
     history: dict[int, list[Figures]] = {}
     for k in range(members):
@@ -318,15 +325,44 @@ def cross_fit_head(
                 watch(k, row)
     validate = Validator(cache, trainer.config.selection, order)
     result = HeadResult(weights[-1][0])
+    before = _joined(proposals[-1])
     for epoch, of_members in proposals.items():
-        spans, scores = (np.concatenate(column) for column in zip(*of_members, strict=True))
-        row = _mean_figures(history[epoch]) | validate(spans, scores)
+        after = _joined(of_members)
+        row = _mean_figures(history[epoch]) | validate(*after) | uses(before, after, cache, order)
         result.history.append(row)
         candidate = epoch >= 0 or trainer.config.start_is_candidate
         if candidate and row["selection"] > result.selection:
             result.epoch, result.selection = epoch, row["selection"]
     result.head = _mean_weights(weights[result.epoch])
     return result
+
+
+def uses(before: Proposals, after: Proposals, cache: DecoderStateCache, rows: Rows | None) -> Figures:
+    """What training made of the detector's moments: "uses/…" for each of `agents.evaluation.USES`.
+
+    A boundary counts as moved from half a clip on.
+
+    Args:
+        before: The proposals of the head as it came.
+        after: The same proposals by the trained head.
+        cache: Where the samples are.
+        rows: Samples of the cache; None for all.
+    """
+    durations = (
+        cache.durations.astype(np.float64) if rows is None else cache.durations[rows].astype(np.float64)
+    )
+    first = [scores.argmax(axis=1) for _, scores in (before, after)]
+    at = np.arange(len(durations))
+    start, end = (
+        spans[at, best] * durations[:, None] for (spans, _), best in zip((before, after), first, strict=True)
+    )
+    shares = shares_of_uses(start, end, first[0] != first[1], cache.manifest["clip_seconds"] / 2)
+    return {f"uses/{name}": share for name, share in zip(USES, shares, strict=True)}
+
+
+def _joined(parts: Sequence[Proposals]) -> Proposals:
+    spans, scores = zip(*parts, strict=True)
+    return np.concatenate(spans), np.concatenate(scores)
 
 
 def _and_then(first: Figures, rows: Iterator[Figures]) -> Iterator[Figures]:

@@ -389,30 +389,30 @@ class StepwiseTrainer:
 
 
 @torch.no_grad()
-def refine(
+def walk(
     policy: StepwisePolicy, cache: DecoderStateCache, steps: int = 3, rows: Rows | None = None
 ) -> NDArray[np.float32]:
-    """Every proposal of samples of a cache after the policy's likeliest moves.
+    """Every proposal of samples of a cache before and after each of the policy's likeliest moves.
 
     Args:
         policy: Makes the moves.
         cache: Where the samples are.
-        steps: Moves per proposal.
+        steps: T, moves per proposal.
         rows: Samples of the cache, ``(N,)``; None for all.
 
     Returns:
-        Spans ``(N, Q, 2)``, (start, end) in units of the duration; the cache's scores and their order remain
-        those of the proposals.
+        Spans ``(N, Q, T + 1, 2)``, (start, end) in units of the duration, the detector's first; the cache's
+        scores and their order remain those of the proposals.
 
     Raises:
         DataError: The cache has no clip features or text.
     """
     spans = [
-        boundaries(policy.roll_out(scene, steps).spans[-1]).view_as(scene.spans)
+        boundaries(policy.roll_out(scene, steps).spans).movedim(0, 1).reshape(*scene.scores.shape, -1, 2)
         for scene, _ in SceneBatches(cache, rows).ordered(256)
     ]
-    refined: NDArray[np.float32] = torch.cat(spans).numpy()
-    return refined
+    walked: NDArray[np.float32] = torch.cat(spans).numpy()
+    return walked
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -108,8 +108,9 @@ def default_config(dataset: str) -> TprlConfig:
 
     Departures from the published ones: softmax of the class logits, sharpened, and not of probabilities; no
     sampling; the regression weighs a proposal by the probability of its choice, not by how bad it is, and is
-    not held back by L_top1; a higher rate, which for the class layer the schedule scales; weights averaged over tens of steps, not a thousand; moments normalised as at inference;
-    the head as it came may be kept. What each is worth stands in benchmarks/RESULTS.md.
+    not held back by L_top1; a higher rate, which for the class layer the schedule scales; weights averaged
+    over tens of steps, not a thousand; moments normalised as at inference; the head as it came may be kept.
+    What each is worth stands in benchmarks/RESULTS.md.
 
     Raises:
         ValueError: There is no such data set.

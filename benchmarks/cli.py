@@ -3,15 +3,18 @@
 Exit codes: 0 all is well, 1 the data have problems, 2 the command was wrong, 130 interrupted.
 """
 
+import ast
 import importlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import wraps
+from importlib.resources import files
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import click
+from click.shell_completion import CompletionItem
 
 import vmr_env
 from vmr_env.errors import DataError, Problem
@@ -240,11 +243,36 @@ def cache_predictions(
     click.echo(repr(DecoderStateCache.open(out)))
 
 
+class _Forwarded(click.Command):
+    """A command whose options belong to the argument parser of a module."""
+
+    def __init__(self, *args: Any, module: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.module = module
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The module's options, read from its source: importing what trains takes seconds."""
+        package, _, name = self.module.rpartition(".")
+        source = (files(package) / f"{name}.py").read_text(encoding="utf-8")
+        calls = [
+            node
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
+        ]
+        texts = [arg.value for call in calls for arg in call.args if isinstance(arg, ast.Constant)]
+        options = ["--help", *(text for text in texts if isinstance(text, str) and text.startswith("--"))]
+        return [CompletionItem(option) for option in options if option.startswith(incomplete)]
+
+
+def _paths(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]
+
+
 def _forward(group: click.Group, name: str, module: str, help: str, *first: str) -> None:
     """A command whose arguments go to the `main` of a module, after some fixed ones."""
 
-    @group.command(name, context_settings=_FORWARDED, short_help=help)
-    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    @group.command(name, cls=_Forwarded, module=module, context_settings=_FORWARDED, short_help=help)
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, shell_complete=_paths)
     @_problems_exit_with_1
     def command(arguments: tuple[str, ...]) -> None:
         code = importlib.import_module(module).main([*first, *arguments])
@@ -298,8 +326,14 @@ KEYS = {
 """What the keys of `play` do."""
 
 
+def _env_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    import gymnasium
+
+    return [name for name in gymnasium.registry if name.startswith("VMR-") and name.startswith(incomplete)]
+
+
 @main.command()
-@click.argument("env_id", default="VMR-Charades-v0")
+@click.argument("env_id", default="VMR-Charades-v0", shell_complete=_env_ids)
 @click.option("--source", type=FOLDER, help="A decoder-state cache; default: as `gymnasium.make` chooses.")
 @click.option("--split", default="train", show_default=True, help="Name of the split.")
 @click.option("--seed", type=int, help="Fixes the episodes.")

@@ -5,22 +5,21 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results import Difference
+from agents.committee import Selection
+from benchmarks.results import Difference, mean_curve
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, told apart by colour-blind readers too."""
+COLOURS = ("#0072b2", "#d55e00", "#b5568f", "#b37700", "#3a97d1", "#5b4fa2")
+"""Those of the report's page, after Okabe and Ito: told apart by colour-blind readers too."""
 
 
-def draw_curves(
-    path: Path, curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]], title: str
-) -> None:
+def draw_curves(path: Path, trainings: Mapping[str, Sequence[Selection]], title: str) -> None:
     """Gain in `agents.committee.quality` on held-out training samples against rounds.
 
-    A line per agent, with the range of its units.
+    A line per agent, the mean of its trainings, with a 95 % interval.
 
     Args:
         path: PNG file.
-        curves: agent -> for each unit the rounds and the gains (-1 to 1).
+        trainings: agent -> how each went.
         title: what was learnt from.
     """
     import matplotlib
@@ -29,18 +28,11 @@ def draw_curves(
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
-    for colour, (agent, units) in zip(COLOURS * 9, curves.items(), strict=False):
-        shares = np.linspace(0, 1, 41)[1:]
-        gains = np.stack(
-            [
-                np.interp(shares, np.append(0, rounds) / rounds[-1], np.append(0, gain))
-                for rounds, gain in units
-            ]
-        )
-        axes.plot(100 * shares, 100 * gains.mean(0), color=colour, label=agent, linewidth=2)
-        axes.fill_between(
-            100 * shares, *np.quantile(100 * gains, [0.1, 0.9], axis=0), color=colour, alpha=0.15
-        )
+    percent = np.linspace(0, 100, 41)
+    for colour, (agent, selections) in zip(COLOURS * 9, trainings.items(), strict=False):
+        curve = mean_curve([percent_curve(one.rounds, one.gains) for one in selections], percent)
+        axes.plot(percent, curve.mean, color=colour, label=agent, linewidth=2)
+        axes.fill_between(percent, curve.low, curve.high, color=colour, alpha=0.15)
     axes.axhline(0, color="#666666", linewidth=1, linestyle="--", label="detector")
     ylabel = "gain on held-out samples (points)\nmean of mIoU, R1@0.5, R1@0.7"
     axes.set(xlabel="training (% of rounds)", ylabel=ylabel, title=title)
@@ -49,6 +41,11 @@ def draw_curves(
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
+
+
+def percent_curve(rounds: Sequence[float], gains: Sequence[float]) -> tuple[list[float], list[float]]:
+    """A training from 0, where nothing is gained, in percent of its rounds and in points."""
+    return [0.0, *(100 * at / rounds[-1] for at in rounds)], [0.0, *(100 * gain for gain in gains)]
 
 
 def draw_changes(path: Path, changes: Mapping[str, Mapping[str, Difference]], title: str) -> None:

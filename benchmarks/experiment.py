@@ -21,7 +21,7 @@ import torch
 
 import vmr_env
 from agents.committee import Progress, Selection
-from agents.evaluation import Refined
+from agents.evaluation import Refined, Steps
 from benchmarks.methods import Answers, Fold, Method, Outcome, Ranked, Settings
 from vmr_env.cache import DecoderStateCache, video_folds
 from vmr_env.errors import DataError, Problem
@@ -126,8 +126,9 @@ class Experiment:
         """Result file of a unit; what was learnt lies beside it (`.pt` or `.safetensors`).
 
         The file is a JSON object: "selection" (`agents.committee.Selection`), "seconds", "frozen"
-        (`methods.Outcome`), and either "refined" (columns of `agents.evaluation.Refined`) or "ranked"
-        (columns of `methods.Ranked`).
+        (`methods.Outcome`), and either "ranked" (columns of `methods.Ranked`), or "refined" and "steps"
+        (columns of `agents.evaluation.Refined` and `Steps`). The first versions wrote neither steps nor the
+        uses of a selection.
         """
         return self.folder / "units" / f"{unit.name}.json"
 
@@ -150,15 +151,16 @@ class Experiment:
         return result
 
     def _write(self, path: Path, result: UnitResult) -> None:
-        answers = result.outcome.answers
+        outcome = result.outcome
         content = {
             "selection": asdict(result.selection),
             "seconds": result.seconds,
-            "frozen": result.outcome.frozen,
-            type(answers).__name__.lower(): {
-                name: column.tolist() for name, column in answers._asdict().items()
-            },
+            "frozen": outcome.frozen,
         }
+        for table in (outcome.answers, outcome.steps):
+            if table is not None:
+                columns = {name: column.tolist() for name, column in table._asdict().items()}
+                content[type(table).__name__.lower()] = columns
         write_text(path, json.dumps(content))
 
     def read(self, unit: Unit) -> UnitResult:
@@ -173,8 +175,10 @@ class Experiment:
                     tuple(selection["gains"]),
                     selection["chosen"],
                     selection["steps"],
+                    tuple(map(tuple, selection.get("uses", ()))),
                 ),
                 content["frozen"],
+                _steps(content),
             ),
             content["seconds"],
         )
@@ -199,13 +203,25 @@ def _answers(content: Mapping[str, Any]) -> Answers:
     )
 
 
-OneKind = TypeVar("OneKind", bound=Answers)
+def _steps(content: Mapping[str, Any]) -> Steps | None:
+    if "steps" not in content:
+        return None
+    columns = content["steps"]
+    return Steps(
+        np.array(columns["samples"], np.intp),
+        np.array(columns["kinds"], np.intp),
+        np.array(columns["windows"], np.float64).reshape(-1, 2),
+        np.array(columns["proposals"], np.intp),
+    )
+
+
+OneKind = TypeVar("OneKind", bound=Answers | Steps)
 
 
 def merge(parts: Sequence[OneKind]) -> OneKind:
-    """Answers of all folds as one, in the order of their samples."""
+    """Answers, or steps, of all folds as one, in the order of their samples."""
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    order = np.argsort(columns[0])
+    order = np.argsort(columns[0], kind="stable")
     return type(parts[0])(*(column[order] for column in columns))
 
 

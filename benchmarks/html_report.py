@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks import plots
+from agents.committee import Selection
+from benchmarks.page_figures import all_figures, stage_lengths
 from benchmarks.results import MEASURES
+from benchmarks.trails import Trail
 from vmr_env.annotations import Annotation
 from vmr_env.errors import DataError, Problem
 from vmr_env.files import write_text
@@ -22,13 +23,20 @@ from vmr_env.metrics import per_query
 from vmr_env.predictions import Prediction
 
 Page = dict[str, Any]
-Floats = NDArray[np.float64]
 
 PAGE_FILE = "page.json"
 REPORT_FILE = "report.html"
 
-_SAME = 0.005
-"""Seconds below which a boundary counts as not moved; submissions have four decimals."""
+
+class Given(NamedTuple):
+    """What one seed of an agent gave."""
+
+    answers: Sequence[Prediction]
+    """To all test queries."""
+    trails: Mapping[str, Trail] | None
+    """By qid as text; None where there were no episodes, or units of an earlier version recorded no steps."""
+    is_head: bool
+    """Whether a detection head answered, in one step."""
 
 
 def gather(
@@ -36,8 +44,9 @@ def gather(
     record: Mapping[str, Any],
     truth: Sequence[Annotation],
     detector: Sequence[Prediction],
-    answers: Mapping[str, Mapping[int, Sequence[Prediction]]],
-    curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]],
+    start: Sequence[Prediction],
+    agents: Mapping[str, Mapping[int, Given]],
+    trainings: Mapping[str, Sequence[Selection]],
 ) -> Page:
     """All that the page shows, as JSON values.
 
@@ -46,8 +55,9 @@ def gather(
         record: what stands in `results.json`.
         truth: ground truth of the test queries.
         detector: the answers that the agents are compared with.
-        answers: agent -> seed -> answers.
-        curves: agent -> of each training the rounds and the gains in `agents.committee.quality`.
+        start: the answers that the agents start from; others in a pool of detectors.
+        agents: agent -> seed -> what it gave.
+        trainings: agent -> how each of its trainings went.
     """
 
     def spans(predictions: Sequence[Prediction]) -> list[list[float]]:
@@ -57,6 +67,15 @@ def gather(
 
     def ious(predictions: Sequence[Prediction]) -> list[float]:
         return per_query(predictions, truth, outside="keep")["iou"].round(4).tolist()
+
+    def judged(predictions: Sequence[Prediction]) -> dict[str, Any]:
+        return {"spans": spans(predictions), "ious": ious(predictions)}
+
+    def of_seed(given: Given) -> dict[str, Any]:
+        told = judged(given.answers) | {"is_head": given.is_head}
+        if given.trails is not None:
+            told["steps"] = [given.trails[str(row.qid)] for row in truth]
+        return told
 
     scores = {str(row.qid): float(row.windows[0, 2]) for row in detector}
     return {
@@ -70,22 +89,22 @@ def gather(
             "moments": [np.round(row.moments, 2).tolist() for row in truth],
         },
         "detector": {
-            "spans": spans(detector),
-            "ious": ious(detector),
+            **judged(detector),
             "scores": [round(scores[str(row.qid)], 4) for row in truth],
         },
+        "start": judged(start),
         "agents": {
-            agent: {
-                str(seed): {"spans": spans(predictions), "ious": ious(predictions)}
-                for seed, predictions in of_agent.items()
-            }
-            for agent, of_agent in answers.items()
+            agent: {str(seed): of_seed(given) for seed, given in of_agent.items()}
+            for agent, of_agent in agents.items()
         },
         "curves": {
-            agent: [
-                [list(map(int, rounds)), [round(float(gain), 5) for gain in gains]] for rounds, gains in each
-            ]
-            for agent, each in curves.items()
+            agent: [[list(one.rounds), np.round(one.gains, 5).tolist()] for one in each]
+            for agent, each in trainings.items()
+        },
+        "uses": {
+            agent: [np.round(one.uses, 4).tolist() for one in each]
+            for agent, each in trainings.items()
+            if all(one.uses for one in each)
         },
     }
 
@@ -120,7 +139,8 @@ def render(page: Page) -> str:
         "script": (folder / "report.js").read_text("utf-8"),
         "heading": escape(page["heading"]),
         "table": _table(page),
-        "plots": _plots(page),
+        "variants": _variants(page["record"]["agents"]),
+        "plots": all_figures(page),
         "facts": _facts(page),
         "provenance": _provenance(page["record"]),
         # "<" could end the element that the data stand in.
@@ -134,7 +154,12 @@ def render(page: Page) -> str:
 
 def _explored(page: Page) -> Page:
     """What the episode explorer reads."""
-    return {name: page[name] for name in ("queries", "detector", "agents")}
+    return {
+        "queries": page["queries"],
+        "detector": page["detector"],
+        "start": page.get("start", page["detector"]),  # the first versions recorded none, and no steps
+        "agents": page["agents"],
+    }
 
 
 def _rows(page: Page) -> list[tuple[str, str, Mapping[str, float], Mapping[str, Any] | None, str]]:
@@ -184,90 +209,43 @@ def _change(change: Mapping[str, float]) -> str:
     )
 
 
-def _plots(page: Page) -> str:
-    """All plots, each with its caption and legend."""
-    detector = page["detector"]
-    before, truth = np.array(detector["ious"]), page["queries"]["moments"]
-    # One seed of each agent, so that every query counts once.
-    first = {agent: next(iter(of_agent.values())) for agent, of_agent in page["agents"].items() if of_agent}
-    names = ["detector", *first]
-    answers = {"detector": detector, **first}
-    blocks = []
-    for ends, curves in _by_stages(page).items():
-        caption = (
-            "Gain on training samples held out from the learner: mean of mIoU, R1@0.5 and R1@0.7, over all "
-            "trainings; shaded from their 10 % to their 90 % quantile."
-        )
-        if ends:
-            caption += " Dotted lines: a stage of the curriculum ends."
-        title = "Learning through the stages" if ends else "Learning"
-        svg = plots.learning_curves(curves, ends)
-        blocks.append(_figure(title, svg, ["detector", *curves], caption))
-    for boundary in (0, 1):
-        errors = {name: _errors(answer["spans"], truth, boundary) for name, answer in answers.items()}
-        word = ("start", "end")[boundary]
-        caption = f"How far the {word} lies from that of the best-matching moment."
-        blocks.append(_figure(f"Error of the {word}", plots.boundary_errors(errors, word), names, caption))
-    svg = plots.reliability(
-        np.array(detector["scores"]), {name: np.array(answer["ious"]) for name, answer in answers.items()}
+def _variants(agents: Mapping[str, Any]) -> str:
+    """What agents of one kind differ in, and what came of it: ablations."""
+    kinds: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for agent, row in agents.items():
+        if row.get("config"):
+            settings = _settings(row["config"])
+            kinds.setdefault(tuple(sorted(settings.keys() - {"unfrozen"})), {})[agent] = settings
+    lines = []
+    for kind in kinds.values():
+        (first, base), *others = kind.items()
+        for agent, settings in kind.items() if others else ():
+            differing = ", ".join(
+                f"{name} {value}" for name, value in settings.items() if base.get(name) != value
+            )
+            said = differing or ("what the next ones are compared with" if agent == first else "nothing")
+            cells = "".join(_change(agents[agent]["change"][m]) for m in MEASURES)
+            lines.append(f'<tr><th scope="row">{escape(agent)}</th><td>{escape(said)}</td>{cells}</tr>')
+    if not lines:
+        return ""
+    head = "".join(f'<th scope="col">Δ {m}</th>' for m in MEASURES)
+    return (
+        '<h3 id="variants">Ablations</h3><div class="scroll" role="region" tabindex="0" '
+        'aria-labelledby="variants"><table class="variants"><caption>Variants of one method: the '
+        "settings that are not those of the first, and differences from the detector</caption><thead><tr>"
+        f'<th scope="col">variant</th><th scope="col">other settings</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
-    caption = "Each disc is a tenth of the queries, by rising score of the detector's first window."
-    blocks.append(_figure("Reliability of scores", svg, names, caption))
-    if first:
-        used = {name: _changes(detector["spans"], answer["spans"]) for name, answer in first.items()}
-        blocks.append(_figure("What agents did", plots.changes(used), None, _CHANGES_LEGEND))
-    for number, (name, answer) in enumerate(first.items(), start=1):
-        svg = plots.before_after(before, np.array(answer["ious"]), number, name)
-        caption = "Discs above the line are queries that became better; their area is the number of queries."
-        blocks.append(_figure(f"{name}: before and after", svg, None, caption))
-    return "".join(blocks)
 
 
-def _by_stages(page: Page) -> dict[tuple[float, ...], dict[str, Any]]:
-    """Learning curves by where the stages of the agents' curricula end, as shares of the training."""
-    groups: dict[tuple[float, ...], dict[str, Any]] = {}
-    for agent, curves in page["curves"].items():
-        schedule = page["record"]["agents"][agent].get("config", {}).get("schedule", {})
-        ends = np.cumsum([phase["epochs"] for phase in schedule.get("phases", ())])
-        shares = tuple((ends[:-1] / ends[-1]).tolist()) if len(ends) else ()
-        groups.setdefault(shares, {})[agent] = curves
-    return groups
-
-
-def _figure(title: str, svg: str, legend: Sequence[str] | None, caption: str) -> str:
-    keys = "".join(
-        f'<li><span class="key {plots.series(number)}" aria-hidden="true"></span>{escape(name)}</li>'
-        for number, name in enumerate(legend or [])
-    )
-    listed = f'<ul class="legend">{keys}</ul>' if keys else ""
-    return f"<figure><h3>{escape(title)}</h3>{svg}{listed}<figcaption>{caption}</figcaption></figure>"
-
-
-_CHANGES_LEGEND = ", ".join(
-    f'<span class="key k{number}" aria-hidden="true"></span>{kind}'
-    for number, kind in enumerate(plots.CHANGES)
-)
-
-
-def _errors(spans: Sequence[Sequence[float]], moments: Sequence[Any], boundary: int) -> Floats:
-    """Seconds from the boundary of the moment that a span overlaps best, or lies nearest to."""
-
-    def best(span: Sequence[float], among: Sequence[Sequence[float]]) -> float:
-        def misfit(moment: Sequence[float]) -> tuple[float, float]:
-            overlap = max(0.0, min(span[1], moment[1]) - max(span[0], moment[0]))
-            union = max(span[1], moment[1]) - min(span[0], moment[0])
-            return -overlap / union if union else 0.0, abs(span[boundary] - moment[boundary])
-
-        return span[boundary] - min(among, key=misfit)[boundary]
-
-    return np.array([best(span, among) for span, among in zip(spans, moments, strict=True)])
-
-
-def _changes(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Floats:
-    """Shares of `plots.CHANGES`."""
-    moved = np.abs(np.array(after) - np.array(before)) > _SAME  # (queries, 2)
-    start, end = moved.T
-    return np.array([np.mean(kind) for kind in (~start & ~end, start & ~end, end & ~start, start & end)])
+def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Settings by name as text; a schedule is told by the epochs of its stages and its coefficient."""
+    settings = {name: value for name, value in config.items() if name != "schedule"}
+    if schedule := config.get("schedule"):
+        settings["rl_coef"] = schedule.get("rl_coef")
+    if lengths := stage_lengths(config):
+        settings["epochs"] = " + ".join(map(str, lengths))
+    return dict(_flat(settings))
 
 
 def _facts(page: Page) -> str:
@@ -290,19 +268,41 @@ def _facts(page: Page) -> str:
 
 def _provenance(record: Mapping[str, Any]) -> str:
     """Everything that the run wrote down about itself."""
-    parts = [_definitions(dict(_flat(record["run"])))]
+    apart = ("command", "notes", "submission_times")  # the last is a setting
+    run = {name: value for name, value in record["run"].items() if name not in apart}
+    parts = [
+        f"<h3>Command</h3><pre>{escape(record['run']['command'])}</pre>",
+        *(f"<p>{escape(note)}</p>" for note in record["run"].get("notes", ())),
+        _definitions(dict(_flat(run))),
+    ]
+    shown: dict[str, str] = {}  # hashes -> the first agent that has them
     for agent, row in record["agents"].items():
-        told = {name: row[name] for name in ("steps", "seconds", "chosen_rounds") if name in row}
+        told = {name: row[name] for name in ("seeds", "steps", "seconds", "chosen_rounds") if name in row}
         told |= row.get("config", {})
         frozen = row.get("frozen", {})
         if frozen:
             same = sum(tensor["after"] == [tensor["before"]] for tensor in frozen.values())
             told["frozen tensors with the same sha256 before and after"] = f"{same} of {len(frozen)}"
-        hashes = f"<pre>{escape(json.dumps(frozen, indent=1))}</pre>" if frozen else ""
+        hashes = _hashes(frozen)
+        shown.setdefault(hashes, agent)
+        if frozen and shown[hashes] != agent:
+            hashes = f"<p>Hashes as those of {escape(shown[hashes])}.</p>"
         parts.append(
             f"<details><summary>{escape(agent)}</summary>{_definitions(dict(_flat(told)))}{hashes}</details>"
         )
     return "".join(parts)
+
+
+def _hashes(frozen: Mapping[str, Any]) -> str:
+    """Hashes of frozen tensors, each once where it stayed the same."""
+    if not frozen:
+        return ""
+    lines = [
+        f"{tensor['before']}  {name}"
+        + ("" if tensor["after"] == [tensor["before"]] else f"  then {tensor['after']}")
+        for name, tensor in frozen.items()
+    ]
+    return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from agents.committee import MakeAgent, Progress, Selection, cross_fit, save_committee
-from agents.evaluation import Refined, refine, submission
+from agents.evaluation import USES, Refined, Steps, submission, trace
 from agents.head_config import HeadConfig
 from agents.head_policy import HeadPolicyConfig, HeadPolicyTrainer
 from agents.head_training import TRAINED, Figures, HeadResult, HeadTrainer, cross_fit_head
@@ -89,10 +89,16 @@ class Outcome:
     frozen: dict[str, dict[str, str]] = field(default_factory=dict)
     """SHA-256 of every frozen tensor of the backbone "before" and "after"; empty where only its cached states
     were there."""
+    steps: Steps | None = None
+    """Of the episodes that the answers come from; None where there were none, as for heads."""
 
 
 class Method(ABC):
     """A way to learn; instances pickle, so that units can run in processes of their own."""
+
+    def describe(self) -> dict[str, Any]:
+        """Its settings, for reports; nothing for what has none of its own."""
+        return {}
 
     @abstractmethod
     def run(
@@ -132,11 +138,11 @@ class EnvironmentMethod(Method):
             rounds=settings.rounds,
             watch=watch,
         )
-        refined = refine(committee.act, fold.test, fold.test_samples, committee.options)
+        refined, steps = trace(committee.act, fold.test, fold.test_samples, committee.options)
         save_committee(
             keep.with_name(f"{keep.name}.pt"), committee, fold.train, {**about, "chosen": selection.chosen}
         )
-        return Outcome(refined, selection)
+        return Outcome(refined, selection, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,10 @@ class HeadMethod(Method):
     """Says which trainer: of TPRL or of the head's policy."""
     weights: Path
     """Folder of the backbone's weights."""
+
+    def describe(self) -> dict[str, Any]:
+        """Settings of the training."""
+        return asdict(self.config)
 
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
@@ -212,6 +222,7 @@ def selection_of(result: HeadResult, steps: int) -> Selection:
         tuple((row["quality"] - start["quality"]) / 100 for row in rows),
         result.epoch + 1,
         steps,
+        tuple(tuple(row[f"uses/{name}"] for name in USES) for row in rows),
     )
 
 
@@ -267,9 +278,3 @@ def check_weights(weights: Path, cache: DecoderStateCache) -> None:
     if found != expected:
         message = f"is {found}, expected {expected}, of the backbone that made {cache.path}"
         raise DataError(Problem(str(weights), None, "sha256", message))
-
-
-def describe(method: Method) -> dict[str, Any]:
-    """Settings of a method, for reports."""
-    config = getattr(method, "config", None)
-    return {} if config is None else asdict(config)

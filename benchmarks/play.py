@@ -1,6 +1,9 @@
 """An episode in the terminal, moved by keys."""
 
-from collections.abc import Mapping
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -8,6 +11,7 @@ import numpy as np
 
 from vmr_env.actions import DiscreteActions
 from vmr_env.env import VMREnv
+from vmr_env.rendering import TEXT_COLUMNS, Scene, render_ansi
 
 CLIPS = ("1", "3", "8")
 """Keys that set how many clips a move goes; the moves that the environment has."""
@@ -31,19 +35,20 @@ def play_episodes(env: VMREnv, seed: int | None, qid: str | None, keys: Mapping[
     """
     assert isinstance(env.action_mode, DiscreteActions)
     actions = {name: number for number, name in enumerate(env.action_mode.names())}
-    clips, over, said, total = "1", False, "", 0.0
+    source = f"Source of the data: {env.cache.manifest['source']}."
+    clips, over, said, total = "1", False, source, 0.0
     _, info = env.reset(seed=seed, options=None if qid is None else {"qid": qid})
+    pressed = _pressed()
     while True:
         click.clear()
-        click.echo(env.render())
-        click.echo(f"\n{said}")
-        click.echo("   ".join(f"[{key}] {what}" for key, what in keys.items()) + f"   ({clips} now)")
-        key = click.getchar()
+        click.echo(_screen(env, said, keys, clips), nl=False)
+        key = next(pressed)
         if key in ("q", "\x1b", ""):  # the last where the input ends
+            click.echo()
             return
         if key == "r":
             _, info = env.reset()
-            over, said, total = False, "", 0.0
+            over, said, total = False, source, 0.0
         elif key in CLIPS:
             clips, said = key, ""
         elif over:
@@ -51,13 +56,40 @@ def play_episodes(env: VMREnv, seed: int | None, qid: str | None, keys: Mapping[
         elif (name := _name(key, int(clips), env, actions)) is None:
             said = f"{key!r} is no key."
         elif not info["action_mask"][actions[name]]:
-            said = f"Not possible now: {name}."
+            said = f"Not possible now: {_words(name)}."
         else:
             _, reward, over, _, info = env.step(actions[name])
             total += float(reward)
-            said = f"{name}: reward {float(reward):+.3f}."
+            said = f"{_words(name)}: reward {float(reward):+.3f}."
             if over:
                 said = f"{said} {_outcome(info, total)} Press r for another episode."
+
+
+def _pressed() -> Iterator[str]:
+    """Keys, one by one, also those that were pressed in quick succession and come together."""
+    while True:
+        read = click.getchar()
+        yield from [read] if read[:1] in ("", "\x1b") else read
+
+
+def _screen(env: VMREnv, said: str, keys: Mapping[str, str], clips: str) -> str:
+    """The episode, what there is to say, and the keys; as many proposals as the terminal has lines for."""
+    width, height = shutil.get_terminal_size((TEXT_COLUMNS, 40))
+    width = max(min(width, TEXT_COLUMNS), 60)
+    scene = Scene.of(env.episode, env.cache)
+    unbroken = [f"[{key}] {what}".replace(" ", "\xa0") for key, what in keys.items()]
+    moves = f"({clips} now)".replace(" ", "\xa0")
+    below = [*textwrap.wrap(said, width)] or [""]
+    below += [line.replace("\xa0", " ") for line in textwrap.wrap("   ".join([*unbroken, moves]), width)]
+    rest = len(render_ansi(scene, width).split("\n")) - len(scene.proposals) + len(below)
+    shown = max(height - rest, 1)
+    scene = replace(scene, proposals=scene.proposals[:shown], scores=scene.scores[:shown])
+    return "\n".join([render_ansi(scene, width), *below])
+
+
+def _words(name: str) -> str:
+    """An action without the boundary that it leaves alone."""
+    return name.replace("start +0, ", "").replace(", end +0", "")
 
 
 def _name(key: str, clips: int, env: VMREnv, actions: Mapping[str, int]) -> str | None:

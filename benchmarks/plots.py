@@ -1,7 +1,8 @@
 """Plots of a run as SVG, in one style: colours come from the page, so that they suit light and dark.
 
-Every function returns one `<svg>` with a title and a description for those who do not see it. Series take the
-classes `s0`, `s1`, …; `s0` is always the detector.
+Every function returns one `<svg>` with a title and a description for those who do not see it. Series have the
+classes `s0`, `s1`, …, which callers give by name, so that an agent has one colour on the whole page; `s0` is
+the detector.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,16 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.results import Curve
+
 Floats = NDArray[np.float64]
+Classes = Mapping[str, str]
+"""Class of each name's series."""
 
 _WIDTH, _HEIGHT = 400, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 44
-_SERIES = 7
-"""Colours; further series begin anew."""
+_COLOURS = 6
+"""Colours beside the detector's; further series begin anew, with dotted lines."""
 
 
 @dataclass
@@ -66,13 +71,27 @@ class _Axes:
         place = f'cx="{left:.1f}" cy="{top:.1f}" r="{radius:.1f}"'
         self.parts.append(f'<circle class="{name}" {place}><title>{escape(says)}</title></circle>')
 
-    def axes(self, x_label: str, y_label: str) -> None:
-        """Ticks, grid and labels; a scale without a label is left out."""
+    def name(self, text: str, y: float) -> None:
+        """What stands over a row, at its left."""
+        left, top = self.at(self.x[0], y)
+        self.parts.append(f'<text class="name" x="{left + 2:.1f}" y="{top:.1f}">{escape(text)}</text>')
+
+    def axes(self, x_label: str, y_label: str, x_names: Sequence[str] = ()) -> None:
+        """Ticks, grid and labels; a scale without a label is left out.
+
+        Args:
+            x_label: of the horizontal scale.
+            y_label: of the vertical scale.
+            x_names: of its units, instead of numbers; as many as the scale is long.
+        """
         bottom = self.height - _BOTTOM
-        for tick in _ticks(*self.x):
+        for tick in range(len(x_names) + 1) if x_names else _ticks(*self.x):
             x, _ = self.at(tick, self.y[0])
             self.parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>')
-            self.parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{tick:g}</text>')
+        at = [(i + 0.5, name) for i, name in enumerate(x_names)] or [(x, f"{x:g}") for x in _ticks(*self.x)]
+        for tick, name in at:
+            x, _ = self.at(tick, self.y[0])
+            self.parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{name}</text>')
         for tick in _ticks(*self.y) if y_label else ():
             _, y = self.at(self.x[0], tick)
             right = self.width - _RIGHT
@@ -107,80 +126,105 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def series(number: int) -> str:
     """Class of a series."""
-    return f"s{number if number < _SERIES else 1 + (number - 1) % (_SERIES - 1)}"
+    if number <= _COLOURS:
+        return f"s{number}"
+    return f"s{1 + (number - 1) % _COLOURS} again"
 
 
 def learning_curves(
-    curves: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], stages: Sequence[float] = ()
+    curves: Mapping[str, Curve], at: Floats, classes: Classes, stages: Sequence[str] = ()
 ) -> str:
-    """Gain on held-out training samples while learning: mean over trainings, and the range from 10 to 90 %.
+    """Gain on held-out training samples while learning: mean over trainings, and its interval.
 
     Args:
-        curves: agent -> of each training the rounds and the gains in `agents.committee.quality`, which begin
-            with nothing at 0.
-        stages: where stages of a curriculum end, as shares of the training.
+        curves: agent -> points gained.
+        at: (X,), where the curves are known: percent of the training, or stages, each of length 1.
+        classes: of the agents.
+        stages: names of the stages; none for a scale in percent.
     """
-    shares = np.linspace(0, 1, 41)
-    gains = {
-        agent: 100
-        * np.stack([np.interp(shares, [0, *np.divide(at, at[-1])], [0, *gain]) for at, gain in trainings])
-        for agent, trainings in curves.items()
-    }
-    ranges = {agent: np.quantile(each, [0.1, 0.9], axis=0) for agent, each in gains.items()}
-    low, high = min(float(r.min()) for r in ranges.values()), max(float(r.max()) for r in ranges.values())
+    low = min(float(curve.low.min()) for curve in curves.values())
+    high = max(float(curve.high.max()) for curve in curves.values())
     margin = max(0.05 * (high - low), 0.1)
-    axes = _Axes((0, 100), (low - margin, high + margin))
-    axes.axes("training (% of rounds)", "gain on held-out samples (points)")
-    for share in stages:
-        axes.line([100 * share] * 2, axes.y, "stage")
-    axes.line([0, 100], [0, 0], f"dashed {series(0)}")
-    for number, (agent, each) in enumerate(gains.items(), start=1):
-        axes.band(100 * shares, ranges[agent][0], ranges[agent][1], series(number))
-        axes.line(100 * shares, each.mean(0), series(number))
-    ends = ", ".join(f"{agent} {each.mean(0)[-1]:+.2f}" for agent, each in gains.items())
+    axes = _Axes((0, len(stages) or 100), (low - margin, high + margin))
+    label = "stage of the curriculum" if stages else "training (% of rounds)"
+    axes.axes(label, "gain on held-out samples (points)", stages)
+    axes.line(list(axes.x), [0, 0], "dashed s0")
+    for agent, curve in curves.items():
+        axes.band(at, curve.low, curve.high, classes[agent])
+        axes.line(at, curve.mean, classes[agent])
+    ends = ", ".join(f"{agent} {curve.mean[-1]:+.2f}" for agent, curve in curves.items())
     return axes.svg("Gain on held-out training samples while learning", f"At the end, in points: {ends}")
 
 
-def before_after(before: Floats, after: Floats, number: int, name: str) -> str:
-    """tIoU of the refined moment against the detector's: discs whose area is the number of queries."""
+def differences(changes: Mapping[str, Mapping[str, float]], classes: Classes, measure: str) -> str:
+    """Differences from the detector with their intervals, a line each.
+
+    Args:
+        changes: agent -> mean, low and high, in points.
+        classes: of the agents.
+        measure: what is compared.
+    """
+    low = min(0.0, *(change["low"] for change in changes.values()))
+    high = max(0.0, *(change["high"] for change in changes.values()))
+    margin = max(0.05 * (high - low), 0.1)
+    axes = _Axes((low - margin, high + margin), (0, len(changes)), height=_TOP + _BOTTOM + 34 * len(changes))
+    axes.axes(f"change in {measure} (points)", "")
+    axes.line([0, 0], axes.y, "dashed s0")
+    for row, (agent, change) in zip(reversed(range(len(changes))), changes.items(), strict=True):
+        name, middle = classes[agent], row + 0.3
+        axes.name(agent, row + 0.66)
+        axes.line([change["low"], change["high"]], [middle, middle], f"{name} solid")
+        says = f"{change['mean']:+.2f} [{change['low']:+.2f}, {change['high']:+.2f}]"
+        axes.dot(change["mean"], middle, 5, f"fill {name}", says)
+    said = ", ".join(f"{agent} {change['mean']:+.2f}" for agent, change in changes.items())
+    return axes.svg(f"Change in {measure} from the detector", f"In points: {said}")
+
+
+def before_after(before: Floats, after: Floats, name: str, classes: Classes) -> str:
+    """tIoU of an agent's moments against the detector's: discs whose area is the number of queries."""
     counts, _, _ = np.histogram2d(before, after, bins=20, range=[[0, 1], [0, 1]])
     axes = _Axes((0, 1), (0, 1), height=380)
     axes.axes("tIoU of the detector", "tIoU after refinement")
-    axes.line([0, 1], [0, 1], f"dashed {series(0)}")
+    axes.line([0, 1], [0, 1], "dashed s0")
     largest = counts.max()
     for i, j in np.argwhere(counts):
         x, y = (i + 0.5) / 20, (j + 0.5) / 20
         says = f"{counts[i, j]:.0f} queries from about {x:.2f} to about {y:.2f}"
-        axes.dot(x, y, 1 + 8 * np.sqrt(counts[i, j] / largest), f"fill {series(number)}", says)
+        axes.dot(x, y, 1 + 8 * np.sqrt(counts[i, j] / largest), f"fill {classes[name]}", says)
     better, worse = np.mean(after > before + 1e-6), np.mean(after < before - 1e-6)
     return axes.svg(f"{name}: tIoU before and after", f"{better:.0%} of queries better, {worse:.0%} worse")
 
 
-def boundary_errors(errors: Mapping[str, Floats], boundary: str) -> str:
-    """How far starts or ends lie from the ground truth's: shares of queries by error, a line per answerer.
+def boundary_errors(errors: Mapping[str, Floats], boundary: str, classes: Classes) -> str:
+    """How far starts or ends lie from the ground truth's: shares of queries within a distance.
 
     Args:
-        errors: name -> (queries,) seconds, answer minus truth; the detector first.
+        errors: name -> (queries,) seconds, answer minus truth.
         boundary: "start" or "end".
+        classes: of the names.
     """
-    everything = np.concatenate(list(errors.values()))
-    limit = max(float(np.quantile(np.abs(everything), 0.9)), 1.0)
-    edges = np.linspace(-limit, limit, 42)
-    shares = {name: 100 * np.histogram(e, edges)[0] / len(e) for name, e in errors.items()}
-    axes = _Axes((-limit, limit), (0, 1.05 * max(float(s.max()) for s in shares.values())))
-    axes.axes(f"error of the {boundary} (seconds; left is too early)", "% of queries")
-    for number, share in enumerate(shares.values()):
-        axes.line(np.repeat(edges, 2)[1:-1], np.repeat(share, 2), series(number))
-    medians = ", ".join(f"{name} {np.median(np.abs(error)):.1f} s" for name, error in errors.items())
+    everything = np.abs(np.concatenate(list(errors.values())))
+    limit = max(float(np.quantile(everything, 0.8)), 1.0)
+    at = np.linspace(0, limit, 121)
+    axes = _Axes((0, limit), (0, 100))
+    axes.axes(f"error of the {boundary} (seconds)", "% of queries within it")
+    for name, error in errors.items():
+        within = np.searchsorted(np.sort(np.abs(error)), at, side="right") / len(error)
+        axes.line(at, 100 * within, classes[name])
+    medians = ", ".join(
+        f"{name} {np.median(np.abs(error)):.1f} s, {np.mean(error < 0):.0%} too early"
+        for name, error in errors.items()
+    )
     return axes.svg(f"Error of the {boundary}", f"Median of its size: {medians}")
 
 
-def reliability(scores: Floats, ious: Mapping[str, Floats]) -> str:
+def reliability(scores: Floats, ious: Mapping[str, Floats], classes: Classes) -> str:
     """How often the answer is right (tIoU of at least 0.5) by the detector's own score, in tenths of queries.
 
     Args:
         scores: (queries,) of the detector's first window.
         ious: name -> (queries,); the detector first.
+        classes: of the names.
     """
     parts = np.array_split(np.argsort(scores, kind="stable"), min(10, len(scores)))
     at = np.array([scores[part].mean() for part in parts])
@@ -190,11 +234,11 @@ def reliability(scores: Floats, ious: Mapping[str, Floats]) -> str:
     axes.axes("score of the detector's first window", "% of answers with tIoU ≥ 0.5")
     if low >= 0 and high <= 1:  # scores that may be read as probabilities
         axes.line([low, high], [100 * low, 100 * high], "dashed")
-    for number, iou in enumerate(ious.values()):
+    for name, iou in ious.items():
         right = [100 * float(np.mean(iou[part] >= 0.5)) for part in parts]
-        axes.line(at, right, series(number))
+        axes.line(at, right, classes[name])
         for x, y, part in zip(at, right, parts, strict=True):
-            axes.dot(x, y, 3, f"fill {series(number)}", f"{y:.0f} % of {len(part)} queries")
+            axes.dot(x, y, 3, f"fill {classes[name]}", f"{y:.0f} % of {len(part)} queries")
     return axes.svg(
         "How often answers are right, by the detector's score",
         f"The detector's from {100 * np.mean(first[parts[0]] >= 0.5):.0f} % of its least certain tenth "
@@ -202,32 +246,25 @@ def reliability(scores: Floats, ious: Mapping[str, Floats]) -> str:
     )
 
 
-CHANGES = ("kept", "start only", "end only", "both")
-"""What an agent may have done to the detector's moment."""
-
-
-def changes(used: Mapping[str, Floats]) -> str:
-    """What agents did to the detector's moments: stacked bars of shares.
+def shares(used: Mapping[str, Floats], kinds: Sequence[str], title: str, x_label: str) -> str:
+    """Stacked bars of shares that make up a whole; the kinds have the classes `k0`, `k1`, ….
 
     Args:
-        used: agent -> shares of `CHANGES`.
+        used: what is told of -> shares of the kinds.
+        kinds: their names.
+        title: of the picture.
+        x_label: what the shares are of.
     """
-    axes = _Axes((0, 100), (0, len(used)), height=_TOP + _BOTTOM + 48 * len(used))
-    axes.axes("% of the detector's moments", "")
-    for number, (agent, shares) in enumerate(used.items()):
-        bottom, left = len(used) - number - 1, 0.0
-        x, y = axes.at(0, bottom + 0.72)
-        axes.parts.append(f'<text class="name" x="{x + 2:.1f}" y="{y:.1f}">{escape(agent)}</text>')
-        for kind, share in enumerate(100 * shares):
-            axes.box(
-                (left, left + share),
-                (bottom + 0.1, bottom + 0.6),
-                f"k{kind}",
-                f"{CHANGES[kind]}: {share:.0f} %",
-            )
+    axes = _Axes((0, 100), (0, len(used)), height=_TOP + _BOTTOM + 38 * len(used))
+    axes.axes(x_label, "")
+    for row, (name, of_name) in zip(reversed(range(len(used))), used.items(), strict=True):
+        axes.name(name, row + 0.64)
+        left = 0.0
+        for number, (kind, share) in enumerate(zip(kinds, 100 * of_name, strict=True)):
+            axes.box((left, left + share), (row + 0.08, row + 0.54), f"k{number}", f"{kind}: {share:.0f} %")
             left += share
     said = "; ".join(
-        f"{agent}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in zip(CHANGES, shares, strict=True))
-        for agent, shares in used.items()
+        f"{name}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in zip(kinds, of_name, strict=True))
+        for name, of_name in used.items()
     )
-    return axes.svg("What agents did to the detector's moments", said)
+    return axes.svg(title, said)

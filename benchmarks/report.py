@@ -2,9 +2,9 @@
 
 `results.json` is an object:
 
-    run         command, source, dataset, models, backbone (kind, sha256), settings, versions,
-                submission_times (whether answers were rounded as in published submissions),
-                notes (what was not run, and why)
+    run         command, source, dataset, models, backbone (kind, sha256), manifests (sha256 of the caches'
+                manifest.json, which has those of all files), seeds, settings, versions, submission_times
+                (whether answers were rounded as in published submissions), notes (what was not run, and why)
     detectors   name -> figures (`results.MEASURES`, percent)
     references  name -> {figures, change}
     agents      name -> {
@@ -31,20 +31,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
 import vmr_env
+from agents.committee import Selection
 from agents.evaluation import Refined, refine, submission
 from agents.references import GreedyOracle, RandomAgent, StopAtOnce, constant_window
 from agents.tprl_validation import submission_times
 from benchmarks.curves import draw_changes, draw_curves
 from benchmarks.experiment import Experiment, UnitResult, merge
-from benchmarks.html_report import PAGE_FILE, gather, write_report
-from benchmarks.methods import Fold, describe, predictions
+from benchmarks.html_report import PAGE_FILE, Given, gather, write_report
+from benchmarks.methods import Fold, Ranked, predictions
 from benchmarks.results import MEASURES, differences, figures, query_scores, table
+from benchmarks.trails import Trail, trails
 from vmr_env.annotations import Annotation
 from vmr_env.baselines import OBJECTIVES
+from vmr_env.cache_writer import sha256_of
 from vmr_env.files import write_text
 from vmr_env.predictions import Prediction, read_predictions, write_predictions
 from vmr_env.profiles import DatasetProfile, get_profile
@@ -135,8 +139,9 @@ def report(
     detector = query_scores(published[compared_with], truth)
     write_predictions(experiment.folder / "submission-detector.jsonl", published[compared_with])
     rows: dict[str, Mapping[str, Any]] = dict(record["detectors"])
-    curves, changes = {}, {}
-    given: dict[str, dict[int, list[Prediction]]] = {}
+    trainings: dict[str, list[Selection]] = {}
+    changes = {}
+    given: dict[str, dict[int, Given]] = {}
 
     for name, answers in standing.items():
         row = {"figures": figures(answers, truth)}
@@ -151,6 +156,7 @@ def report(
             continue
         units = [unit for of_seed in done.values() for unit in of_seed]
         answers_of_seeds = []
+        given[agent] = {}
         for seed, of_seed in done.items():
             merged = merge([unit.outcome.answers for unit in of_seed])
             answers = predictions(experiment.folds[0].test, merged)
@@ -159,7 +165,7 @@ def report(
             name = f"submission-{agent.replace(':', '.')}-seed{seed}.jsonl"
             write_predictions(experiment.folder / name, answers)
             answers_of_seeds.append(answers)
-        given[agent] = dict(zip(done, answers_of_seeds, strict=True))
+            given[agent][seed] = Given(answers, trails_of(of_seed, experiment), isinstance(merged, Ranked))
         each = [figures(answers, truth) for answers in answers_of_seeds]
         change = differences([query_scores(answers, truth) for answers in answers_of_seeds], detector)
         seconds, steps = sum(unit.seconds for unit in units), sum(unit.selection.steps for unit in units)
@@ -178,27 +184,39 @@ def report(
             "figures": each,
             "change": _plain(change),
             "compared_with": compared_with,
-            "config": describe(experiment.agents[agent]),
+            "config": experiment.agents[agent].describe(),
             "frozen": frozen_tensors(units),
             "chosen_rounds": [unit.selection.chosen for unit in units],
             "steps": steps,
             "seconds": seconds,
         }
-        curves[agent] = [(unit.selection.rounds, unit.selection.gains) for unit in units]
+        trainings[agent] = [unit.selection for unit in units]
 
     heading = _heading(experiment, len(truth), compared_with)
     text = "\n\n".join([heading, table(rows), *notes]) + "\n"
     write_text(experiment.folder / "table.md", text)
     write_text(experiment.folder / "results.json", json.dumps(record, indent=1) + "\n")
-    page = gather(heading, record, truth, published[compared_with], given, curves)
+    page = gather(heading, record, truth, published[compared_with], standing[STOP_AT_ONCE], given, trainings)
     write_text(experiment.folder / PAGE_FILE, json.dumps(page))
     write_report(experiment.folder)
-    if curves:
+    if trainings:
         manifest = experiment.folds[0].train.manifest
         title = f"{manifest['dataset']}, source {manifest['source']}"
-        draw_curves(experiment.folder / "curves.png", curves, title)
+        draw_curves(experiment.folder / "curves.png", trainings, title)
         draw_changes(experiment.folder / "changes.png", changes, title)
     return text
+
+
+def trails_of(units: Sequence[UnitResult], experiment: Experiment) -> Mapping[str, Trail] | None:
+    """Steps of one seed by qid, with times rounded as those of its answers; None where a fold has none."""
+    parts = [unit.outcome.steps for unit in units if unit.outcome.steps is not None]
+    if len(parts) < len(units):
+        return None
+    steps, cache = merge(parts), experiment.folds[0].test
+    if experiment.settings.submission_times:
+        profile = get_profile(cache.manifest["dataset"])
+        steps = steps._replace(windows=submission_times(steps.windows, profile))
+    return trails(steps, cache)
 
 
 def rounded(answers: Sequence[Prediction], profile: DatasetProfile) -> list[Prediction]:
@@ -229,28 +247,39 @@ def _plain(change: Mapping[str, Any]) -> dict[str, Any]:
 def _heading(experiment: Experiment, queries: int, compared_with: str) -> str:
     manifest = experiment.folds[0].test.manifest
     folds = len(experiment.folds)
+    seeds = f"{experiment.seeds} seed{'s' if experiment.seeds > 1 else ''}"
     times = "Times rounded as in published submissions. " if experiment.settings.submission_times else ""
     protocol = f"{folds} folds by video" if folds > 1 else "train and test data apart"
     return (
         f"Source of the data: {manifest['source']}. {manifest['dataset']}, {', '.join(manifest['models'])}, "
-        f"{protocol}, {queries:,} test queries, {experiment.seeds} seeds, "
+        f"{protocol}, {queries:,} test queries, {seeds}, "
         f"{experiment.settings.members} members a committee. {times}"
         f"Δ are differences from {compared_with}, with 95 % bootstrap intervals over videos and seeds."
     )
 
 
 def _provenance(experiment: Experiment, command: str) -> dict[str, Any]:
-    manifest = experiment.folds[0].train.manifest
+    fold = experiment.folds[0]
+    manifest = fold.train.manifest
+    caches = {"train": fold.train, "test": fold.test, "select": fold.select}
     return {
         "command": command,
         "source": manifest["source"],
         "dataset": manifest["dataset"],
         "models": manifest["models"],
         "backbone": manifest["backbone"],
+        "manifests": {
+            name: sha256_of(cache.path / "manifest.json")
+            for name, cache in caches.items()
+            if cache is not None
+        },
+        "seeds": experiment.seeds,
         "settings": asdict(experiment.settings),
         "submission_times": experiment.settings.submission_times,
         "versions": {
             "python": platform.python_version(),
+            "numpy": np.__version__,
+            "gymnasium": gymnasium.__version__,
             "torch": torch.__version__,
             "vmr_env": vmr_env.__version__,
         },

@@ -79,6 +79,30 @@ def differences(
     return result
 
 
+class Curve(NamedTuple):
+    """Mean over trainings, with its 95 % interval: (X,) each."""
+
+    mean: Floats
+    low: Floats
+    high: Floats
+
+
+def mean_curve(
+    trainings: Sequence[tuple[Sequence[float], Sequence[float]]], at: Floats, draws: int = DRAWS
+) -> Curve:
+    """Mean of curves, each known at points of its own, with a bootstrap interval over trainings.
+
+    Args:
+        trainings: of each training its points, rising, and the values there; between them a line.
+        at: (X,), where to look.
+        draws: number of draws; with one training the interval is empty.
+    """
+    values = np.stack([np.interp(at, *training) for training in trainings])  # (trainings, X)
+    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975], axis=0)
+    return Curve(values.mean(axis=0), low, high)
+
+
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Rows of figures as a Markdown table; cells are numbers, `Difference`s or text."""
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))

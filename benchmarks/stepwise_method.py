@@ -1,18 +1,21 @@
 """The published step-wise agent in the main job: every proposal is walked, scores and order stay."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from agents.committee import Progress, Selection
-from agents.stepwise import Algorithm, StepwiseConfig, StepwiseResult, StepwiseTrainer, new_policy, refine
+from agents.evaluation import KINDS, Steps
+from agents.stepwise import Algorithm, StepwiseConfig, StepwiseResult, StepwiseTrainer, new_policy, walk
 from agents.stepwise_scenes import SceneBatches
 from agents.tprl_validation import Validator
 from benchmarks.methods import Fold, Method, Outcome, Settings, Watch, ranking
-from vmr_env.cache import video_folds
+from vmr_env.cache import DecoderStateCache, video_folds
 from vmr_env.profiles import get_profile
 
 STEPWISE_AGENTS: Mapping[str, Algorithm] = {"stepwise_reinforce": "reinforce", "stepwise_ppo": "ppo"}
@@ -33,6 +36,10 @@ class StepwiseMethod(Method):
     """
 
     config: StepwiseConfig
+
+    def describe(self) -> dict[str, Any]:
+        """See `Method`."""
+        return asdict(self.config)
 
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
@@ -58,11 +65,27 @@ class StepwiseMethod(Method):
         policy = new_policy(self.config, width)
         policy.load_state_dict(result.policy)
         save_file(result.policy, keep.with_name(f"{keep.name}.safetensors"))
-        spans = refine(policy, fold.test, self.config.steps, fold.test_samples)
-        answers = ranking(fold.test, fold.test_samples, spans, fold.test.scores[fold.test_samples])
+        spans = walk(policy, fold.test, self.config.steps, fold.test_samples)
+        scores = fold.test.scores[fold.test_samples]
+        answers = ranking(fold.test, fold.test_samples, spans[:, :, -1], scores)
         rows = SceneBatches(cache, select).rows
         before = Validator(cache, "quality", rows)(cache.spans[rows], cache.scores[rows])["quality"]
-        return Outcome(answers, _selection(result, before, epochs * len(train)))
+        steps = _steps(fold.test, fold.test_samples, spans[np.arange(len(spans)), scores.argmax(1)])
+        return Outcome(answers, _selection(result, before, epochs * len(train)), steps=steps)
+
+
+def _steps(cache: DecoderStateCache, samples: NDArray[np.intp], spans: NDArray[np.float32]) -> Steps:
+    """The walks ``(K, T + 1, 2)`` of the proposals that answer for samples ``(K,)``."""
+    count = spans.shape[1]
+    kinds = [KINDS.index("start")] + [KINDS.index("move")] * (count - 1)
+    seconds = spans.clip(0, 1) * cache.durations[samples].astype(np.float64)[:, None, None]
+    proposals = cache.scores[samples].argmax(1)
+    return Steps(
+        np.repeat(samples, count),
+        np.tile(np.array(kinds), len(samples)),
+        seconds.reshape(-1, 2).round(4),
+        np.repeat(proposals, count),
+    )
 
 
 def _selection(result: StepwiseResult, before: float, steps: int) -> Selection:

@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agents.committee import Progress
-from agents.head_training import HeadResult, Rows
+from agents.head_training import HeadResult, Rows, uses
 from agents.tprl import TprlTrainer
 from agents.tprl_batches import Batch, padded_moments
 from agents.tprl_config import TprlConfig
@@ -73,6 +73,10 @@ class UnfrozenMethod(Method):
     unfrozen: Unfrozen
     """What learns beside the head."""
 
+    def describe(self) -> dict[str, Any]:
+        """Settings of the training, and what is unfrozen."""
+        return {**asdict(self.config), "unfrozen": self.unfrozen}
+
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
     ) -> Outcome:
@@ -99,7 +103,8 @@ class UnfrozenMethod(Method):
         model.head, average.head = trainer.head, trainer.averaged  # type: ignore[assignment]
         trainer.also_train(_parameters(model, self.unfrozen), _parameters(average, self.unfrozen))
         validate = Validator(samples.cache, self.config.selection, select)
-        result = HeadResult({}, history=[{"epoch": -1.0, **validate(*samples.proposals(average, select))}])
+        before = samples.proposals(average, select)
+        result = HeadResult({}, history=[{"epoch": -1.0, **validate(*before)}])
         best = copy.deepcopy(average)
         if self.config.start_is_candidate:
             result.selection = result.history[0]["selection"]
@@ -111,7 +116,12 @@ class UnfrozenMethod(Method):
                 trainer.step(samples.batch(model, rows, self.config), now)
             done = epoch + 1
             if done % self.config.evaluate_every == 0 or done == trainer.epochs:
-                row = {"epoch": float(epoch), **validate(*samples.proposals(average, select))}
+                after = samples.proposals(average, select)
+                row = {
+                    "epoch": float(epoch),
+                    **validate(*after),
+                    **uses(before, after, samples.cache, select),
+                }
                 result.history.append(row)
                 if row["selection"] > result.selection:
                     result.epoch, result.selection = epoch, row["selection"]

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.html_report import Page, gather
+from agents.committee import Selection
+from benchmarks.html_report import Given, Page, gather
 from vmr_env.annotations import Annotation
 from vmr_env.predictions import Prediction
 
@@ -30,13 +31,22 @@ def answers(spans: tuple[tuple[float, float], ...]) -> list[Prediction]:
     ]
 
 
+TRAILS = (
+    [[5.0, 10.0, 0.5], []],
+    [[]],
+    [[0.0, 20.0, 0.5, 2], [5.0, 15.0, 1.0]],
+    [[]],
+)
+"""Steps of `BETTER`: a move and a stop, a stop, a switch and a move, a stop."""
+
+
 def record() -> dict[str, Any]:
     """What `results.json` holds, with figures that are easily found on the page."""
     figures = {"R1@0.5": 41.25, "R1@0.7": 12.5, "mIoU": 33.0, "mAP": 21.0}
     change = {measure: {"mean": 1.5, "low": 0.25, "high": 2.75} for measure in figures}
     worse = {measure: {"mean": -1.5, "low": -2.75, "high": -0.25} for measure in figures}
     unsure = {measure: {"mean": 0.5, "low": -1.0, "high": 2.0} for measure in figures}
-    schedule = {"phases": [{"epochs": 1}, {"epochs": 3}]}
+    schedule = {"phases": [{"epochs": 1, "stage": 1}, {"epochs": 3, "stage": 3}], "rl_coef": 1.0}
     frozen = {"encoder": {"before": "aa", "after": ["aa"]}, "decoder": {"before": "bb", "after": ["cc"]}}
     return {
         "run": {
@@ -69,9 +79,19 @@ def record() -> dict[str, Any]:
 
 def page() -> Page:
     """The page's data."""
-    given = {"ppo": {0: answers(BETTER), 1: answers(DETECTOR)}, "tp & rl": {0: answers(WORSE)}}
-    curves = {
-        "ppo": [([5, 10], [0.01, 0.02]), ([5, 10], [0.03, 0.04])],
-        "tp & rl": [([1, 2, 3, 4], [0.0, -0.01, 0.0, 0.01])],
+    trails = {str(row.qid): trail for row, trail in zip(TRUTH, TRAILS, strict=True)}
+    given = {
+        "ppo": {0: Given(answers(BETTER), trails, False), 1: Given(answers(DETECTOR), None, False)},
+        "tp & rl": {0: Given(answers(WORSE), None, True)},
     }
-    return gather("Source: predictions & more.", record(), TRUTH, answers(DETECTOR), given, curves)
+    half, quarter = (0.5, 0.5, 0.0, 0.0, 0.0), (0.25, 0.0, 0.25, 0.0, 0.5)
+    trainings = {
+        "ppo": [
+            Selection((5, 10), (0.01, 0.02), 0, 0, (half, half)),
+            Selection((5, 10), (0.03, 0.04), 5, 0, (half, quarter)),
+        ],
+        "tp & rl": [Selection((1, 2, 3, 4), (0.0, -0.01, 0.0, 0.01), 3, 0, (half, half, half, quarter))],
+    }
+    return gather(
+        "Source: predictions & more.", record(), TRUTH, answers(DETECTOR), answers(DETECTOR), given, trainings
+    )

@@ -1,7 +1,12 @@
 """The command line: what it prints, writes and exits with."""
 
 import json
+import os
+import re
+import shutil
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +14,11 @@ import click
 import numpy as np
 import pytest
 from caches import make_cache
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
+import backbones.text
+import benchmarks.run_tprl
 from backbones.feature_store import FeatureStoreWriter
 from benchmarks import cli
 from vmr_env.cache import DecoderStateCache
@@ -187,6 +195,28 @@ def test_every_command_teaches() -> None:
     assert run("--version").output.startswith("vmr-env, version ")
 
 
+def completions(*words: str) -> list[str]:
+    """What the shell offers for the last word."""
+    *before, last = words
+    return [item.value for item in ShellComplete(cli.main, {}, "vmr-env", "").get_completions(before, last)]
+
+
+def test_shells_complete_commands_options_and_ids() -> None:
+    assert completions("re") == ["report"]
+    assert completions("validate", "cache", "--j") == ["--json"]
+    assert completions("play", "VMR-TACoS-S") == [f"VMR-TACoS-Stage{number}-v0" for number in (1, 2, 3)]
+    # Of options that belong to other parsers, too: those that their help tells.
+    assert completions("train", "--ag") == ["--agents", "--agent"]
+    for command, module in ((["train"], benchmarks.run_tprl), (["encode", "text"], backbones.text)):
+        with pytest.raises(SystemExit), redirect_stdout(StringIO()) as told:
+            module.main(["--help"])
+        assert set(completions(*command, "--")) == set(
+            re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", told.getvalue())
+        )
+    (item,) = ShellComplete(cli.main, {}, "vmr-env", "").get_completions(["train", "--out"], "runs")
+    assert item.type == "file"
+
+
 @pytest.fixture
 def screens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What `play` shows after each of some keys."""
@@ -204,13 +234,31 @@ def screens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_play_moves_by_keys(screens: Any) -> None:
     first, moved, same, wrong, over, stays, again = screens("kZ3.lr", "--qid", "q4")
     assert "step 0" in first
-    assert "start +0, end -1 clips: reward " in moved
+    assert "end -1 clips: reward " in moved
     assert "step 1" in moved
     assert "'Z' is no key." in same
     assert "(3 now)" in wrong
     assert "stop: reward +0.000. Over: " in over
     assert "Press r for another episode." in stays
     assert "step 0" in again
+
+
+def test_play_fits_the_terminal(screens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (os.terminal_size((80, 24)), os.terminal_size((70, 18))):
+        monkeypatch.setattr(shutil, "get_terminal_size", lambda fallback, size=size: size)
+        for screen in screens("kaq", "--qid", "q4"):
+            lines = f"“{screen}".rstrip("\n").split("\n")
+            assert len(lines) <= size.lines
+            assert max(map(len, lines)) <= size.columns
+
+
+def test_play_reads_keys_that_come_together(screens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = iter(["3k", "\x1b[D", "q"])
+    monkeypatch.setattr(click, "getchar", lambda: next(reads))
+    _, three, moved, arrow = screens("", "--qid", "q4")
+    assert "(3 now)" in three
+    assert "end -3 clips: reward " in moved or "Not possible now: end -3 clips." in moved
+    assert "is no key" in arrow
 
 
 def test_play_switches_among_the_proposals(screens: Any) -> None:

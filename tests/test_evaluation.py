@@ -9,7 +9,7 @@ from caches import random_batch
 from refinement import environment, user_cache_in, written
 
 from agents import evaluation
-from agents.evaluation import Refined, refine, submission
+from agents.evaluation import KINDS, USES, Refined, refine, shares_of_uses, submission, trace
 from agents.references import StopAtOnce
 from vmr_env.annotations import read_annotations
 from vmr_env.cache import DecoderStateCache
@@ -56,19 +56,58 @@ def test_refine_equals_single_environments(
     samples, options = np.array([5, 0, 12, 3, 7, 1, 1, 9, 2]), {"horizon": 4, "stage": stage}
     env = VMREnv("charades", source=cache, **options)
     act = Scrambled(env.observer.width, env.action_mode.size)
-    refined = refine(act, cache, samples, options)
+    refined, steps = trace(act, cache, samples, options)
+    assert all(map(np.array_equal, refined, refine(act, cache, samples, options)))
     np.testing.assert_array_equal(refined.samples, samples)
+    starts = np.flatnonzero(steps.kinds == KINDS.index("start"))
+    episodes = zip(*(np.split(column, starts[1:]) for column in steps), strict=True)
     for i, sample in enumerate(samples.tolist()):
         observation, info = env.reset(seed=0, options={"sample": sample, "start": 0})
         assert refined.before[i] == info["tiou"]
+        walked = [(sample, "start", env.episode.seconds(), 0)]
         over = False
         while not over:
             action = act(observation[None], info["action_mask"][None])
             observation, _, over, _, info = env.step(action[0])
+            name = env.action_mode.names()[action[0]].split()[0].replace("start", "move")
+            walked.append((sample, name, env.episode.seconds(), env.episode.source))
+        rows, kinds, windows, proposals = next(episodes)
+        assert [(row, KINDS[kind]) for row, kind in zip(rows, kinds, strict=True)] == [w[:2] for w in walked]
+        np.testing.assert_allclose(windows, [span for _, _, span, _ in walked], atol=5.1e-5)
+        assert proposals.tolist() == [source for *_, source in walked]
         np.testing.assert_array_equal(refined.windows[i], info["span"])
         assert refined.proposals[i] == info["proposal"]
         assert refined.after[i] == info["tiou"]
+    assert next(episodes, None) is None
     assert (refined.proposals > 0).any() == (stage == 3)  # stage 2 does not switch
+
+
+@pytest.mark.parametrize("actions", ["multidiscrete", "continuous"])
+def test_actions_without_a_stop_are_all_moves(cache: DecoderStateCache, actions: str) -> None:
+    env = VMRVectorEnv(1, "charades", source=cache, actions=actions)
+    _, steps = trace(
+        lambda _, masks: np.zeros((len(masks), 2), env.single_action_space.dtype),
+        cache,
+        np.arange(3),
+        {"actions": actions},
+    )
+    episode = ["start"] + ["move"] * env.action_mode.horizon
+    assert [KINDS[kind] for kind in steps.kinds] == 3 * episode
+
+
+def test_shares_of_what_became_of_moments() -> None:
+    before = np.array([[0.0, 10.0]] * 8)
+    shifts = [[0, 0], [0.4, -0.4], [0.5, 0], [0, 3], [0, -0.5], [1, 1], [0, 0], [9, 9]]
+    after = before + np.array(shifts)
+    switched = np.array([False] * 6 + [True] * 2)
+    shares = dict(zip(USES, shares_of_uses(before, after, switched, 0.5), strict=True))
+    assert shares == {
+        "kept": 2 / 8,
+        "start moved": 1 / 8,
+        "end moved": 2 / 8,
+        "both moved": 1 / 8,
+        "another proposal": 2 / 8,
+    }
 
 
 def test_environments_are_told_before_acting(

@@ -10,6 +10,8 @@ import torch
 from backbone import Backbone, make_backbone, open_features
 from safetensors.torch import load_file, save_file
 
+from agents.evaluation import USES
+from agents.head_training import uses
 from backbones.girl_detr.checkpoint import load_checkpoint, save_checkpoint
 from backbones.girl_detr.inference import WindowSettings
 from backbones.predict import predict
@@ -93,7 +95,32 @@ def test_a_selection_cache_chooses_instead_of_parts_of_the_training_videos(
     assert main(arguments(backbone, tmp_path / "out", *more)) == 0
     unit = json.loads((tmp_path / "out" / "units" / "tprl-seed0-fold0.json").read_text())
     assert unit["selection"]["rounds"] == [1, 2]
+    shares = np.array(unit["selection"]["uses"])  # (evaluations, uses)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    assert shares[0, USES.index("another proposal")] == 0  # stage 2 does not choose anew
+    assert shares[1, USES.index("kept")] < 1
     assert unit["selection"]["steps"] == 2 * 40
+
+
+def test_what_training_made_of_moments(backbone: Backbone) -> None:
+    cache = DecoderStateCache.open(backbone.caches / "test")
+    rows = np.array([2, 0, 1])
+    clip = cache.manifest["clip_seconds"] / cache.durations[rows]
+    spans = np.tile(np.float32([[0.2, 0.6], [0.5, 0.9]]), (3, 1, 1))
+    scores = np.float32([[0.9, 0.1]] * 3)
+    moved, chosen = spans.copy(), scores.copy()
+    moved[0, 0, 1] += 0.6 * clip[0]  # more than half a clip
+    moved[1, 0, 0] += 0.4 * clip[1]  # less
+    moved[2, 1] = 0
+    chosen[2] = 0.1, 0.9
+    found = uses((spans, scores), (moved, chosen), cache, rows)
+    assert found == {
+        "uses/kept": 1 / 3,
+        "uses/start moved": 0,
+        "uses/end moved": 1 / 3,
+        "uses/both moved": 0,
+        "uses/another proposal": 1 / 3,
+    }
 
 
 def test_resuming_gives_the_same_numbers(backbone: Backbone, run: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,8 +13,12 @@ import pytest
 from click.testing import CliRunner
 from pages import BETTER, DETECTOR, HOSTILE, QUERIES, TRUTH, WORSE, page
 
-from benchmarks import cli
+from agents.head_policy import head_policy_config
+from agents.tprl_config import default_config, with_stages
+from benchmarks import cli, plots
 from benchmarks.html_report import PAGE_FILE, render, write_report
+from benchmarks.page_figures import stage_lengths, staged_curve
+from vmr_env.curriculum import get_schedule
 from vmr_env.errors import DataError
 from vmr_env.spans import tiou
 
@@ -92,7 +97,7 @@ def test_table_has_every_row_with_its_interval(read: Reader) -> None:
     assert rows["random"][4] == "▼ -1.50 [-2.75, -0.25]"
     assert rows["tp & rl"][4] == "+0.50 [-1.00, +2.00]"  # not told from zero
     assert rows["ppo"][8] == "2 seeds; 1 of 2 trainings kept the detector"
-    assert {len(row) for row in read.rows} == {10}
+    assert [len(row) for row in read.rows[:5]] == [10] * 5
 
 
 def test_readers_of_screens_find_their_way(read: Reader) -> None:
@@ -110,7 +115,7 @@ def test_readers_of_screens_find_their_way(read: Reader) -> None:
             assert attributes["scope"] in ("row", "col")
     assert ("html", {"lang": "en"}) in read.elements
     labelled = re.findall(r"<label>[^<]+<(input|select)", TEXT)
-    assert len(labelled) == sum(tag in ("input", "select") for tag, _ in read.elements) == 3
+    assert len(labelled) == sum(tag in ("input", "select") for tag, _ in read.elements) == 4
 
 
 def test_explorer_has_the_spans_and_their_tiou(read: Reader) -> None:
@@ -136,8 +141,11 @@ def figures() -> dict[str, ET.Element]:
 
 def test_figures_are_all_there() -> None:
     assert list(figures()) == [
-        "Learning",
+        "Change in R1@0.7",
+        "Change in mIoU",
         "Learning through the stages",
+        "Learning",
+        "Action use through the stages",
         "Error of the start",
         "Error of the end",
         "Reliability of scores",
@@ -156,16 +164,92 @@ def test_learning_curves_are_the_means_of_the_trainings() -> None:
     label = drawing.attrib["aria-label"]
     assert label.endswith("ppo +3.00")  # the mean of 2 and 4 points
     zero, curve = (points(line) for line in drawing.iter("polyline"))
+    (band,) = (points(polygon) for polygon in drawing.iter("polygon"))
+    half = len(band) // 2  # there along the lower edge, and back along the upper one
+    low, high = zero[0, 1] - band[half - 1, 1], zero[0, 1] - band[half, 1]
+    # Draws of two trainings are both times the one with 2 points, the one with 4, or one of each.
+    assert high == pytest.approx(2 * low, abs=0.3)
     assert zero[0, 1] == zero[-1, 1] == curve[0, 1]  # it starts where the detector is
     middle, end = curve[len(curve) // 2, 1], curve[-1, 1]
     assert curve[0, 1] - middle == pytest.approx((curve[0, 1] - end) * 2 / 3, abs=0.2)  # 2 of 3 points
-    (end_of_stage,) = (
-        points(line)
-        for line in figures()["Learning through the stages"].iter("polyline")
-        if "stage" in line.attrib["class"]
-    )
-    left, right = curve[0, 0], curve[-1, 0]
-    assert (end_of_stage[0, 0] - left) / (right - left) == pytest.approx(0.25, abs=1e-3)  # one epoch of four
+
+
+def test_stages_have_one_width_whatever_their_length() -> None:
+    # Epoch 1 is all of stage 1, epochs 2 to 4 are stage 3; stage 2 is left out.
+    xs, ys = staged_curve(([1, 2, 3, 4], [0.01, 0.0, 0.02, 0.03]), (1, 0, 3))
+    np.testing.assert_allclose(xs, [0, 1, 2, 2 + 1 / 3, 2 + 2 / 3, 3])
+    np.testing.assert_allclose(ys, [0, 1, 1, 0, 2, 3])
+    xs, ys = staged_curve(([1, 2], [0.01, 0.02]), (0, 0, 2))
+    np.testing.assert_allclose([xs, ys], [[0, 2, 2.5, 3], [0, 0, 1, 2]])
+    drawing = figures()["Learning through the stages"]
+    names = [text.text for text in drawing.iter("text")]
+    assert names[:3] == ["stage 1", "stage 2", "stage 3"]
+
+
+def test_stages_are_read_from_the_settings_of_heads() -> None:
+    assert stage_lengths(asdict(default_config("charades"))) == (2, 4, 42)
+    assert stage_lengths(asdict(head_policy_config("ppo"))) == (2, 4, 34)
+    assert stage_lengths(asdict(replace(default_config("charades"), schedule=get_schedule("linear")))) == ()
+    assert stage_lengths({}) == ()
+
+
+def test_action_use_at_the_end_of_each_stage_and_of_training() -> None:
+    label = figures()["Action use through the stages"].attrib["aria-label"]
+    said = dict(part.split(": ") for part in label.partition(". ")[2].split("; "))
+    assert said["ppo"].startswith("kept 38%, start moved 25%, end moved 12%")  # the mean of both trainings
+    assert said["tp & rl, stage 1"].startswith("kept 50%, start moved 50%")
+    assert said["tp & rl, stage 3"].endswith("another proposal 50%")
+    assert "tp & rl, stage 2" not in said
+
+
+def test_differences_have_their_intervals() -> None:
+    drawing = figures()["Change in mIoU"]
+    zero, *intervals = (points(line)[:, 0] for line in drawing.iter("polyline"))
+    means = [float(disc.attrib["cx"]) for disc in drawing.iter("circle")]
+    unit = (intervals[0][1] - intervals[0][0]) / 2.5  # ppo: from 0.25 to 2.75
+    assert [means[0] - zero[0], means[1] - zero[0]] == pytest.approx([1.5 * unit, 0.5 * unit], abs=0.2)
+    assert [title.text for title in drawing.iter("title")] == ["+1.50 [+0.25, +2.75]", "+0.50 [-1.00, +2.00]"]
+
+
+def test_an_agent_has_one_colour_on_the_whole_page() -> None:
+    keys = re.findall(r'<li><span class="key series (s\d)" aria-hidden="true"></span>(.*?)</li>', TEXT)
+    assert set(keys) == {("s0", "detector"), ("s1", "ppo"), ("s2", "tp &amp; rl")}
+
+
+def test_more_agents_than_colours_are_told_apart_by_their_lines() -> None:
+    classes = [plots.series(number) for number in range(13)]
+    assert classes[:7] == ["s0", "s1", "s2", "s3", "s4", "s5", "s6"]
+    assert classes[7:] == [f"{name} again" for name in classes[1:7]]
+
+
+def test_hashes_that_agents_share_stand_there_once() -> None:
+    record = PAGE["record"]
+    shared = {
+        "encoder": {"before": "aa11", "after": ["aa11"]},
+        "decoder": {"before": "bb22", "after": ["cc33"]},
+    }
+    rows = {name: row | {"frozen": shared} for name, row in record["agents"].items()}
+    text = render(PAGE | {"record": record | {"agents": rows}})
+    assert text.count("aa11  encoder") == text.count("bb22  decoder  then [&#x27;cc33&#x27;]") == 1
+    assert text.count("Hashes as those of ppo.") == 1
+
+
+def test_variants_of_one_method_are_told_by_what_they_differ_in() -> None:
+    tprl = asdict(default_config("charades"))
+    other = asdict(with_stages(replace(default_config("charades"), reward="step"), (0, 6, 42)))
+    record = PAGE["record"]
+    rows = {
+        name: record["agents"]["tp & rl"] | {"config": config}
+        for name, config in (("tprl", tprl), ("steps", other), ("head", asdict(head_policy_config("ppo"))))
+    }
+    text = render(PAGE | {"record": record | {"agents": record["agents"] | rows}})
+    table = text.partition(">Ablations</h3>")[2].partition("</table>")[0]
+    cells = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', table)
+    assert cells == [
+        ("tprl", "what the next ones are compared with"),
+        ("steps", "reward step, epochs 0 + 6 + 42"),
+    ]
+    assert "Ablations" not in TEXT
 
 
 def test_shares_of_what_agents_did() -> None:
@@ -239,7 +323,7 @@ def test_broken_folders_are_one_clear_error(tmp_path: Path, content: str | None)
 
 
 def test_a_run_without_agents_has_a_page_too() -> None:
-    bare = PAGE | {"agents": {}, "curves": {}, "record": PAGE["record"] | {"agents": {}}}
+    bare = PAGE | {"agents": {}, "curves": {}, "uses": {}, "record": PAGE["record"] | {"agents": {}}}
     text = render(bare)
     assert "Learning" not in text
     assert "Error of the start" in text

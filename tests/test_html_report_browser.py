@@ -15,7 +15,15 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 if CHROMIUM is None:
     pytest.skip("needs Chromium, for example Debian's package", allow_module_level=True)
 
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +100,87 @@ def test_an_episode_opens_by_mouse_and_by_keyboard(tab: Any) -> None:
     tab.keyboard.press("ArrowUp")
     tab.keyboard.press("ArrowUp")
     assert tab.locator("#episode h3").text_content() == f"“{QUERIES[0]}”"
-    tab.keyboard.press("Tab")
-    tab.keyboard.press("Enter")
-    assert tab.locator("#episode h3").text_content() == f"“{QUERIES[1]}”"
+    tab.keyboard.press("End")
+    assert tab.locator("#episode h3").text_content() == f"“{QUERIES[3]}”"
+    tab.keyboard.press("Tab")  # one stop for the list, however long it is
+    assert tab.evaluate("document.activeElement.id") == "walker"
+    tab.keyboard.press("Shift+Tab")
+    assert tab.evaluate("document.activeElement.dataset.row") == "3"
+
+
+def steps(tab: Any) -> list[list[str]]:
+    """The table of steps, without its head."""
+    rows = tab.locator("#steps tr").all()
+    return [row.locator("th, td").all_text_contents() for row in rows]
+
+
+def test_every_step_of_an_agent_is_drawn_and_listed(tab: Any) -> None:
+    tab.get_by_label("Sort by").select_option("order of the file")
+    tab.get_by_role("button", name=QUERIES[0]).click()
+    assert tab.locator("#steps-of").text_content() == "Steps of ppo, seed 0"
+    assert steps(tab) == [
+        ["0", "start", "0.0–10.0 s", "0.33", ""],
+        ["1", "start +5.0 s", "5.0–10.0 s", "0.50", "+0.17"],
+        ["2", "stop", "5.0–10.0 s", "0.50", "±0.00"],
+    ]
+    tab.locator("#episodes button").nth(2).click()
+    assert [row[1] for row in steps(tab)] == ["start", "switch to proposal 2", "start +5.0 s, end −5.0 s"]
+    # Thin bars: start and switch of the first seed, start of the one without steps, and of the head.
+    assert tab.locator("#timeline rect.earlier").count() == 4
+    tab.get_by_role("combobox", name="Steps of").select_option("tp & rl")
+    assert [row[1] for row in steps(tab)] == ["start", "answer of the trained head: end +1.0 s"]
+    tab.get_by_role("combobox", name="Steps of").select_option("ppo, seed 1")
+    assert [row[1] for row in steps(tab)][1] == "all steps (this run recorded no single ones): nothing moves"
+    tab.get_by_role("combobox", name="Agent").select_option("tp & rl")  # its steps are shown, too
+    assert tab.locator("#steps-of").text_content() == "Steps of tp & rl"
+
+
+def test_steps_are_gone_through_by_buttons_and_by_keyboard(tab: Any) -> None:
+    tab.get_by_label("Sort by").select_option("order of the file")
+    tab.locator("#episodes button").nth(2).click()
+    said, current = tab.locator("#step"), tab.locator("#steps [aria-current=step] th")
+    marked = tab.locator("#timeline rect.now")
+    assert said.text_content() == "Step 0 of 2: start; 4.0–14.0 s, tIoU 0.82"
+    assert tab.locator("#back").get_attribute("aria-disabled") == "true"
+    tab.get_by_role("button", name="step ▶").click()
+    assert said.text_content() == "Step 1 of 2: switch to proposal 2; 0.0–20.0 s, tIoU 0.50"
+    whole_video = float(marked.get_attribute("width"))
+    tab.keyboard.press("ArrowRight")  # from the button on
+    assert current.text_content() == "2"
+    assert float(marked.get_attribute("width")) == pytest.approx(whole_video / 2, abs=0.1)
+    tab.keyboard.press("ArrowRight")  # there is no further one
+    assert current.text_content() == "2"
+    tab.locator("#episodes button").nth(2).focus()
+    tab.keyboard.press("ArrowLeft")
+    tab.keyboard.press("ArrowLeft")
+    assert current.text_content() == "0"
+    assert tab.evaluate("document.activeElement.dataset.row") == "2"
+
+
+def test_the_timeline_fits_the_width_of_its_place(tab: Any) -> None:
+    for width in (360, 1280):
+        tab.set_viewport_size({"width": width, "height": 800})
+        place, drawn = tab.evaluate(
+            "[document.getElementById('timeline').clientWidth,"
+            " document.querySelector('#timeline svg').viewBox.baseVal.width]"
+        )
+        assert place == drawn  # so that its letters are as large as they say
+
+
+def test_pages_of_earlier_versions_open(browser: Any, tmp_path: Path) -> None:
+    old = page()
+    del old["start"], old["uses"]
+    for of_agent in old["agents"].values():
+        for answer in of_agent.values():
+            answer.pop("steps", None)
+            answer.pop("is_head")
+    path = tmp_path / "old.html"
+    path.write_text(render(old), encoding="utf-8")
+    tab = browser.new_page()
+    tab.goto(path.as_uri())
+    tab.get_by_role("button", name=QUERIES[0]).click()
+    assert steps(tab)[1][1] == "all steps (this run recorded no single ones): start +5.0 s"
+    tab.close()
 
 
 def test_the_first_stop_of_the_keyboard_skips_to_the_episodes(tab: Any) -> None:

@@ -32,6 +32,7 @@ SCENE = Scene(
     trail=((30.0, 59.0), (9.0, 59.0), (6.0, 24.0)),
     tious=(0.0, 0.36, 0.5),
     saliency=(0.0, 1.0, -1.0),
+    horizon=3,
 )
 PICTURE = render_rgb(SCENE)
 
@@ -115,7 +116,7 @@ def test_text_picture() -> None:
     # 60 s on 60 columns: one column per second.
     assert render_ansi(SCENE).split("\n") == [
         "“a person opens the door”",
-        "ABC12 · 60.0 s · step 2 · from proposal 2",
+        "ABC12 · 60.0 s · step 2 of 3: start −3.0 s, end −35.0 s · from proposal 2",
         "truth    " + "·" * 12 + "█" * 18 + "·" * 30 + " 12.0–30.0 s",
         "start    " + "·" * 30 + "█" * 29 + "·" + " 30.0–59.0 s · tIoU 0.00",
         "step 1   " + "·" * 9 + "█" * 50 + "·" + " 9.0–59.0 s · tIoU 0.36",
@@ -127,6 +128,25 @@ def test_text_picture() -> None:
         "saliency " + "▅" * 20 + "█" * 20 + "▁" * 20,
         "         0 s" + " " * 51 + "60.0 s",
     ]
+
+
+def test_text_says_what_the_last_step_did() -> None:
+    def told(*trail: tuple[float, float]) -> str:
+        return replace(SCENE, trail=trail, tious=(0.0,) * len(trail)).progress().split(" · ")[1]
+
+    assert told((1.0, 5.0)) == "step 0 of 3"
+    assert told((1.0, 5.0), (1.0, 5.0)) == "step 1 of 3: stays"
+    assert told((1.0, 5.0), (1.0, 8.0)) == "step 1 of 3: end +3.0 s"
+    assert told((1.0, 5.0), (30.0, 59.0)) == "step 1 of 3: to proposal 2"
+
+
+@pytest.mark.parametrize("width", [60, 80, 132])
+def test_text_picture_of_another_width(width: int) -> None:
+    lines = render_ansi(SCENE, width).split("\n")
+    assert max(map(len, lines)) <= width
+    bars = [line[9:].split(" ")[0] for line in lines if "█" in line and "▁" not in line]
+    assert {len(bar) for bar in bars} == {width - 40}
+    assert bars[0].count("█") == pytest.approx((width - 40) * 18 / 60, abs=1)  # the truth
 
 
 def test_text_picture_of_several_moments_and_of_very_short_spans() -> None:
@@ -304,7 +324,7 @@ def test_window_shows_every_step(source: Path, monkeypatch: pytest.MonkeyPatch) 
     header = b"P6 %d %d 255\n" % (WIDTH, HEIGHT)
     assert [desktop.images[0], desktop.images[3]] == [header + image.tobytes() for image in expected[2:]]
     assert waits[0] == 0
-    assert all(0 < wait <= 0.5 for wait in waits[1:])
+    assert all(0 < wait <= 1 for wait in waits[1:])
     desktop.on_close()
     shown.reset()  # closed by its user, it stays closed
     assert (len(desktop.images), desktop.open) == (4, 0)

@@ -10,6 +10,7 @@ from benchmarks.results import (
     Difference,
     differences,
     figures,
+    mean_curve,
     query_scores,
     table,
 )
@@ -128,3 +129,15 @@ def test_table_has_a_cell_for_every_column() -> None:
         "| detector | 50.00 |  |",
         "| agent | 51.23 | +1.23 [-0.50, +2.00] |",
     ]
+
+
+def test_mean_curve_of_trainings_known_at_their_own_points() -> None:
+    at = np.linspace(0, 4, 5)
+    trainings = [([0, 2, 4], [0, 2, 2]), ([0, 4], [0, 8])]
+    curve = mean_curve(trainings, at)
+    np.testing.assert_allclose(curve.mean, [0, 1.5, 3, 4, 5])  # of 0 1 2 2 2 and 0 2 4 6 8
+    # A draw has the first twice, the second twice, or both: more often than 1 in 40 each.
+    np.testing.assert_allclose(curve.low, [0, 1, 2, 2, 2])
+    np.testing.assert_allclose(curve.high, [0, 2, 4, 6, 8])
+    alone = mean_curve(trainings[:1], at)
+    assert all(np.array_equal(part, alone.mean) for part in alone)

@@ -137,6 +137,24 @@ def test_from_data_to_table(
     assert record["agents"]["own_agent:MyAgent"]["figures"] == [detector, detector]
 
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = json.loads((out / "page.json").read_text())
+    for name in ("expected_gain", "own_agent:MyAgent"):
+        found = page["agents"][name]["0"]
+        for place, span, iou, steps in zip(
+            zip(page["start"]["spans"], page["start"]["ious"], strict=True),
+            found["spans"],
+            found["ious"],
+            found["steps"],
+            strict=True,
+        ):
+            assert 1 <= len(steps) <= (ExpectedGain.env_options["horizon"] if name == "expected_gain" else 3)
+            places = [step for step in steps if step]  # stopping moves nothing
+            last = places[-1] if places else [*place[0], place[1]]
+            assert last[:3] == pytest.approx([*span, iou], abs=1e-3)
+    assert all(steps == [[]] for steps in page["agents"]["own_agent:MyAgent"]["0"]["steps"])
+    ((uses,),) = page["uses"]["own_agent:MyAgent"][:1]
+    assert uses == [1, 0, 0, 0, 0]
+
     logs = {log.parent.name for log in (out / "tensorboard").glob("*/events.*")}
     assert logs == {
         f"{agent}-seed{seed}-fold0" for agent in ("expected_gain", "own_agent.MyAgent") for seed in (0, 1)
@@ -183,6 +201,26 @@ def test_an_interrupted_run_tells_what_is_done_and_resumes_to_the_same_numbers(
         assert _without_seconds(json.loads(unit.read_text())) == _without_seconds(
             json.loads(other.read_text())
         )
+
+
+def test_units_of_earlier_versions_have_no_steps_and_still_count(
+    data: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*data, "--agents", "--agent", "own_agent:Small", *QUICK, "--out", "out"]
+    assert main(arguments) == 0
+    before = _results(folder / "out")
+    unit = folder / "out" / "units" / "own_agent.Small-seed1-fold0.json"
+    content = json.loads(unit.read_text())
+    assert content.pop("steps")
+    assert content["selection"].pop("uses")
+    unit.write_text(json.dumps(content))
+    assert main([*arguments, "--resume"]) == 0
+    assert _results(folder / "out")["agents"] == before["agents"]
+    page = json.loads((folder / "out" / "page.json").read_text())
+    assert "steps" in page["agents"]["own_agent:Small"]["0"]
+    assert "steps" not in page["agents"]["own_agent:Small"]["1"]
+    assert page["uses"] == {}
+    assert "all steps (this run recorded no single ones)" in (folder / "out" / "report.html").read_text()
 
 
 def test_an_interruption_before_any_unit_still_leaves_the_references(

@@ -11,7 +11,7 @@ from head_goldens import load_moments
 from safetensors.torch import load_file
 from torch import Tensor
 
-from agents.stepwise import StepwiseConfig, StepwiseTrainer, new_policy, refine
+from agents.stepwise import StepwiseConfig, StepwiseTrainer, new_policy, walk
 from agents.stepwise_objectives import gae, match, oracle_loss, step_rewards, tiou
 from agents.stepwise_policy import MAX_ACTION, DiscretePolicy, Rollout, Scene, moved, observe
 from agents.stepwise_scenes import SceneBatches
@@ -297,9 +297,10 @@ def test_training_gains_on_held_out_samples(
     assert result.gain > 5
     policy = new_policy(config, d=8)
     policy.load_state_dict(result.policy)
-    spans = refine(policy, caches[1])
-    assert spans.shape == caches[1].spans.shape
-    assert not np.array_equal(spans, caches[1].spans)
+    spans = walk(policy, caches[1])
+    assert spans.shape == (*caches[1].scores.shape, 4, 2)
+    np.testing.assert_allclose(spans[:, :, 0], caches[1].spans, atol=1e-6)
+    assert (spans[:, :, -1] != spans[:, :, 0]).any()
 
 
 @pytest.mark.parametrize(

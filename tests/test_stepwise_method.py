@@ -8,7 +8,7 @@ import pytest
 from backbone import Backbone, make_backbone
 from safetensors.torch import load_file
 
-from agents.stepwise import new_policy, refine
+from agents.stepwise import new_policy, walk
 from benchmarks.run_tprl import main
 from benchmarks.stepwise_method import STEPWISE_AGENTS, stepwise_config
 from vmr_env.cache import DecoderStateCache
@@ -40,14 +40,17 @@ def test_answers_are_the_proposals_after_the_kept_policy_s_moves(backbone: Backb
     for name in STEPWISE_AGENTS:
         policy = new_policy(stepwise_config(name, "charades"), 16)
         policy.load_state_dict(load_file(out / "units" / f"{name}-seed0-fold0.safetensors"))
-        spans = refine(policy, cache)
+        walked = walk(policy, cache)
         answers = {row.qid: row.windows for row in read_predictions(out / f"submission-{name}-seed0.jsonl")}
         for i in range(len(cache)):
             sample = cache.sample(i)  # proposals stand by falling score already
             windows = answers[sample.qid]
-            np.testing.assert_allclose(windows[:, :2], spans[i] * sample.duration, atol=1e-4)
+            np.testing.assert_allclose(windows[:, :2], walked[i, :, -1] * sample.duration, atol=1e-4)
             np.testing.assert_allclose(windows[:, 2], cache.scores[i], atol=1e-4)
         unit = json.loads((out / "units" / f"{name}-seed0-fold0.json").read_text())
+        steps = np.array(unit["steps"]["windows"]).reshape(len(cache), 4, 2)
+        seconds = walked[:, 0] * cache.durations[:, None, None]
+        np.testing.assert_allclose(steps, np.clip(seconds, 0, cache.durations[:, None, None]), atol=1e-4)
         assert unit["selection"]["rounds"] == [1, 2]
         assert unit["selection"]["chosen"] in (1, 2)
         assert unit["selection"]["steps"] in range(2 * 10, 2 * 31)  # two epochs over some half of the videos

@@ -19,7 +19,7 @@ Info = dict[str, Any]
 
 RENDER_MODES = ("human", "rgb_array", "ansi")
 
-_METADATA: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 2}
+_METADATA: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 1}
 
 
 class VMREnv(gymnasium.Env[Any, Any]):

@@ -70,6 +70,11 @@ class Episode:
             self._refresh()
 
     @property
+    def horizon(self) -> int:
+        """Steps after which the episode ends."""
+        return self._mode.horizon
+
+    @property
     def span(self) -> Floats:
         """The current span: (2,)."""
         return np.array(self.trail[-1])

@@ -21,7 +21,7 @@ SHOWN_MOVES = 7
 """Spans of the trail that are shown, at most: the first and the last ones."""
 
 TEXT_COLUMNS = 100
-"""Widest line of `render_ansi`, in terminal columns."""
+"""Widest line of `render_ansi`, in terminal columns, unless it is told another."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Scene:
         trail: the spans of the episode so far, the one it started from first, the current one last.
         tious: tIoU of each of them.
         saliency: one value per clip, on the detector's own scale, or None.
+        horizon: steps after which the episode ends.
     """
 
     query: str
@@ -51,6 +52,7 @@ class Scene:
     trail: tuple[Span, ...]
     tious: tuple[float, ...]
     saliency: tuple[float, ...] | None
+    horizon: int
 
     @classmethod
     def of(cls, episode: Episode, cache: DecoderStateCache) -> "Scene":
@@ -74,6 +76,7 @@ class Scene:
             trail=seconds(spans),
             tious=tuple(best_tiou(spans, episode.moments).tolist()),
             saliency=None if cache.saliency is None else tuple(cache.saliency[row].tolist()),
+            horizon=episode.horizon,
         )
 
     @property
@@ -100,8 +103,22 @@ class Scene:
         return f"{times(first)} +{len(others)}" if others else times(first)
 
     def progress(self) -> str:
-        """How long the video is, and how far the episode."""
-        return f"{self.duration:.1f} s · step {self.step} · from proposal {self.source + 1}"
+        """How long the video is, and how far the episode, with what the last step did."""
+        done = f": {self._done()}" if self.step else ""
+        where = f"step {self.step} of {self.horizon}{done}"
+        return f"{self.duration:.1f} s · {where} · from proposal {self.source + 1}"
+
+    def _done(self) -> str:
+        """What the last step did."""
+        before, after = self.trail[-2:]
+        if after == before:
+            return "stays"
+        if after in self.proposals:
+            return f"to proposal {self.proposals.index(after) + 1}"
+        shifts = zip(("start", "end"), before, after, strict=True)
+        return ", ".join(
+            f"{name} {now - was:+.1f} s".replace("-", "−") for name, was, now in shifts if now != was
+        )
 
     def saliency_shares(self) -> NDArray[np.float64]:
         """The saliency curve from 0, its lowest value, to 1, its highest; a half where all are alike."""
@@ -122,24 +139,26 @@ def times(span: Span) -> str:
     return f"{span[0]:.1f}–{span[1]:.1f} s"
 
 
-_BAR_COLUMNS = 60
+_BESIDE_BARS = 40
+"""Columns of a line that are not its bar's."""
 _LEVELS = "▁▂▃▄▅▆▇█"
 
 
-def render_ansi(scene: Scene) -> str:
-    """The scene as lines of at most `TEXT_COLUMNS` columns, without a line break at the end.
+def render_ansi(scene: Scene, width: int = TEXT_COLUMNS) -> str:
+    """The scene as lines of at most `width` columns (60 and more), without a line break at the end.
 
     Query, video, ground truth, the moves so far with their tIoU, the proposals with their scores (an arrow
     marks the one that the span came from), the saliency curve, and seconds.
     """
     progress = scene.progress()
-    vid = clipped(scene.vid, TEXT_COLUMNS - len(progress) - 3, columns)
+    vid = clipped(scene.vid, width - len(progress) - 3, columns)
+    length = width - _BESIDE_BARS
 
     def line(name: str, bar: str, remark: str) -> str:
-        return f"{name:<9}{bar} {remark}"[:TEXT_COLUMNS].rstrip()
+        return f"{name:<9}{bar} {remark}"[:width].rstrip()
 
     def bar(spans: Sequence[Span], sign: str) -> str:
-        return _text_bar(spans, scene.duration, sign)
+        return _text_bar(spans, scene.duration, sign, length)
 
     moves = [
         line(name, bar([span], "█"), f"{times(span)} · tIoU {tiou:.2f}") for name, span, tiou in scene.moves()
@@ -151,33 +170,33 @@ def render_ansi(scene: Scene) -> str:
     end = f"{scene.duration:.1f} s"
     return "\n".join(
         [
-            f"“{clipped(scene.query, TEXT_COLUMNS - 2, columns)}”",
-            f"{vid} · {progress}",
+            f"“{clipped(scene.query, width - 2, columns)}”",
+            f"{vid} · {progress}"[:width],
             line("truth", bar(scene.moments, "█"), scene.times()),
             *moves,
             "proposals",
             *proposals,
-            *([line("saliency", _text_curve(scene), "")] if scene.saliency else []),
-            line("", f"0 s{end:>{_BAR_COLUMNS - 3}}", ""),
+            *([line("saliency", _text_curve(scene, length), "")] if scene.saliency else []),
+            line("", f"0 s{end:>{length - 3}}", ""),
         ]
     )
 
 
-def _text_bar(spans: Sequence[Span], duration: float, sign: str) -> str:
-    """Spans on a line of `_BAR_COLUMNS` columns; every span fills one at least."""
-    cells = ["·"] * _BAR_COLUMNS
+def _text_bar(spans: Sequence[Span], duration: float, sign: str, length: int) -> str:
+    """Spans on a line of `length` columns; every span fills one at least."""
+    cells = ["·"] * length
     for start, end in spans:
-        low, high = (round(time / duration * _BAR_COLUMNS) for time in (start, end))
-        low = min(low, _BAR_COLUMNS - 1)
+        low, high = (round(time / duration * length) for time in (start, end))
+        low = min(low, length - 1)
         high = max(high, low + 1)
         cells[low:high] = sign * (high - low)
     return "".join(cells)
 
 
-def _text_curve(scene: Scene) -> str:
-    """The saliency curve on `_BAR_COLUMNS` columns: in each the clip at its middle."""
+def _text_curve(scene: Scene, length: int) -> str:
+    """The saliency curve on `length` columns: in each the clip at its middle."""
     shares = scene.saliency_shares()
-    clips = ((np.arange(_BAR_COLUMNS) + 0.5) / _BAR_COLUMNS * len(shares)).astype(int)
+    clips = ((np.arange(length) + 0.5) / length * len(shares)).astype(int)
     return "".join(_LEVELS[min(int(share * len(_LEVELS)), len(_LEVELS) - 1)] for share in shares[clips])
 
 

@@ -2,12 +2,12 @@
 (function () {
   const SHOWN = 100; // episodes listed at first, and added by each "Show more"
   const page = JSON.parse(document.getElementById("page-data").textContent);
-  const { queries, detector, agents } = page;
+  const { queries, detector, start, agents } = page;
   const names = Object.keys(agents);
   const find = (id) => document.getElementById(id);
   const search = find("search"), agent = find("agent"), sort = find("sort"), more = find("more");
-  const list = find("episodes"), panel = find("episode");
-  let order = [], shown = SHOWN, open = -1;
+  const list = find("episodes"), walker = find("walker");
+  let order = [], shown = SHOWN, open = -1, at = 0; // at: the step of the walker that is marked
 
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
   // tIoU after refinement: mean over the seeds of each agent.
@@ -16,8 +16,14 @@
     return [name, detector.ious.map((_, i) => mean(seeds.map((seed) => seed.ious[i])))];
   }));
 
+  // Every seed of every agent: those whose steps can be followed.
+  const walkers = names.flatMap((name, number) => Object.entries(agents[name]).map(([seed, answer], _, seeds) => ({
+    name, answer, colour: "s" + (number < 6 ? number + 1 : (number % 6) + 1),
+    label: seeds.length > 1 ? name + ", seed " + seed : name,
+  })));
+
   function element(tag, attributes, text) {
-    const svg = ["svg", "rect", "line", "text", "title"].includes(tag);
+    const svg = ["svg", "rect", "line", "polyline", "text", "title"].includes(tag);
     const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
     for (const [name, value] of Object.entries(attributes || {})) made.setAttribute(name, value);
     if (text !== undefined) made.textContent = text;
@@ -25,7 +31,8 @@
   }
 
   function signed(value) {
-    return (value > 0 ? "+" : value < 0 ? "−" : "±") + Math.abs(value).toFixed(2);
+    const size = Math.abs(value).toFixed(2);
+    return (size === "0.00" ? "±" : value > 0 ? "+" : "−") + size;
   }
 
   function tiou(i) { return names.length ? after[agent.value][i] : detector.ious[i]; }
@@ -49,7 +56,7 @@
   function fill() {
     list.replaceChildren(...order.slice(0, shown).map((i) => {
       const gain = tiou(i) - detector.ious[i];
-      const button = element("button", { type: "button", "data-row": i, "aria-current": String(i === open) });
+      const button = element("button", { type: "button", "data-row": i });
       const kind = gain > 1e-6 ? "up" : gain < -1e-6 ? "down" : "";
       const mark = { up: "▲ ", down: "▼ " }[kind] || "";
       button.append(element("span", { class: "gain " + kind }, mark + signed(gain)));
@@ -58,92 +65,203 @@
       item.append(button);
       return item;
     }));
+    highlight();
     more.hidden = order.length <= shown;
     find("count").textContent = order.length + (order.length === 1 ? " episode" : " episodes");
   }
 
-  function seconds(span) { return span[0].toFixed(1) + "–" + span[1].toFixed(1) + " s"; }
-
-  function rowsOf(i) {
-    const rows = [
-      { name: "ground truth", spans: queries.moments[i], kind: "truth", note: "" },
-      { name: "detector", spans: [detector.spans[i]], kind: "fill s0", note: "tIoU " + detector.ious[i].toFixed(2) },
-    ];
-    names.forEach((name, number) => {
-      const colour = number < 6 ? number + 1 : (number % 6) + 1;
-      for (const [seed, answer] of Object.entries(agents[name])) {
-        const several = Object.keys(agents[name]).length > 1;
-        rows.push({
-          name: several ? name + ", seed " + seed : name, spans: [answer.spans[i]], kind: "fill s" + colour,
-          note: "tIoU " + answer.ious[i].toFixed(2) + " (" + signed(answer.ious[i] - detector.ious[i]) + ")",
-        });
-      }
-    });
-    return rows;
+  // Marks the open episode. It alone is a stop of the Tab key, or the first of the list: arrow keys do the rest.
+  function highlight() {
+    const buttons = [...list.querySelectorAll("button")];
+    const current = buttons.find((button) => Number(button.dataset.row) === open);
+    for (const button of buttons) {
+      button.setAttribute("aria-current", String(button === current));
+      button.tabIndex = button === (current || buttons[0]) ? 0 : -1;
+    }
   }
 
-  function timeline(i) {
-    const rows = rowsOf(i), duration = queries.duration[i];
-    const left = 190, right = 560, width = 700, pitch = 36, top = 8, bottom = top + pitch * rows.length;
-    const x = (time) => left + Math.min(Math.max(time / duration, 0), 1) * (right - left);
-    const said = rows.map((row) => row.name + " " + row.spans.map(seconds).join(" and ") + " " + row.note);
-    const svg = element("svg", {
-      viewBox: "0 0 " + width + " " + (bottom + 34), role: "img", "aria-label": "Timeline: " + said.join("; "),
-    });
-    const bar = (span, y, height, kind) => svg.append(element("rect", {
-      x: x(span[0]), y, width: Math.max(x(span[1]) - x(span[0]), 1.5), height, class: kind,
-    }));
-    for (const moment of queries.moments[i]) bar(moment, top, bottom - top, "truth-pale");
-    rows.forEach((row, number) => {
-      const y = top + pitch * number;
-      svg.append(element("text", { x: 0, y: y + 22, class: "name" }, row.name));
-      for (const span of row.spans) bar(span, y + 9, 18, row.kind);
-      const times = row.spans.length > 1 ? row.spans.length + " moments" : seconds(row.spans[0]);
-      svg.append(element("text", { x: right + 8, y: y + (row.note ? 15 : 22) }, times));
-      if (row.note) svg.append(element("text", { x: right + 8, y: y + 30 }, row.note));
-    });
-    svg.append(element("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "grid" }));
-    const steps = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((step) => duration / step <= 8) || 2000;
-    for (let time = 0; time <= duration; time += steps) {
-      svg.append(element("line", { x1: x(time), x2: x(time), y1: bottom, y2: bottom + 5, class: "grid" }));
-      svg.append(element("text", { x: x(time), y: bottom + 20, "text-anchor": "middle" }, String(time)));
+  function seconds(span) { return span[0].toFixed(1) + "–" + span[1].toFixed(1) + " s"; }
+
+  function move(before, after) {
+    const shifts = ["start", "end"].map((boundary, side) => [boundary, after[side] - before[side]])
+      .filter(([, shift]) => Math.abs(shift) >= 0.05)
+      .map(([boundary, shift]) => boundary + (shift > 0 ? " +" : " −") + Math.abs(shift).toFixed(1) + " s");
+    return shifts.join(", ") || "nothing moves";
+  }
+
+  // Where an episode was, from its start on: what was done, the moment after it, and its tIoU.
+  function walk({ answer }, i) {
+    const places = [{ did: "start", span: start.spans[i], tiou: start.ious[i] }];
+    if (!answer.steps) {
+      const how = answer.is_head ? "answer of the trained head: " : "all steps (this run recorded no single ones): ";
+      const did = how + move(start.spans[i], answer.spans[i]);
+      return [...places, { did, span: answer.spans[i], tiou: answer.ious[i] }];
     }
-    svg.append(element("text", { x: right + 8, y: bottom + 20 }, "seconds"));
+    for (const [from, to, tiou, proposal] of answer.steps[i]) {
+      const before = places[places.length - 1];
+      if (from === undefined) places.push({ ...before, did: "stop" });
+      else {
+        const did = proposal ? "switch to proposal " + proposal : move(before.span, [from, to]);
+        places.push({ did, span: [from, to], tiou });
+      }
+    }
+    return places;
+  }
+
+  function rowsOf(i) {
+    const tiou = (value) => "tIoU " + value.toFixed(2);
+    return [
+      { name: "ground truth", spans: queries.moments[i], kind: "truth", walk: [], note: "" },
+      { name: "detector", spans: [detector.spans[i]], kind: "fill s0", walk: [], note: tiou(detector.ious[i]) },
+      ...walkers.map((one) => ({
+        of: one, name: one.label, spans: [one.answer.spans[i]], kind: "fill " + one.colour,
+        walk: walk(one, i).filter((place) => place.did !== "stop"),
+        note: tiou(one.answer.ious[i]) + " (" + signed(one.answer.ious[i] - detector.ious[i]) + ")",
+      })),
+    ];
+  }
+
+  // The episode from left to right, a row for each answer. On narrow screens texts stand over the bars.
+  function timeline(i, width) {
+    const rows = rowsOf(i), duration = queries.duration[i], narrow = width < 560;
+    const left = narrow ? 0 : 190, right = narrow ? width : width - 140, top = 8;
+    let bottom = top;
+    for (const row of rows) {
+      row.top = bottom;
+      row.y = bottom + (narrow ? 34 : 0);
+      row.bar = row.y + 9 * Math.max(row.walk.length, 1);
+      bottom = row.bar + 27;
+    }
+    const said = rows.map((row) => row.name + " " + row.spans.map(seconds).join(" and ") + " " + row.note);
+    const height = bottom + (narrow ? 44 : 34);
+    const svg = element("svg", {
+      viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": "Timeline: " + said.join("; "),
+    });
+    const x = (time) => left + Math.min(Math.max(time / duration, 0), 1) * (right - left);
+    const add = (tag, attributes, text) => svg.appendChild(element(tag, attributes, text));
+    const bar = (span, place) => add("rect", {
+      x: x(span[0]), width: Math.max(x(span[1]) - x(span[0]), 1.5), ...place,
+    });
+    for (const moment of queries.moments[i]) bar(moment, { y: top, height: bottom - top, class: "truth-pale" });
+    // The step that the reader is at: its boundaries through all rows, and an outline. Stopping moves nothing.
+    const now = rows.find((row) => row.of && row.of === walkers[walker.selectedIndex]);
+    const shown = now ? Math.min(at, now.walk.length - 1) : 0;
+    for (const time of now ? now.walk[shown].span : []) {
+      add("line", { x1: x(time), x2: x(time), y1: top, y2: bottom, class: "now" });
+    }
+    for (const row of rows) {
+      const longest = narrow ? 40 : 27;
+      add("text", { x: 0, y: narrow ? row.top + 14 : row.bar + 13, class: "name" },
+        row.name.length > longest ? row.name.slice(0, longest - 1) + "…" : row.name)
+        .append(element("title", {}, row.name));
+      const times = row.spans.length > 1 ? row.spans.length + " moments" : seconds(row.spans[0]);
+      if (narrow) add("text", { x: 0, y: row.top + 30 }, times + (row.note ? " · " + row.note : ""));
+      else {
+        add("text", { x: right + 8, y: row.bar + (row.note ? 6 : 13) }, times);
+        if (row.note) add("text", { x: right + 8, y: row.bar + 21 }, row.note);
+      }
+      const earlier = row.walk.slice(0, -1);
+      for (const side of earlier.length ? [0, 1] : []) {
+        const points = row.walk.map(({ span }, k) => x(span[side]) + "," + (placeOf(row, k).y + 2));
+        add("polyline", { points: points.join(" "), class: "way" });
+      }
+      earlier.forEach(({ span }, k) => {
+        bar(span, { ...placeOf(row, k), class: (k ? row.kind : "fill s0") + " earlier" });
+      });
+      for (const span of row.spans) bar(span, { y: row.bar, height: 18, class: row.kind });
+    }
+    add("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "grid" });
+    const most = (right - left) / 45;
+    const unit = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((unit) => duration / unit <= most) || 2000;
+    for (let time = 0; time <= duration; time += unit) {
+      add("line", { x1: x(time), x2: x(time), y1: bottom, y2: bottom + 5, class: "grid" });
+      const anchor = narrow && time === 0 ? "start" : x(time) > width - 12 ? "end" : "middle";
+      add("text", { x: x(time), y: bottom + 20, "text-anchor": anchor }, String(time));
+    }
+    if (narrow) add("text", { x: right, y: bottom + 38, "text-anchor": "end" }, "seconds");
+    else add("text", { x: right + 8, y: bottom + 20 }, "seconds");
+    if (now) bar(now.walk[shown].span, { ...placeOf(now, shown), class: "now" });
     return svg;
   }
 
-  function show(i, focus) {
+  // Where the bar of a step stands: thin ones over the thick one of the answer.
+  function placeOf(row, k) {
+    return k === row.walk.length - 1 ? { y: row.bar, height: 18 } : { y: row.y + 4 + 9 * k, height: 5 };
+  }
+
+  function fillSteps() {
+    const one = walkers[walker.selectedIndex], places = walk(one, open);
+    at = Math.min(at, places.length - 1);
+    find("steps-of").textContent = "Steps of " + one.label;
+    find("steps").replaceChildren(...places.map((place, k) => {
+      const row = element("tr", k === at ? { "aria-current": "step" } : {});
+      row.append(
+        element("th", { scope: "row" }, String(k)), element("td", {}, place.did),
+        element("td", {}, seconds(place.span)), element("td", {}, place.tiou.toFixed(2)),
+        element("td", {}, k ? signed(place.tiou - places[k - 1].tiou) : ""),
+      );
+      return row;
+    }));
+    const place = places[at];
+    find("step").textContent = "Step " + at + " of " + (places.length - 1) + ": " + place.did + "; "
+      + seconds(place.span) + ", tIoU " + place.tiou.toFixed(2);
+    find("back").setAttribute("aria-disabled", String(at === 0));
+    find("on").setAttribute("aria-disabled", String(at === places.length - 1));
+  }
+
+  function draw() {
+    if (walkers.length) fillSteps();
+    const place = find("timeline");
+    place.replaceChildren(timeline(open, Math.max(place.clientWidth, 280)));
+  }
+
+  function step(by) {
+    if (!walkers.length || open < 0) return;
+    at = Math.min(Math.max(at + by, 0), walk(walkers[walker.selectedIndex], open).length - 1);
+    draw();
+  }
+
+  function show(i) {
     open = i;
-    for (const button of list.querySelectorAll("button")) {
-      button.setAttribute("aria-current", String(Number(button.dataset.row) === i));
-    }
-    panel.replaceChildren(
-      element("h3", {}, "“" + queries.query[i] + "”"),
-      element("p", { class: "note" }, "video " + queries.vid[i] + ", query " + queries.qid[i] + ", "
-        + queries.duration[i].toFixed(1) + " s"),
-      timeline(i),
-    );
-    if (focus) panel.focus();
+    at = 0;
+    highlight();
+    find("query").textContent = "“" + queries.query[i] + "”";
+    find("facts").textContent = "video " + queries.vid[i] + ", query " + queries.qid[i] + ", "
+      + queries.duration[i].toFixed(1) + " s";
+    draw();
   }
 
   names.forEach((name) => agent.append(element("option", { value: name }, name)));
+  walkers.forEach((one) => walker.append(element("option", {}, one.label)));
   agent.disabled = names.length === 0;
+  for (const part of document.querySelectorAll(".walk, .walk-table")) part.hidden = walkers.length === 0;
   find("controls").addEventListener("submit", (event) => event.preventDefault());
   search.addEventListener("input", choose);
-  agent.addEventListener("change", choose);
+  agent.addEventListener("change", () => {
+    walker.selectedIndex = walkers.findIndex((one) => one.name === agent.value);
+    choose();
+    if (open >= 0) show(open);
+  });
+  walker.addEventListener("change", () => { at = 0; draw(); });
+  find("back").addEventListener("click", () => step(-1));
+  find("on").addEventListener("click", () => step(1));
   sort.addEventListener("change", choose);
   more.addEventListener("click", () => { shown += SHOWN; fill(); });
   list.addEventListener("click", (event) => {
     const button = event.target.closest("button");
-    if (button) show(Number(button.dataset.row), false);
+    if (button) show(Number(button.dataset.row));
   });
   list.addEventListener("keydown", (event) => {
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (!step) return;
     const buttons = [...list.querySelectorAll("button")];
-    const next = buttons[buttons.indexOf(document.activeElement) + step];
-    if (next) { event.preventDefault(); next.focus(); show(Number(next.dataset.row), false); }
+    const at = buttons.indexOf(document.activeElement);
+    const next = buttons[{ ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: buttons.length - 1 }[event.key]];
+    if (next) { event.preventDefault(); next.focus(); show(Number(next.dataset.row)); }
   });
+  find("episode-browser").addEventListener("keydown", (event) => {
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (by && event.target !== walker) { event.preventDefault(); step(by); }
+  });
+  window.addEventListener("resize", () => { if (open >= 0) draw(); });
   choose();
-  if (order.length) show(order[0], false);
+  if (order.length) show(order[0]);
 })();
