@@ -232,7 +232,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", required=True, help="name of the split")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new cache")
     parser.add_argument(
-        "--memory", choices=("none", "refined", "encoded"), default="none", help="clips to keep"
+        "--memory",
+        choices=("none", "refined", "encoded"),
+        default="refined",
+        help="clip features to keep, from before or after the transformer; environments show them to agents, "
+        "step-wise agents need the refined ones (default: refined)",
     )
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the states")
     parser.add_argument(
