@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.monitor import Monitor
@@ -22,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from agents.protocol import Agent, Floats, Masks, Metrics
+from vmr_env.gymnasium_vector import AutoresetMode
 from vmr_env.vector_env import VMRVectorEnv
 
 Array = NDArray[Any]

@@ -13,15 +13,8 @@ from numpy.typing import NDArray
 from vmr_env.arrays import Array, Bools, Rows
 from vmr_env.episodes import Draws, Starts
 from vmr_env.errors import check_count
+from vmr_env.gymnasium_vector import AutoresetMode
 from vmr_env.setting import PROPOSALS, Setting, Source
-
-try:
-    from gymnasium.vector import AutoresetMode
-except ImportError:
-    raise ImportError(
-        f"The native vector environment needs gymnasium 1.1 or later, found {gymnasium.__version__}; "
-        "single environments and Gymnasium's own vector environments over them work without"
-    ) from None
 
 Info = dict[str, Any]
 
