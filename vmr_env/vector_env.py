@@ -198,6 +198,10 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         self._ended = ended & (mode is not AutoresetMode.SAME_STEP)
         return self._observe(), rewards.astype(np.float64), ended, np.zeros(self.num_envs, bool), infos
 
+    def render(self) -> None:
+        """None, with a warning: only single environments render, but some trainers always ask."""
+        gymnasium.logger.warn("render called on a vector environment, expected a single one")
+
     def _random_starts(self, draws: Draws, rows: Rows) -> Starts:
         return self._setting.starts(draws, rows, self.episodes.stage.start_k)
 
