@@ -1,6 +1,7 @@
 """Stable-Baselines3 behind the same door: its PPO and A2C as agents, and its kind of vector environment.
 
 `NativeVecEnv` is an SB3 `VecEnv` over `VMRVectorEnv`: N environments are one NumPy program, not N objects.
+`native` puts it in the place of N objects.
 """
 
 import random
@@ -12,7 +13,6 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.monitor import Monitor
@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from agents.protocol import Agent, Floats, Masks, Metrics
+from vmr_env.gymnasium_vector import AutoresetMode
 from vmr_env.vector_env import VMRVectorEnv
 
 Array = NDArray[Any]
@@ -134,6 +135,16 @@ class NativeVecEnv(VecEnv):
         if len(set(self._get_indices(indices))) != self.num_envs:
             message = f"indices is {indices!r} for {name!r}, expected None"
             raise ValueError(f"{message}: the {self.num_envs} environments are one")
+
+
+def native(envs: VecEnv) -> NativeVecEnv:
+    """The native environment in place of a list of `VMREnv`s that are made alike.
+
+    What makes its vectors of single environments, as RL Baselines3 Zoo does, takes this as a wrapper of them
+    (`vec_env_wrapper: agents.sb3.native`).
+    """
+    made = {**envs.get_attr("spec")[0].kwargs, "render_mode": None}  # SB3 asks for one, without rendering
+    return NativeVecEnv(VMRVectorEnv(envs.num_envs, autoreset_mode="SameStep", **made))
 
 
 def _row(observations: Any, i: int) -> Any:

@@ -1,8 +1,10 @@
 """Other people's libraries run on the environments as they are. Each is skipped where it is not installed.
 
-`docs/clients.md` has the commands that a person would type, and what was seen.
+`docs/clients.md` has the commands that a person would type, and what was seen; its code runs here too.
 """
 
+import os
+import re
 import subprocess
 import sys
 import warnings
@@ -19,18 +21,28 @@ from vmr_env.cache import write_cache
 
 pytestmark = pytest.mark.filterwarnings("default")  # what other libraries warn about is theirs
 
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
 ENV_ID = "vmr_env:VMR-Charades-v0"
 CONTINUOUS_ID = "vmr_env:VMR-Charades-Continuous-v0"
 MODERN = tuple(map(int, gymnasium.__version__.split(".")[:2])) >= (1, 1)
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """Arguments of environments over a small cache."""
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What `VMR_ENV_DATA` may name: a folder with a small cache."""
     folder = tmp_path_factory.mktemp("clients")
+    (folder / "charades").mkdir()
+    write_cache(folder / "charades" / "train", random_batch(20, q=4), **ARGUMENTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "user"))
-        yield {"source": str(write_cache(folder / "cache", random_batch(20, q=4), **ARGUMENTS))}
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def options(data_folder: Path) -> dict[str, Any]:
+    """Arguments of environments over the small cache."""
+    return {"source": str(data_folder / "charades" / "train")}
 
 
 def episodes(env: Any, count: int = 3) -> Iterator[tuple[Any, float, bool, bool, dict[str, Any]]]:
@@ -82,6 +94,18 @@ def test_gymnasium_flat_is_the_dict_flattened(options: dict[str, Any]) -> None:
     np.testing.assert_array_equal(seen, joined)
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_gymnasium_make_vec(mode: str, options: dict[str, Any]) -> None:
+    envs = gymnasium.make_vec(ENV_ID, num_envs=2, vectorization_mode=mode, **options)
+    try:
+        observations, _ = envs.reset(seed=0)
+        single = gymnasium.make(ENV_ID, **options)
+        for i, observation in enumerate(observations):
+            np.testing.assert_array_equal(observation, single.reset(seed=i)[0])
+    finally:
+        envs.close()
+
+
 @pytest.mark.parametrize("kind", ["SyncVectorEnv", "AsyncVectorEnv"])
 def test_gymnasium_vector_environments(kind: str, options: dict[str, Any]) -> None:
     def make() -> gymnasium.Env[Any, Any]:
@@ -100,6 +124,12 @@ def test_gymnasium_vector_environments(kind: str, options: dict[str, Any]) -> No
         assert ended >= 2
     finally:
         envs.close()
+
+
+@pytest.mark.skipif(MODERN, reason="this Gymnasium has what the native environment needs")
+def test_gymnasium_that_is_too_old_for_the_native_environment_is_told_so(options: dict[str, Any]) -> None:
+    with pytest.raises(ImportError, match=r"needs gymnasium 1\.1 or later, found [01]\.\d+"):
+        gymnasium.make_vec(ENV_ID, num_envs=2, vectorization_mode="custom", **options)
 
 
 @pytest.mark.skipif(not MODERN, reason="make_vec with autoreset modes came with Gymnasium 1.1")
@@ -185,10 +215,25 @@ def test_sb3_contrib_maskable_ppo_takes_possible_actions_only(options: dict[str,
     assert taken >= 10
 
 
+@pytest.mark.skipif(not MODERN, reason="the native environment needs Gymnasium 1.1")
+def test_sb3_contrib_maskable_ppo_learns_from_the_native_environment(options: dict[str, Any]) -> None:
+    contrib = pytest.importorskip("sb3_contrib")
+    from agents.sb3 import NativeVecEnv
+    from vmr_env.vector_env import VMRVectorEnv
+
+    env = NativeVecEnv(VMRVectorEnv(4, stage=1, autoreset_mode="SameStep", **options))
+    model = contrib.MaskablePPO("MlpPolicy", env, n_steps=8, batch_size=16, n_epochs=1, seed=0, device="cpu")
+    model.learn(32)
+    buffer = model.rollout_buffer  # flattened by learning: (steps, actions)
+    masks, actions = buffer.action_masks.astype(bool), buffer.actions.astype(int).ravel()
+    assert not masks.all()
+    assert masks[np.arange(len(actions)), actions].all()
+
+
 # RL Baselines3 Zoo.
 
 
-ZOO = Path(__file__).resolve().parents[1] / "benchmarks" / "zoo"
+ZOO = ROOT / "benchmarks" / "zoo"
 
 
 def zoo(
@@ -228,9 +273,45 @@ def test_zoo_trains_with_the_shipped_settings(
 def test_zoo_searches_settings(options: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("rl_zoo3")
     search = ["-optimize", "--n-trials", "1", "--n-jobs", "1", "--n-evaluations", "1", "--eval-episodes", "2"]
-    done = zoo("ppo", options, tmp_path, "-n", "64", *search)
+    judged = f"source:'{options['source']}'", "samples:range(15,20)"
+    fast = "--hyperparams", "n_envs:2", "vec_env_wrapper:'agents.sb3.native'"
+    done = zoo("ppo", options, tmp_path, "-n", "64", *search, "--eval-env-kwargs", *judged, *fast)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Number of finished trials:  1" in done.stdout
+
+
+# CleanRL.
+
+
+@pytest.mark.skipif("VMR_CLEANRL" not in os.environ, reason="VMR_CLEANRL names no checkout of CleanRL")
+@pytest.mark.parametrize(
+    ("script", "name", "settings"),
+    [
+        ("ppo", ENV_ID, ["--num-steps", "16"]),
+        ("dqn", ENV_ID, ["--buffer-size", "64", "--learning-starts", "64", "--batch-size", "16"]),
+        ("ppo_continuous_action", CONTINUOUS_ID, ["--num-steps", "32", "--num-minibatches", "2"]),
+    ],
+)
+def test_cleanrl(script: str, name: str, settings: list[str], data_folder: Path, tmp_path: Path) -> None:
+    checkout = Path(os.environ["VMR_CLEANRL"]).absolute()
+    path = os.pathsep.join([str(ROOT), str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [
+            *(sys.executable, "-W", "ignore", str(checkout / "cleanrl" / f"{script}.py")),
+            *("--env-id", name, "--total-timesteps", "128", *settings),
+        ],
+        cwd=tmp_path,  # it writes `runs` there
+        env={**os.environ, "PYTHONPATH": path, "VMR_ENV_DATA": str(data_folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    returns = re.findall(r"episodic_return=\[?([-.\d]+)", done.stdout)
+    assert len(returns) >= 128 // 6 // 4  # episodes have six steps at most; not every one is told
+    assert all(-1 <= float(one) <= 1 for one in returns)
+    assert list((tmp_path / "runs").rglob("events.out.tfevents.*"))
 
 
 # TorchRL, RLlib, Tianshou, skrl.
@@ -319,3 +400,30 @@ def test_skrl(native: bool, options: dict[str, Any]) -> None:
     assert observations.shape == (n, *env.observation_space.shape)
     _, rewards, terminated, truncated, _ = env.step(torch.zeros(n, 1, dtype=torch.long))
     assert rewards.shape == terminated.shape == truncated.shape == (n, 1)
+
+
+# The code on the page that no other test runs.
+
+
+@pytest.mark.parametrize(
+    ("section", "library"),
+    [
+        ("sb3-contrib", "sb3_contrib"),
+        ("TorchRL", "torchrl"),
+        ("Ray RLlib", "ray"),
+        ("skrl", "skrl"),
+        ("Tianshou", "tianshou"),
+    ],
+)
+def test_code_on_the_page(
+    section: str, library: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library)
+    monkeypatch.setenv("VMR_ENV_DATA", str(data_folder))
+    monkeypatch.chdir(tmp_path)  # skrl writes `runs` there
+    text = re.search(rf"^## {section}\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    assert text
+    code = re.findall(r"^```py\n(.*?)^```$", text[1], re.DOTALL | re.MULTILINE)
+    assert code
+    for block in code:
+        exec(compile(block, f"clients.md, {section}", "exec"), {"__name__": "docs"})

@@ -17,6 +17,7 @@ from vmr_env.cache import write_cache
 from vmr_env.env import VMREnv
 from vmr_env.picture import HEIGHT, WIDTH, render_rgb
 from vmr_env.rendering import Scene, render_ansi
+from vmr_env.vector_env import VMRVectorEnv
 
 TRUTH, CURRENT, START = (0, 158, 115), (0, 114, 178), (230, 159, 0)  # Okabe and Ito's
 SALIENCY_LIKE = (212, 141, 180)
@@ -269,6 +270,14 @@ def test_missing_packages_are_named_with_the_extra(missing: str, monkeypatch: py
 def test_rendering_before_the_first_reset_is_refused(source: Path) -> None:
     with pytest.raises(gymnasium.error.ResetNeeded, match="render called before the first reset"):
         make(source, "rgb_array").render()
+
+
+def test_rendering_without_a_mode_warns_as_gymnasium_does(source: Path) -> None:
+    single, native = VMREnv("charades", "test", source), VMRVectorEnv(2, "charades", "test", source)
+    with pytest.warns(UserWarning, match="without render_mode, expected one of human, rgb_array, ansi"):
+        assert single.render() is None
+    with pytest.warns(UserWarning, match="expected a single one"):
+        native.render()
 
 
 class Desktop:

@@ -9,11 +9,12 @@ import pytest
 from caches import random_batch
 from refinement import environment, user_cache_in, written
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.sb3 import SB3PPO, NativeVecEnv
+from agents.sb3 import SB3PPO, NativeVecEnv, native
 from vmr_env.cache import DecoderStateCache
 from vmr_env.env import VMREnv
 from vmr_env.vector_env import VMRVectorEnv
@@ -63,6 +64,19 @@ def test_equals_a_list_of_single_environments(cache: DecoderStateCache, options:
                 assert info["episode"]["l"] == wanted["episode"]["l"]
                 assert info["episode"]["r"] == pytest.approx(wanted["episode"]["r"], abs=2e-6)  # rounded
     assert ended >= N
+
+
+def test_native_takes_the_place_of_single_environments_made_alike(cache: DecoderStateCache) -> None:
+    made = make_vec_env("VMR-Charades-Stage2-v0", N, env_kwargs={"source": str(cache.path), "horizon": 2})
+    env = native(made)
+    assert (env.num_envs, env.observation_space) == (N, made.observation_space)
+    assert env.action_space == made.action_space
+    assert env.get_attr("stage") == [2] * N
+    for vector in (env, made):
+        vector.seed(5)
+    equal(env.reset(), made.reset())
+    stay = np.zeros(N, np.int64)
+    assert [env.step(stay)[2].all() for _ in range(2)] == [False, True]
 
 
 def test_options_reach_the_next_reset_only(cache: DecoderStateCache) -> None:

@@ -199,15 +199,18 @@ class VMREnv(gymnasium.Env[Any, Any]):
     def render(self) -> Any:
         """The timeline of the current episode: text, or an RGB image (540, 960, 3) uint8; None in a window.
 
+        Without a `render_mode` this is None with a warning, as in Gymnasium's environments: some trainers
+        always ask.
+
         Raises:
-            gymnasium.error.UnsupportedMode: the environment was made without `render_mode`.
             gymnasium.error.ResetNeeded: no episode has begun.
         """
         if self.render_mode is None:
-            raise gymnasium.error.UnsupportedMode(
+            gymnasium.logger.warn(
                 "render called on an environment without render_mode, "
                 f"expected one of {', '.join(RENDER_MODES)} at make"
             )
+            return None
         if not self.episode.trail:
             raise gymnasium.error.ResetNeeded("render called before the first reset, expected reset first")
         if self.render_mode == "human":

@@ -13,15 +13,8 @@ from numpy.typing import NDArray
 from vmr_env.arrays import Array, Bools, Rows
 from vmr_env.episodes import Draws, Starts
 from vmr_env.errors import check_count
+from vmr_env.gymnasium_vector import AutoresetMode
 from vmr_env.setting import PROPOSALS, Setting, Source
-
-try:
-    from gymnasium.vector import AutoresetMode
-except ImportError:
-    raise ImportError(
-        f"The native vector environment needs gymnasium 1.1 or later, found {gymnasium.__version__}; "
-        "single environments and Gymnasium's own vector environments over them work without"
-    ) from None
 
 Info = dict[str, Any]
 
@@ -204,6 +197,10 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
             infos |= self._begun(starts.rows)
         self._ended = ended & (mode is not AutoresetMode.SAME_STEP)
         return self._observe(), rewards.astype(np.float64), ended, np.zeros(self.num_envs, bool), infos
+
+    def render(self) -> None:
+        """None, with a warning: only single environments render, but some trainers always ask."""
+        gymnasium.logger.warn("render called on a vector environment, expected a single one")
 
     def _random_starts(self, draws: Draws, rows: Rows) -> Starts:
         return self._setting.starts(draws, rows, self.episodes.stage.start_k)

@@ -8,10 +8,11 @@ Episodes that run when a stage begins go on under its rules.
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from vmr_env.curriculum import Plateau, Progression, StepSchedule
+from vmr_env.gymnasium_vector import AutoresetMode, VectorWrapper
 
 
 class VectorCurriculumWrapper(VectorWrapper[Any, Any, Any]):
