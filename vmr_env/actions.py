@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from gymnasium import spaces
 
-from vmr_env.arrays import Array, Bools, Floats, Ints, Span
+from vmr_env.arrays import Array, Bools, Floats, Ints, Span, row_length
 from vmr_env.errors import check_count
 
 MOVES = (-8.0, -3.0, -1.0, 0.0, 1.0, 3.0, 8.0)
@@ -76,16 +76,16 @@ class Reach:
 
     def __init__(self, n: int, proposals: int, moments: int) -> None:
         self._sizes = n, proposals, moments
-        self.marks = np.zeros((2, PROBES + proposals + moments, n), np.float32)
-        self.marks[1] = 1
+        self._memory = np.zeros((2, PROBES + proposals + moments, row_length(n)), np.float32)
+        self._memory[1] = 1
         self.conditions = np.ones((self.SWITCHES + proposals + 1, n), bool)
         self.conditions[self.NEVER] = False
         self._name_parts()
 
     def _name_parts(self) -> None:
         n, proposals, _ = self._sizes
-        marks, conditions = self.marks, self.conditions
-        self.positions, self.others = marks[:, :PROBES], marks[:, PROBES:]
+        self.marks, conditions = self._memory[..., :n], self.conditions
+        self.positions, self.others = self.marks[:, :PROBES], self.marks[:, PROBES:]
         self.proposals, self.moments = self.others[:, :proposals], self.others[:, proposals:]
         alone = conditions[: self.PAIRS].reshape(2, PROBES, n)
         self._start_back, self._end_on = self.positions[0, :HERE], self.positions[1, HERE + 1 :]
@@ -96,8 +96,8 @@ class Reach:
         self._pairs = conditions[self.PAIRS : self.SWITCHES].reshape(HERE, HERE, n)
         self._switches = conditions[self.SWITCHES : self.NEVER]
         self.low, self.high = self.others
-        self._flat = marks.reshape(-1)
-        self._firsts, self._step = np.array([[0], [marks[0].size]]) + np.arange(n), np.array(n)
+        self._flat, self._step = self._memory.reshape(-1), np.array(self._memory.shape[2])
+        self._firsts = np.array([[0], [self._memory[0].size]]) + np.arange(n)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
