@@ -68,5 +68,5 @@ class ExpectedGain(PolicyAgent):
             log_policy = said.logits.log_softmax(-1)
             expected = (log_policy.exp() * gains[rows]).sum(-1).mean()
             spread = entropy(log_policy)
-            descend(-expected, network, optimiser, config.max_norm)
+            descend(-expected, optimiser, config.max_norm)
         return {"charts/expected_gain": expected.item(), "losses/entropy": spread.item()}
