@@ -37,9 +37,9 @@ def overlaps(start: Numbers, end: Numbers, low: Floats, high: Floats) -> Floats:
     common: Floats = np.minimum(high, end)
     common -= np.maximum(low, start)
     np.maximum(common, _ZERO, out=common)
-    union: Floats = (high - low) + np.maximum(end - start, _ZERO)
+    union: Floats = (high - low) + (end - start)
     union -= common
-    np.maximum(union, _EMPTY, out=union)
+    np.maximum(union, _EMPTY, out=union)  # where it is not positive, nothing is common
     common /= union
     return common
 
