@@ -63,12 +63,10 @@ class ExpectedGain(PolicyAgent):
         config = self.config
         observations, masks, gains = self.collector.collect_gains(network, config.steps)
         expected = spread = torch.zeros(())
-        network.train()
         for rows in torch.split(torch.randperm(len(gains), generator=self.generator), config.minibatch):
             said: PolicyValue = network(observations[rows], masks[rows])
             log_policy = said.logits.log_softmax(-1)
             expected = (log_policy.exp() * gains[rows]).sum(-1).mean()
             spread = entropy(log_policy)
-            descend(-expected, network, optimiser, config.max_norm)
-        network.eval()
+            descend(-expected, optimiser, config.max_norm)
         return {"charts/expected_gain": expected.item(), "losses/entropy": spread.item()}

@@ -106,7 +106,7 @@ class GRPO(PolicyAgent):
                 policy = -torch.minimum(ratio * part.advantages, limited * part.advantages).mean()
                 spread = entropy(log_policy)
                 loss = policy - config.entropy * spread
-                descend(loss, network, optimiser, config.max_norm)
+                descend(loss, optimiser, config.max_norm)
         return {
             "charts/episode_return": float(np.mean([returns for _, returns in gathered])),
             "losses/policy": policy.item(),

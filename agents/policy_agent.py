@@ -27,11 +27,12 @@ class Member(nn.Module):
         self.optimiser = torch.optim.AdamW(network.parameters(), lr, weight_decay=weight_decay, fused=True)
 
 
-def descend(loss: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer, max_norm: float) -> None:
+def descend(loss: Tensor, optimiser: torch.optim.Optimizer, max_norm: float) -> None:
     """One step down a loss's gradient, scaled down where its norm is above `max_norm`."""
     optimiser.zero_grad()
     torch.autograd.backward(loss)
-    nn.utils.clip_grad_norm_(network.parameters(), max_norm)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, max_norm)
     optimiser.step()
 
 

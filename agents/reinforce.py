@@ -76,7 +76,7 @@ class Reinforce(PolicyAgent):
             value = (said.values - returns[rows]).square().mean()
             spread = entropy(log_policy)
             loss = policy + config.value * value - config.entropy * spread
-            descend(loss, network, optimiser, config.max_norm)
+            descend(loss, optimiser, config.max_norm)
         return {
             "charts/episode_return": mean_episode_return(rollout),
             "losses/policy": policy.item(),

@@ -10,8 +10,10 @@ Prints, over a simulated QVHighlights cache:
   its observations alone;
 - steps per second of a single environment, resets included;
 - frames per second of our PPO against Stable-Baselines3's, with the same networks (two perceptrons of two
-  hidden layers) and rollouts: with the same passes and minibatches as well, and with SB3's default ones; and
-  the returns that all reach after the same number of frames;
+  hidden layers) and rollouts, and the returns that they reach after the same number of frames, means over
+  seeds with 95 % intervals (Student's t): ours with 8 passes over a rollout against SB3's with the passes,
+  minibatches and learning rate that it has by default (10 passes in minibatches of 64), and both with all of
+  these alike (4 passes in minibatches of 256);
 - with --evaluate, seconds of `vmr_env.metrics.evaluate` on a prediction file, reading included.
 
 What is compared takes turns, and figures are medians over the turns: what else the machine does falls on
@@ -31,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gymnasium.vector import SyncVectorEnv
+from scipy import stats
 
 from agents.ppo import PPO, PPOConfig
 from agents.protocol import Agent
@@ -50,10 +53,19 @@ ACTIONS = DiscreteActions(PROPOSALS).size
 STEPS = {"native": 40, "gathering rows": 40, "observations": 40, "SyncVectorEnv": 1}
 """Steps of a turn."""
 
+SEEDS = 3
 ROUNDS, LAST = 40, 10
 """Rounds of training, and how many of the last ones count for the return."""
 
 SB3_DEFAULTS = {"batch_size": 64, "n_epochs": 10, "learning_rate": 3e-4}
+
+PPOS: dict[str, Callable[[VMRVectorEnv, int], Agent]] = {
+    "our PPO": lambda env, seed: PPO(env, seed, PPOConfig(network="flat", epochs=8)),
+    "SB3's PPO by default": lambda env, seed: SB3PPO(env, seed, SB3_DEFAULTS),
+    "our PPO, all alike": lambda env, seed: PPO(env, seed, PPOConfig(network="flat")),
+    "SB3's PPO, all alike": SB3PPO,
+}
+"""What is trained; ours and theirs in pairs."""
 
 
 def seconds(work: Work) -> float:
@@ -139,31 +151,42 @@ def single_figures(cache: DecoderStateCache, turns: int, steps: int = 10_000) ->
     return {"single environment steps/s": steps / statistics.median(took)}
 
 
-def ppo_figures(cache: DecoderStateCache) -> dict[str, float]:
+def ppo_figures(cache: DecoderStateCache, seeds: int = SEEDS, rounds: int = ROUNDS) -> dict[str, float]:
     """Our PPO and SB3's in training, round by round in turns."""
     dataset = cache.manifest["dataset"]
+    times: dict[str, list[float]] = {name: [] for name in PPOS}
+    returns: dict[str, list[float]] = {name: [] for name in PPOS}
 
-    def environment() -> VMRVectorEnv:
-        return VMRVectorEnv(Agent.num_envs, dataset, source=cache, autoreset_mode="SameStep")
+    def train(agent: Agent, reached: list[float]) -> None:
+        reached.append(agent.update()["charts/episode_return"])
 
-    agents: dict[str, Agent] = {
-        "our PPO": PPO(environment(), 0, PPOConfig(network="flat")),
-        "SB3's PPO alike": SB3PPO(environment(), 0),
-        "SB3's PPO as by default": SB3PPO(environment(), 0, SB3_DEFAULTS),
-    }
-    returns: dict[str, list[float]] = {name: [] for name in agents}
+    for seed in range(seeds):
+        works: dict[str, Work] = {}
+        reached: dict[str, list[float]] = {name: [] for name in PPOS}
+        for name, make in PPOS.items():
+            env = VMRVectorEnv(Agent.num_envs, dataset, source=cache, autoreset_mode="SameStep")
+            works[name] = partial(train, make(env, seed), reached[name])
+        for name, took in in_turns(works, rounds).items():
+            times[name] += took
+            returns[name].append(statistics.fmean(reached[name][-LAST:]))
 
-    def round_of(name: str) -> None:
-        returns[name].append(agents[name].update()["charts/episode_return"])
-
-    times = in_turns({name: partial(round_of, name) for name in agents}, ROUNDS)
     frames = Agent.num_envs * PPOConfig().steps
-    ours = times["our PPO"]
-    figures = {"our PPO frames/s": frames / statistics.median(ours)}
-    for name in agents:
-        if name != "our PPO":
-            figures[f"our PPO / {name}"] = median_ratio(times[name], ours)
-    return figures | {f"return of {name}": statistics.fmean(returns[name][-LAST:]) for name in agents}
+    figures = {}
+    names = iter(PPOS)
+    for ours, theirs in zip(names, names, strict=True):
+        figures[f"{ours} / {theirs}, frames/s"] = median_ratio(times[theirs], times[ours])
+        for name in (ours, theirs):
+            figures[f"{name}, frames/s"] = frames / statistics.median(times[name])
+            figures[f"{name}, return"] = statistics.fmean(returns[name])
+            figures[f"{name}, 95 % interval of the return, +-"] = interval(returns[name])
+    return figures
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of a mean, by Student's t."""
+    n = len(values)
+    half: float = stats.t.ppf(0.975, n - 1) * statistics.stdev(values) / n**0.5
+    return half
 
 
 def evaluate_figures(predictions: Path, ground_truth: Path, turns: int) -> dict[str, float]:

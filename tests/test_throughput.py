@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+from refinement import short_cache, user_cache_in
 
 from benchmarks import throughput
 
@@ -30,3 +31,15 @@ def test_repeats_below_one_are_refused(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         throughput.main(["--repeats", "0"])
     assert "--repeats is 0, expected at least 1" in capsys.readouterr().err
+
+
+def test_the_interval_of_a_mean_is_student_s() -> None:
+    # t(0.975, 2) = 4.30265 from a table; the deviation of 1, 2, 3 is 1.
+    assert throughput.interval([1.0, 2.0, 3.0]) == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
+
+
+def test_our_ppo_stands_beside_sb3_s(tmp_path: Path) -> None:
+    with user_cache_in(tmp_path) as folder:
+        figures = throughput.ppo_figures(short_cache(folder / "short"), seeds=2, rounds=1)
+    assert all(f"{name}, return" in figures for name in throughput.PPOS)
+    assert sum(" / " in name for name in figures) == 2

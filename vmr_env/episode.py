@@ -14,7 +14,7 @@ from vmr_env.arrays import Floats, Span
 from vmr_env.cache import DecoderStateCache
 from vmr_env.curriculum import Stage, get_stage
 from vmr_env.observations import Observer, rows_of_sight
-from vmr_env.rewards import get_potential, lengths, overlaps
+from vmr_env.rewards import get_potential, overlaps
 from vmr_env.timeline import CELLS, FLOOR, INTEGRALS, SHORTEST, cell_of, inside_features, log_length
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -89,7 +89,6 @@ class Episode:
         self.sample, self.source, self.steps = sample, proposal, 0
         self.proposals, self.moments = cache.spans[sample, : self._p], cache.moments[sample]
         self._low, self._high = np.concatenate([self.proposals, self.moments]).T.copy()
-        self._lengths = lengths(self._low, self._high)
         self._bounds_of_moments = self._low[self._p :], self._high[self._p :]
         self._starts, self._ends = list(self._low[: self._p]), list(self._high[: self._p])
         present = min(int(cache.counts[sample]), self._p)
@@ -127,7 +126,7 @@ class Episode:
         table, p = self._table, self._p
         width = end - start
         table[self._rows_span] = start, end, width, log_length(width / self._clip)
-        tious = overlaps(start, end, self._low, self._high, self._lengths)
+        tious = overlaps(start, end, self._low, self._high)
         table[self._rows_overlaps] = tious[:p]
         self.tiou = max(tious[p:])
         self._value = self._potential(self.tiou, self.trail[-1], self._bounds_of_moments)

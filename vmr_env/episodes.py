@@ -11,7 +11,7 @@ from vmr_env.arrays import Array, Bools, Floats, Ints, Rows
 from vmr_env.cache import DecoderStateCache
 from vmr_env.curriculum import Stage, get_stage
 from vmr_env.observations import Observer, Sight
-from vmr_env.rewards import get_potential, lengths, overlaps
+from vmr_env.rewards import get_potential, overlaps
 from vmr_env.timeline import log_length
 
 
@@ -59,20 +59,18 @@ class Episodes:
         self._cache, self._mode, self._observer, self._reward = cache, mode, observer, reward
         moments = int(np.diff(cache.moments.offsets).max())
         self._horizon, self._p = np.array(mode.horizon), proposals
-        self._moment_numbers = np.arange(moments)
-        self._proposal_numbers = np.arange(proposals)[:, None]
+        self._moment_numbers = np.arange(moments)[:, None]
+        self._proposal_numbers = np.arange(proposals, dtype=np.int16)[:, None]
         self._remaining = (np.arange(mode.horizon, -1, -1) / mode.horizon).astype(np.float32)
         self.samples = np.zeros(n, np.intp)
         self.sources = np.zeros(n, np.intp)
         self.steps = np.zeros(n, np.intp)
         self._spans = cache.spans.reshape(-1, 2)
-        self._others = np.zeros((n, proposals + moments, 2), np.float32)
-        self._counts = np.zeros(n, np.int32)
+        self._counts = np.zeros(n, np.int16)
         self._clip = np.ones(n, np.float32)
         self._reach = Reach(n, proposals, moments)
         self._sight = Sight(n, proposals)
         self._sight.bounds[1] = 1
-        self._lengths = lengths(*self._reach.others)
         self.set_stage(stage)
 
     @property
@@ -109,15 +107,14 @@ class Episodes:
     def start(self, starts: Starts) -> None:
         """Begin episodes; `refresh` must follow."""
         rows, samples, first = starts
-        cache, sight = self._cache, self._sight
+        if len(samples) == len(self.samples):
+            rows = slice(None)  # the same rows, quicker
+        cache, sight, reach = self._cache, self._sight, self._reach
         # Of a sample with fewer moments than another the last is repeated, which leaves maxima as they are.
         offsets = cache.moments.offsets
-        last = offsets.take(samples + 1)[:, None] - 1
-        at = np.minimum(offsets.take(samples)[:, None] + self._moment_numbers, last)
-        self._others[rows, self._p :] = cache.moments.values.take(at, axis=0)
-        self._others[rows, : self._p] = cache.spans.take(samples, axis=0)[:, : self._p]
-        self._reach.others[:] = self._others.T
-        self._lengths = lengths(*self._reach.others)
+        at = np.minimum(offsets.take(samples) + self._moment_numbers, offsets.take(samples + 1) - 1)
+        reach.moments[..., rows] = np.moveaxis(cache.moments.values.take(at, axis=0), 2, 0)
+        reach.proposals[..., rows] = cache.spans.take(samples, axis=0)[:, : self._p].T
         self._counts[rows] = cache.counts.take(samples)
         clip = np.float32(cache.manifest["clip_seconds"]) / cache.durations.take(samples)
         self._clip[rows] = clip
@@ -152,7 +149,7 @@ class Episodes:
         sight, reach = self._sight, self._reach
         np.subtract(sight.end, sight.start, out=sight.width)
         sight.length[:] = log_length(sight.width / self._clip)
-        tious = overlaps(sight.start, sight.end, reach.low, reach.high, self._lengths)
+        tious = overlaps(sight.start, sight.end, reach.low, reach.high)
         sight.overlaps[:] = tious[: self._p]
         self.tiou = np.maximum.reduce(tious[self._p :]) if len(tious) > self._p + 1 else tious[self._p]
         self._potentials = self._potential(self.tiou, sight.bounds, reach.moments)
@@ -165,8 +162,8 @@ class Episodes:
         """Write flat observations of episodes `rows` (K,) into `out` (K, width)."""
         sight, samples, sources = self._sight, self.samples, self.sources
         self._remaining.take(self.steps, out=sight.remaining, mode="clip")
-        cells = self._observer.look(sight, sources)
-        self._observer.write(out, sight.table[:, rows], samples[rows], sources[rows], cells[:, rows])
+        self._observer.look(sight, samples, sources)
+        self._observer.write(out, sight, rows, samples[rows], sources[rows])
 
     def gains(self) -> Floats:
         """Change of tIoU by every action: (N, A), 0 for impossible ones. For training only.

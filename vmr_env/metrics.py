@@ -269,10 +269,10 @@ def _match(overlaps: Floats) -> Mask:
     hits = np.zeros((queries, len(thresholds), ranks), dtype=bool)
     for rank in range(ranks):
         candidates = np.where(free, overlaps[:, rank, None], -1.0)
-        best = candidates.argmax(axis=2, keepdims=True)
-        hit = np.take_along_axis(candidates, best, axis=2) >= thresholds[:, None]
-        np.put_along_axis(free, best, np.take_along_axis(free, best, axis=2) & ~hit, axis=2)
-        hits[..., rank] = hit[..., 0]
+        hit = candidates.max(axis=2) >= thresholds
+        best = candidates.argmax(axis=2)[..., None] == np.arange(moments)
+        free &= ~(best & hit[..., None])
+        hits[..., rank] = hit
     return hits
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from gymnasium import spaces
 
 from vmr_env.actions import HERE, PROBES
-from vmr_env.arrays import Floats, Ints, Rows
+from vmr_env.arrays import Floats, Ints, Rows, row_length
 from vmr_env.cache import DecoderStateCache
 from vmr_env.clip_features import POINT_PARTS, SPAN_PARTS, clip_sums_of
 from vmr_env.timeline import (
@@ -55,16 +55,16 @@ STATE_BOUND = 65504.0
 _UNBOUNDED = ("decoder_state", "text", "point_clips", "proposal_clips")
 """Components of any scale; the others lie in [-1, 1]."""
 
-_BLOCK = 128
+_BLOCK = 256
 """Observations that are put together at once, so that their parts stay in the processor's cache."""
 
 _ONE = np.ones((), np.float32)
-_WIDTH_OF_POINTS = np.array(len(POINT_FEATURES))
+_POINTS, _WIDTH_OF_POINTS = np.array(CELLS + 1), np.array(len(POINT_FEATURES))
 _COLUMNS_OF_INTEGRALS = np.arange(INTEGRALS.start, INTEGRALS.stop)[:, None, None]
 
 
 class Sight:
-    """What N episodes look like, without the wide components, which `Observer.write` looks up.
+    """What N episodes look like, without the wide components, which `Observer` looks up.
 
     Attributes:
         table: (rows, N), a row for every number.
@@ -80,13 +80,13 @@ class Sight:
         positions: (2, PROBES, N).
         whole: (C, N).
         inside: (I, N).
-        first: (N,), row of the points' table where the sample's begin.
+        cells: (2, PROBES, N), rows of the points' table at the positions.
     """
 
     def __init__(self, n: int, proposals: int) -> None:
         self._rows, height = rows_of_sight(proposals)
-        self.table = np.zeros((height, n), np.float32)
-        self.first = np.zeros(n, np.intp)
+        self.table = np.zeros((height, row_length(n)), np.float32)[:, :n]
+        self.cells = np.zeros((2, PROBES, row_length(n, np.intp)), np.intp)[..., :n]
         self._name_parts()
 
     def _name_parts(self) -> None:
@@ -141,7 +141,7 @@ class Observer:
         self, cache: DecoderStateCache, proposals: int, components: Sequence[str] | None = None
     ) -> None:
         self._arguments = cache, proposals, components
-        self._cache, self._slots = cache, np.arange(proposals)
+        self._cache, self._slots = cache, np.arange(proposals, dtype=np.int16)[:, None]
         timelines = timelines_of(cache)
         self.points = timelines.points.reshape(-1, len(POINT_FEATURES))
         self._proposals = timelines.proposals[:, :proposals].reshape(len(cache), -1)
@@ -199,62 +199,65 @@ class Observer:
             clip: (K,), length of a clip as a share of the video.
         """
         sight.video[rows] = log_length(_ONE / clip)
-        first = samples * (CELLS + 1)
-        sight.first[rows] = first
-        sight.whole[:, rows] = self.points.take(first + CELLS, axis=0)[:, INTEGRALS].T
+        ends = samples * _POINTS + CELLS
+        sight.whole[:, rows] = self.points.take(ends, axis=0)[:, INTEGRALS].T
 
-    def look(self, sight: Sight, sources: Ints) -> Ints:
-        """Update what lies inside the spans and which proposals they came from.
+    def look(self, sight: Sight, samples: Ints, sources: Ints) -> None:
+        """Update what lies inside the spans, where the positions are, and which proposals they came from.
 
         Args:
             sight: of N episodes, with bounds and positions.
-            sources: (N,), the proposals they came from.
-
-        Returns:
-            (2 * PROBES, N), the rows of the points' table at the positions.
+            samples: (N,), rows of the cache.
+            sources: (N,), the proposals that the spans came from.
         """
-        sight.source[:] = self._slots[:, None] == sources
-        cells = cell_of(sight.positions)
-        cells += sight.first
-        places = cells[:, HERE] * _WIDTH_OF_POINTS + _COLUMNS_OF_INTEGRALS
+        sight.source[:] = self._slots == sources.astype(np.int16)
+        np.add(cell_of(sight.positions), samples * _POINTS, out=sight.cells)
+        places = sight.cells[:, HERE] * _WIDTH_OF_POINTS + _COLUMNS_OF_INTEGRALS
         integrals = self.points.reshape(-1).take(places)  # (C, 2, N)
         width, whole = np.maximum(sight.width, SHORTEST), np.maximum(sight.whole[:3], FLOOR)
         inside_features(sight.inside, integrals[:, 1] - integrals[:, 0], width, whole)
-        return cells.reshape(2 * PROBES, -1)
 
-    def write(self, out: Floats, table: Floats, samples: Ints, sources: Ints, cells: Ints) -> None:
+    def write(self, out: Floats, sight: Sight, rows: Rows, samples: Ints, sources: Ints) -> None:
         """Fill `out` (K, width) with flat observations.
 
         Args:
             out: filled.
-            table: (rows, K), columns of a `Sight`'s table.
+            sight: of N episodes, after `look`.
+            rows: which of them, (K,).
             samples: (K,), rows of the cache.
             sources: (K,), the proposals that the spans came from.
-            cells: (2 * PROBES, K), as `look` gives them.
         """
+        table, cells = sight.table[:, rows], sight.cells.reshape(2 * PROBES, -1)[:, rows].T
         for first in range(0, len(out), _BLOCK):
-            rows = slice(first, first + _BLOCK)
-            self.assemble(out[rows], table[:, rows], samples[rows], sources[rows], cells[:, rows])
+            part = slice(first, first + _BLOCK)
+            self.assemble(out[part], table[:, part], samples[part], sources[part], cells[part])
 
     def assemble(
         self, out: Floats, table: Floats, samples: Ints | int, sources: Ints | int, cells: Ints
     ) -> None:
-        """What `write` does, at once; also for one episode, whose arrays have no axis of episodes."""
-        for there, here in self._copies:
-            out[..., there] = table[here].T
+        """Put observations together; also one, whose arrays have no axis of episodes.
+
+        Args:
+            out: (N, width), filled.
+            table: (rows, N), as a `Sight` has it.
+            samples: (N,), rows of the cache.
+            sources: (N,), the proposals that the spans came from.
+            cells: (N, 2 * PROBES), rows of the points' table at the positions.
+        """
         for there, look_up in self._lookups:
             out[..., there] = look_up(samples, sources, cells)
+        for there, here in self._copies:
+            out[..., there] = table[here].T
 
     def _points_of(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
-        points = self.points.take(cells.T, axis=0)
-        return points.reshape(*cells.shape[1:], -1)
+        return self.points.take(cells, axis=0).reshape(*cells.shape[:-1], -1)
 
     def _proposals_of(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
         return self._proposals.take(samples, axis=0)
 
     def _models_of(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
         numbers = np.arange(len(self._cache.manifest["models"]))
-        exists = self._slots < self._cache.counts[samples, None]
+        exists = self._slots[:, 0] < self._cache.counts[samples, None]
         models = self._cache.models[samples, : len(self._slots), None]
         onehot: Floats = ((models == numbers) & exists[..., None]).astype(np.float32)
         return onehot.reshape(*exists.shape[:-1], -1)
@@ -272,17 +275,17 @@ class Observer:
     def _clips_of_points(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
         assert self._clip_sums is not None
         samples = np.asarray(samples)[..., None]
-        parts = self._clip_sums.at(samples, cells.T - samples * (CELLS + 1))
-        return parts.reshape(*cells.shape[1:], -1)
+        parts = self._clip_sums.at(samples, cells - samples * _POINTS)
+        return parts.reshape(*cells.shape[:-1], -1)
 
     def _clips_of_proposals(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
         assert self._clip_sums is not None
         samples = np.asarray(samples)
         starts, ends = np.moveaxis(cell_of(self._cache.spans[samples, : len(self._slots)]), -1, 0)
         parts = self._clip_sums.of_spans(samples[..., None], starts, ends)
-        exists = self._slots < self._cache.counts[samples, None]
+        exists = self._slots[:, 0] < self._cache.counts[samples, None]
         parts *= exists[..., None, None]
-        return parts.reshape(*cells.shape[1:], -1)
+        return parts.reshape(*cells.shape[:-1], -1)
 
 
 def _known_shapes(cache: DecoderStateCache, proposals: int) -> dict[str, tuple[int, ...]]:

@@ -54,7 +54,8 @@ class Prediction:
         if windows.ndim != 2 or windows.shape[1] != 3 or not len(windows) or windows.dtype.kind not in "fiu":
             message = f"is {shorten(self.windows)}; expected one or more [start, end, score]"
             yield "pred_relevant_windows", message
-        else:
+        # Most rows are good, which two questions tell; which windows are bad takes more.
+        elif not (np.isfinite(windows).all() and (windows[:, 0] <= windows[:, 1]).all()):
             bad = ~np.isfinite(windows).all(axis=1) | ~(windows[:, 0] <= windows[:, 1])
             for i in bad.nonzero()[0]:
                 message = f"is {windows[i].tolist()}; expected finite numbers with start <= end"

@@ -22,13 +22,7 @@ _HALF = np.float32(0.5)
 _EMPTY = np.array(1e-9, np.float32)
 
 
-def lengths(low: Floats, high: Floats) -> Floats:
-    """Lengths of spans as `overlaps` wants them, a little above 0 where they are empty."""
-    result: Floats = np.maximum(high - low, _EMPTY)
-    return result
-
-
-def overlaps(start: Numbers, end: Numbers, low: Floats, high: Floats, length: Floats | None = None) -> Floats:
+def overlaps(start: Numbers, end: Numbers, low: Floats, high: Floats) -> Floats:
     """tIoU of spans with others, 0 where both are empty, or where a span ends before it starts.
 
     Args:
@@ -36,7 +30,6 @@ def overlaps(start: Numbers, end: Numbers, low: Floats, high: Floats, length: Fl
         end: (N,).
         low: (K, N), starts of the others.
         high: (K, N), their ends.
-        length: (K, N), `lengths` of the others, where they are known.
 
     Returns:
         (K, N).
@@ -44,8 +37,9 @@ def overlaps(start: Numbers, end: Numbers, low: Floats, high: Floats, length: Fl
     common: Floats = np.minimum(high, end)
     common -= np.maximum(low, start)
     np.maximum(common, _ZERO, out=common)
-    union: Floats = (lengths(low, high) if length is None else length) + np.maximum(end - start, _ZERO)
+    union: Floats = (high - low) + (end - start)
     union -= common
+    np.maximum(union, _EMPTY, out=union)  # where it is not positive, nothing is common
     common /= union
     return common
 

@@ -109,7 +109,7 @@ class Row:
                 self.note(f"{field}[{i}]", f"is {shorten(value)}; expected a {_NAMES[dtype]}")
             if bad:
                 return None
-        return self._array(field, values, (len(values),), dtype)
+        return self._array(field, values, values, (len(values),), dtype)
 
     def table(self, field: str, columns: str, dtype: type[Number]) -> NDArray[Number] | None:
         """A list of lists of numbers as an array (rows, columns); `columns` names them in messages."""
@@ -117,12 +117,11 @@ class Row:
         if values is None:
             return None
         width = columns.count(",") + 1
+        numbers = values
         # A good file has plain lists of plain numbers; only others are looked at one by one.
-        if not (
-            set(map(type, values)) <= {list}
-            and set(map(len, values)) <= {width}
-            and set(map(type, chain.from_iterable(values))) <= _JSON_TYPES[dtype]
-        ):
+        if set(map(type, values)) <= {list} and set(map(len, values)) <= {width}:
+            numbers = list(chain.from_iterable(values))
+        if numbers is values or not set(map(type, numbers)) <= _JSON_TYPES[dtype]:
             bad = [
                 (i, value)
                 for i, value in enumerate(values)
@@ -133,7 +132,7 @@ class Row:
                 self.note(f"{field}[{i}]", f"is {shorten(value)}; {expected}")
             if bad:
                 return None
-        return self._array(field, values, (len(values), width), dtype)
+        return self._array(field, values, numbers, (len(values), width), dtype)
 
     def _get(self, field: str) -> Any:
         if field not in self.values:
@@ -153,10 +152,16 @@ class Row:
         return values
 
     def _array(
-        self, field: str, values: Sequence[Any], shape: tuple[int, ...], dtype: type[Number]
+        self,
+        field: str,
+        values: Sequence[Any],
+        numbers: Sequence[Any],
+        shape: tuple[int, ...],
+        dtype: type[Number],
     ) -> NDArray[Number] | None:
+        """The numbers that a field's values hold as an array."""
         try:
-            return np.array(values, dtype=dtype).reshape(shape)
+            return np.array(numbers, dtype=dtype).reshape(shape)
         except OverflowError:
             self.note(field, f"is {shorten(values)}; expected each to fit 64 bits")
             return None
