@@ -34,6 +34,7 @@ from backbones.girl_detr.checkpoint import save_checkpoint
 from backbones.girl_detr.losses import SupervisedCriterion
 from backbones.girl_detr.model import GirlDetr
 from backbones.girl_detr.schedules import learning_rate
+from backbones.memory import keep_freed_memory
 from backbones.predict import predict
 from backbones.sources import add_source_arguments, open_sources, read_samples
 from vmr_env.annotations import Annotation
@@ -321,6 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard files")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     try:
         recipe = get_recipe(options.recipe).with_options(parse_options(options.set))
     except ValueError as error:
