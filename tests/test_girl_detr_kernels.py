@@ -5,11 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.girl_detr import layers
 from backbones.girl_detr.config import GirlDetrConfig
 from backbones.girl_detr.decoder import AnchorCrossAttention
 from backbones.girl_detr.kernels import dropout, prelu
-from backbones.girl_detr.layers import Attention, attend, split_heads
+from backbones.girl_detr.layers import Attention, attend, cosine, split_heads
 from backbones.girl_detr.model import GirlDetr
 
 
@@ -68,17 +67,25 @@ def test_attend_with_dropout_averages_to_attention() -> None:
     torch.testing.assert_close(mean, attend(query, key, value, visible), atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_in_parts(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few scores at a time, computed again for the gradient: in expectation the same, gradients finite."""
-    monkeypatch.setattr(layers, "MOST_SCORES", 2 * 3 * 5 * 5)
-    inputs = [torch.randn(5, 3, 5, 4, requires_grad=True) for _ in range(3)]
-    visible = (torch.arange(5) < torch.tensor([[5], [4], [3], [2], [5]]))[:, None, None] if masked else None
+def test_attention_drops_keys() -> None:
+    """A head drops a key for all queries of its sample at once and scales the others up."""
+    generator = torch.Generator().manual_seed(4)
+    query, key = (torch.randn(2, 3, 8, 4, generator=generator) for _ in range(2))
+    value = torch.eye(8).expand(2, 3, 8, 8)  # so the weights themselves come out
+    weights = (query @ key.transpose(-1, -2) / 2).softmax(-1)
     torch.manual_seed(5)
-    mean = torch.stack([attend(*inputs, visible, 0.2).detach() for _ in range(2000)]).mean(0)
-    torch.testing.assert_close(mean, attend(*inputs, visible).detach(), atol=0.1, rtol=0)
-    torch.autograd.backward(attend(*inputs, visible, 0.2).sum())
-    assert all(x.grad is not None and bool(x.grad.isfinite().all()) for x in inputs)
+    found = attend(query, key, value, None, 0.5).view(2, 8, 3, 8).transpose(1, 2)
+    factors = found / weights
+    torch.testing.assert_close(factors, factors[:, :, :1].expand_as(factors))  # the same for all queries
+    rounded = factors.round(decimals=3)
+    assert rounded.unique().tolist() == [0, 2]
+    assert len(rounded[:, :, 0].flatten(0, 1).unique(dim=0)) > 3  # drawn for each sample and head
+
+
+def test_cosine_is_pytorchs() -> None:
+    rows, row = torch.randn(2, 5, 4), torch.randn(2, 4)
+    rows[0, 2] = 0
+    torch.testing.assert_close(cosine(rows, row), F.cosine_similarity(rows, row[:, None], dim=-1))
 
 
 @pytest.mark.parametrize("shared", ["none", "query is key", "key is value", "all"])

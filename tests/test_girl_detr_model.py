@@ -76,15 +76,18 @@ def test_intermediates(goldens: Path, name: str) -> None:
     output = run(model, inputs)
     assert model.moment_saliency is not None
     text = output.src_txt
+    cmi, wrong_cmi = calls["cmi"][0].chunk(2)  # with the right texts, with the wrong ones
+    encoded = [calls[f"encoder.layers.{i}"][0].chunk(2)[0] for i in range(2)]
+    wrong = Memory(*(field.chunk(2)[1] for field in calls["encoder"][0]))
     found = {
         "input_vid_proj": calls["video_projection"][0],
         "input_txt_proj": calls["text_projection"][0],
         "feature_refinement": calls["refinement"][0],
         "pos_vid": clip_positions(inputs[1], model.config.hidden_dim),
-        "t2v_encoder": with_global_and_text(model, calls["cmi"][0], text),
+        "t2v_encoder": with_global_and_text(model, cmi, text),
         "encoder": torch.cat((output.memory_global[:, None], output.memory_local), 1).transpose(0, 1),
-        "encoder_layer0": calls["encoder.layers.0"][0].transpose(0, 1),
-        "encoder_layer1": calls["encoder.layers.1"][0].transpose(0, 1),
+        "encoder_layer0": encoded[0].transpose(0, 1),
+        "encoder_layer1": encoded[1].transpose(0, 1),
         "decoder_layer0": calls["decoder.layers.0"][0].transpose(0, 1),
         "decoder_layer1": calls["decoder.layers.1"][0].transpose(0, 1),
         "ref_point_head.call0": calls["decoder.position_head"][0].expand(3, -1, -1).transpose(0, 1),
@@ -108,7 +111,7 @@ def test_intermediates(goldens: Path, name: str) -> None:
             "tgg_self_attn": calls["decoder.tgg.read_queries"][0].transpose(0, 1),
             "tgg_out": calls["decoder.tgg"][0].transpose(0, 1),
         }
-    found |= negative_pass(model, calls["cmi"][1], calls["encoder"][1], inputs, text)
+    found |= negative_pass(model, wrong_cmi, wrong, inputs, text)
     expected = arrays(goldens / name / "intermediates.npz")
     assert found.keys() == expected.keys()
     for key, value in expected.items():

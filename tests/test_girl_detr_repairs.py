@@ -8,12 +8,15 @@ import pytest
 import torch
 from girl_detr_cases import inputs_of, run, sample
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import cosine_similarity, pad
 
 import backbones.girl_detr
+from backbones.girl_detr.branches import MomentSaliency
 from backbones.girl_detr.config import REPAIRS, Behaviour, GirlDetrConfig
+from backbones.girl_detr.head import Detections
 from backbones.girl_detr.losses import SupervisedCriterion
 from backbones.girl_detr.model import GirlDetr, GirlDetrOutput
+from backbones.girl_detr.refinement import FeatureRefinement
 from backbones.girl_detr.targets import Targets
 
 SIZES: dict[str, Any] = {
@@ -155,16 +158,42 @@ def test_the_gate_gates() -> None:
 
 
 def test_no_negative_pass_at_inference() -> None:
-    """In evaluation the interaction runs once per call, in training twice, by default."""
+    """In evaluation each video is encoded once, in training also with a wrong text, by default."""
     for behaviour in BEHAVIOURS:
         model = GirlDetr(GirlDetrConfig(**SIZES, behaviour=behaviour))
-        calls: list[int] = []
-        model.cmi.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        encoded: list[int] = []
+        model.cmi.register_forward_hook(lambda *call, encoded=encoded: encoded.append(len(call[-1])))
         inputs = torch.randn(2, 9, 18), torch.ones(2, 9), torch.randn(2, 6, 12), torch.ones(2, 6)
         assert model.eval()(*inputs).saliency_scores_neg is None
-        assert len(calls) == 1
         assert model.train()(*inputs).saliency_scores_neg is not None
-        assert len(calls) == 3
+        assert encoded == [2, 4]
+
+
+def test_moment_is_summed_up_over_its_own_clips() -> None:
+    """Against the recurrent network run over the clips of each moment alone."""
+    branch = MomentSaliency(GirlDetrConfig(**SIZES))
+    video, mask = torch.randn(3, 9, 16), (torch.arange(9) < torch.tensor([[9], [6], [4]])).float()
+    spans = torch.tensor([[[0.5, 0.3]], [[0.1, 0.5]], [[0.95, 0.5]]])
+    clips = [slice(3, 6), slice(0, 3), slice(2, 4)]  # by hand, in the video's own clips
+    best = Detections(logits=torch.zeros(3, 1, 2), spans=spans, iou=torch.zeros(3, 1))
+    expected = [branch.gru(video[b : b + 1, inside])[0][0, -1] for b, inside in enumerate(clips)]
+    torch.testing.assert_close(branch.moment(video, mask, best), torch.stack(expected))
+
+
+def test_refinement_mixes_concatenated_blocks() -> None:
+    """Against the plain form: all four blocks side by side for each clip, then one linear layer."""
+    part = FeatureRefinement(GirlDetrConfig(**SIZES)).eval()
+    video, text = torch.randn(2, 9, 16), torch.randn(2, 6, 16)
+    video_mask = (torch.arange(9) < torch.tensor([[9], [5]])).float()
+    text_mask = (torch.arange(6) < torch.tensor([[4], [6]])).float()
+    for b, (clips, tokens) in enumerate(((9, 4), (5, 6))):
+        v, t = video[b, :clips], text[b, :tokens]
+        sentence = (t @ part.sentence_pool).softmax(0).t() @ t
+        similarity = cosine_similarity(v, sentence)[:, None] * part.similarity.t()
+        attended = (v @ t.t() / 4).softmax(-1) @ t
+        blocks = torch.cat((v, similarity, sentence.expand_as(v), attended), 1)
+        found = part(video, video_mask, text, text_mask)[b, :clips]
+        torch.testing.assert_close(found, part.mixer(blocks).relu())
 
 
 def test_inference_agrees_with_the_full_output(goldens: Path) -> None:

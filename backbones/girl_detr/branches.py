@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from backbones.girl_detr.config import GirlDetrConfig
 from backbones.girl_detr.encoder import Memory
@@ -65,11 +66,14 @@ class MomentSaliency(nn.Module):
         rows = start[:, None] + torch.arange(video.shape[1], device=video.device)  # (B, Lv)
         inside = rows < stop[:, None]
         clips = video.gather(1, rows.clamp(max=video.shape[1] - 1)[..., None].expand_as(video))
-        summary, last = self.gru(clips * inside[..., None])
-        if not self.counts_real_clips:
-            return cast(Tensor, last[0])  # after running on through zeros
-        length = (stop - start).clamp(min=1)
-        return cast(Tensor, summary[torch.arange(len(video), device=video.device), length - 1])
+        clips = clips * inside[..., None]
+        if self.counts_real_clips:
+            lengths = (stop - start).clamp(min=1).cpu()
+            packed = pack_padded_sequence(clips, lengths, batch_first=True, enforce_sorted=False)
+            _, last = self.gru(packed)
+        else:
+            _, last = self.gru(clips)  # runs on through zeros
+        return cast(Tensor, last[0])
 
     def _bounds(self, video_mask: Tensor, best: Detections) -> tuple[Tensor, Tensor]:
         """First clip of the moment and the one after its last, each ``(B,)``."""

@@ -111,18 +111,20 @@ class CrossModalInteraction(nn.Module):
         self.masks_from_other_samples = not config.repaired("cmi_masks")
         self.layers = nn.ModuleList(CmiLayer(config) for _ in range(config.cmi_layers))
 
+    def masks(self, video_mask: Tensor, text_mask: Tensor) -> CrossMasks:
+        """Masks for `forward`, of one batch; see `cross_masks`."""
+        return cross_masks(video_mask, text_mask, self.heads, self.masks_from_other_samples)
+
     def forward(
         self,
         video: Tensor,
         video_positions: Tensor,
-        video_mask: Tensor,
         text: Tensor,
         text_positions: Tensor | None,
-        text_mask: Tensor,
+        masks: CrossMasks,
         recompute: bool = False,
     ) -> Tensor:
-        """New video ``(B, Lv, d)``; see `CmiLayer`, `cross_masks` and `recomputed`."""
-        masks = cross_masks(video_mask, text_mask, self.heads, self.masks_from_other_samples)
+        """New video ``(B, Lv, d)``; see `CmiLayer` and `recomputed`."""
         for layer in self.layers:
             video = recomputed(layer, recompute, video, video_positions, text, text_positions, masks)
         return video

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from backbones.girl_detr.kernels import dropout, prelu
 
-MOST_SCORES = 2**26  # attention scores kept for the gradient; beyond, they are computed again in parts
+SHORTEST = 1e-8  # length of a vector that a cosine divides by
 
 
 class MLP(nn.Module):
@@ -38,6 +38,17 @@ def inverse_sigmoid(x: Tensor, floor: float = 1e-3) -> Tensor:
     """Logit of ``x`` clamped to [0, 1]; ``floor`` bounds numerator and denominator, so it stays finite."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=floor) / (1 - x).clamp(min=floor))
+
+
+def cosine(rows: Tensor, row: Tensor) -> Tensor:
+    """Cosine ``(B, L)`` of each of ``rows (B, L, d)`` with ``row (B, d)``; 0 for rows of zeros.
+
+    `torch.nn.functional.cosine_similarity` would scale all the rows first.
+    """
+    lengths: Tensor = rows.norm(dim=-1).clamp(min=SHORTEST) * row.norm(dim=-1, keepdim=True).clamp(
+        min=SHORTEST
+    )
+    return (rows @ row[..., None]).squeeze(-1) / lengths
 
 
 class Dropout(nn.Module):
@@ -79,7 +90,11 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, p: float = 0.0) -> Tensor:
-    """Scaled dot-product attention with dropout ``p`` on its weights.
+    """Scaled dot-product attention with dropout of keys.
+
+    Each head drops a key with probability ``p`` for all queries of the sample at once, which is dropout of
+    the values. Dropping each weight by itself would need all the weights in memory, and PyTorch's fast
+    kernel for CPUs cannot do it.
 
     Args:
         query: ``(B, H, Lq, E)``.
@@ -91,27 +106,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, p:
     Returns:
         ``(B, Lq, H * Ev)``, heads side by side.
     """
-    if p == 0 or query.is_cuda:
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=p)
-        return mixed.transpose(1, 2).flatten(2)
-    # The CPU kernel knows no dropout, and PyTorch's fallback draws it slowly and keeps all scores at once.
-    samples = max(1, MOST_SCORES // (query.shape[1] * query.shape[2] * key.shape[2]))
-    if samples >= len(query):
-        return _attend_with_dropout(p, query, key, value, visible)
-    inputs = [query, key, value]
-    if visible is not None:
-        inputs.append(visible.expand(len(query), -1, -1, -1))
-    parts = zip(*(torch.split(x, samples) for x in inputs), strict=True)
-    return torch.cat([recomputed(_attend_with_dropout, True, p, *part) for part in parts])
-
-
-def _attend_with_dropout(
-    p: float, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None
-) -> Tensor:
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if visible is not None:
-        scores = scores + torch.zeros_like(visible, dtype=scores.dtype).masked_fill_(~visible, -torch.inf)
-    return (dropout(scores.softmax(-1), p) @ value).transpose(1, 2).flatten(2)
+    if p > 0:
+        value = value * dropout(value.new_ones(*value.shape[:3], 1), p)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):

@@ -1,12 +1,13 @@
 """GIRL-DETR: from clip and token features to proposals, and the branches that its training needs."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from backbones.girl_detr.branches import ContrastiveProjections, MomentSaliency, Saliency
-from backbones.girl_detr.cmi import CrossModalInteraction
+from backbones.girl_detr.cmi import CrossMasks, CrossModalInteraction
 from backbones.girl_detr.config import GirlDetrConfig
 from backbones.girl_detr.decoder import Decoder, DecoderStates
 from backbones.girl_detr.encoder import Encoder, Memory
@@ -85,6 +86,14 @@ class GirlDetrOutput:
         ]
 
 
+class Pairing(NamedTuple):
+    """Videos, refined by their texts, and these texts."""
+
+    refined: Tensor  # (B, Lv, d)
+    text: Tensor  # (B, Lt, d)
+    text_mask: Tensor  # (B, Lt), 1 = valid
+
+
 class GirlDetr(nn.Module):
     """The detector: input projections, refinement, CMI, encoder, decoder with TGG, head.
 
@@ -151,21 +160,23 @@ class GirlDetr(nn.Module):
         video_mask, text_mask = src_vid_mask.to(src_vid.dtype), src_txt_mask.to(src_txt.dtype)
         video: Tensor = recomputed(self.video_projection, self._recompute, src_vid)
         text: Tensor = recomputed(self.text_projection, self._recompute, src_txt)
+        branches = self.training if training_branches is None else training_branches
         refined = self._refine(video, video_mask, text, text_mask)
+        pairings = [Pairing(refined, text, text_mask)]
+        if branches:
+            pairings += self._wrong_pairings(video, refined, video_mask, text, text_mask)
         positions = clip_positions(video_mask, self.config.hidden_dim)
-        memory = self._encode(refined, positions, video_mask, text, text_mask)
+        memory, *wrong = self._encode(pairings, positions, video_mask)
         selection_logits = selected = None
         if self.query_selection is not None:
             selection_logits = self.query_selection(memory.clips, video_mask)
             selected = self.query_selection.anchors(selection_logits, video_mask)
         decoded: DecoderStates = self.decoder(memory.clips, positions, video_mask, text, text_mask, selected)
 
-        branches = self.training if training_branches is None else training_branches
         layers = slice(None) if branches else slice(-1, None)
         detections: Detections = self.head(decoded.states[layers], decoded.references[layers])
-        negative = moment = proj_layers = proj_text = None
+        moment = proj_layers = proj_text = None
         if branches:
-            negative = self._negative_saliency(video, refined, positions, video_mask, text, text_mask)
             if self.moment_saliency is not None:
                 last = Detections(*(field[-1] for field in detections))
                 moment = self.moment_saliency(video, video_mask, memory, last)
@@ -182,7 +193,7 @@ class GirlDetr(nn.Module):
             video_mask=video_mask,
             text_mask=text_mask,
             saliency_scores=self.saliency(memory),
-            saliency_scores_neg=negative,
+            saliency_scores_neg=self.saliency(wrong[0]) if wrong else None,
             saliency_scores_mr=moment,
             proj_layers=proj_layers,
             proj_txt_mem=proj_text,
@@ -198,33 +209,30 @@ class GirlDetr(nn.Module):
             return video
         return recomputed(self.refinement, self._recompute, video, video_mask, text, text_mask)
 
-    def _encode(
-        self, video: Tensor, positions: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor
-    ) -> Memory:
-        text_positions = None
-        if self.use_txt_pos and self.text_positions is not None:
-            text_positions = self.text_positions(text)
-        video = self.cmi(video, positions, video_mask, text, text_positions, text_mask, self._recompute)
-        memory: Memory = self.encoder(video, positions, video_mask, self._recompute)
-        return memory
-
-    def _negative_saliency(
-        self,
-        video: Tensor,
-        refined: Tensor,
-        positions: Tensor,
-        video_mask: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-    ) -> Tensor | None:
-        """Saliency of each video for the next sample's text; see the repair ``negative_refinement`` (Q14)."""
+    def _wrong_pairings(
+        self, video: Tensor, refined: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor
+    ) -> list["Pairing"]:
+        """Each video with the next sample's text, if any; see the repair ``negative_refinement`` (Q14)."""
         text, text_mask = text.roll(-1, 0), text_mask.roll(-1, 0)
         if self.config.repaired("negative_refinement"):
             if len(video) == 1:
-                return None
+                return []
             refined = self._refine(video, video_mask, text, text_mask)
-        scores: Tensor = self.saliency(self._encode(refined, positions, video_mask, text, text_mask))
-        return scores
+        return [Pairing(refined, text, text_mask)]
+
+    def _encode(self, pairings: list["Pairing"], positions: Tensor, video_mask: Tensor) -> list[Memory]:
+        """Encode the videos with each of their texts, all as one batch."""
+        count = len(pairings)
+        masks = [self.cmi.masks(video_mask, pairing.text_mask) for pairing in pairings]
+        video, text, _ = map(torch.cat, zip(*pairings, strict=True))
+        positions, video_mask = positions.repeat(count, 1, 1), video_mask.repeat(count, 1)
+        text_positions = None
+        if self.use_txt_pos and self.text_positions is not None:
+            text_positions = self.text_positions(text)
+        joint_masks = CrossMasks(*map(torch.cat, zip(*masks, strict=True)))
+        video = self.cmi(video, positions, text, text_positions, joint_masks, self._recompute)
+        memory: Memory = self.encoder(video, positions, video_mask, self._recompute)
+        return list(map(Memory, memory.clips.chunk(count), memory.whole.chunk(count)))
 
     def _check(self, video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> None:
         for name, x, mask, width in (

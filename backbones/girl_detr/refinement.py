@@ -1,5 +1,6 @@
 """Feature refinement: each clip is mixed with what the sentence says about it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.layers import Dropout
+from backbones.girl_detr.layers import Dropout, cosine
 
 # The official model adds log(mask + 1e-45) to the similarity; in float32, 1e-45 is the smallest subnormal
 # number, so padded clips get this. Written out, it does not depend on how the machine treats subnormals (Q5).
@@ -33,47 +34,44 @@ class FeatureRefinement(nn.Module):
 
     def forward(self, video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
         """Refine ``video (B, Lv, d)`` by ``text (B, Lt, d)``; masks ``(B, Lv)``, ``(B, Lt)``, 1 = valid."""
-        sentence = self._sentence(text, text_mask)  # (B, 1, d)
+        sentence = self._sentence(text, text_mask)  # (B, d)
         similarity = self._similarity(video, video_mask, sentence)  # (B, Lv)
         blocks = (
-            Block(video),
             Block(self.similarity.t()[None], similarity[..., None]),
-            Block(sentence),
+            Block(sentence[:, None], torch.ones_like(similarity)[..., None]),
             cast(Block, self.correlation(video, text, text_mask)),
         )
-        return cast(Tensor, self.dropout(torch.relu(self._mix(blocks, video.shape))))
+        return cast(Tensor, self.dropout(torch.relu(self._mix(video, blocks))))
 
     def _sentence(self, text: Tensor, text_mask: Tensor) -> Tensor:
         scores = (text @ self.sentence_pool).squeeze(-1) + (1 - text_mask) * -1e30
-        return scores.softmax(-1)[:, None] @ text
+        return (scores.softmax(-1)[:, None] @ text).squeeze(1)
 
     def _similarity(self, video: Tensor, video_mask: Tensor, sentence: Tensor) -> Tensor:
-        similarity = F.cosine_similarity(video, sentence, dim=-1, eps=1e-8)
+        similarity = cosine(video, sentence)
         if self.mask_similarity:
             return similarity * video_mask
         return similarity + (1 - video_mask) * LOG_OF_PADDING
 
-    def _mix(self, blocks: tuple["Block", ...], shape: torch.Size) -> Tensor:
-        """The mixer on the concatenated blocks; without dropout, on their rows before they spread."""
-        mixed: Tensor = self.mixer.bias
-        for block, weight in zip(blocks, self.mixer.weight.chunk(4, dim=1), strict=True):
-            if self.training:
-                spread = block.spread(block.rows).expand(shape)  # each clip has its own dropout
-                mixed = mixed + F.linear(self.dropout(spread), weight)
-            else:
-                mixed = mixed + block.spread(F.linear(block.rows, weight))
-        return mixed
+    def _mix(self, video: Tensor, blocks: Sequence["Block"]) -> Tensor:
+        """The mixer on the concatenated blocks, applied to their rows before the clips take their shares.
+
+        So dropout is drawn once for a sentence or token, not again for each clip that takes it.
+        """
+        of_clips, *weights = self.mixer.weight.chunk(4, dim=1)
+        mixed = F.linear(self.dropout(video), of_clips, self.mixer.bias)
+        rows = [
+            F.linear(self.dropout(block.rows), weight).expand(len(video), -1, -1)
+            for block, weight in zip(blocks, weights, strict=True)
+        ]
+        return torch.baddbmm(mixed, torch.cat([block.shares for block in blocks], 2), torch.cat(rows, 1))
 
 
 class Block(NamedTuple):
     """A part of the mixer's input: rows, and for each clip how much of each row it takes."""
 
     rows: Tensor  # (B or 1, k, d)
-    shares: Tensor | None = None  # (B, Lv, k); None: clip i takes row i, or all clips take the only row
-
-    def spread(self, rows: Tensor) -> Tensor:
-        """``rows``, in the place of the block's own, by clip: ``(B or 1, Lv or 1, d)``."""
-        return rows if self.shares is None else self.shares @ rows
+    shares: Tensor  # (B, Lv, k)
 
 
 class ConstantCorrelation(nn.Module):
@@ -88,7 +86,7 @@ class ConstantCorrelation(nn.Module):
 
     def forward(self, video: Tensor, text: Tensor, text_mask: Tensor) -> Block:
         """The constant, one row."""
-        return Block((self.clip_weight * self.word_weight)[None])
+        return Block((self.clip_weight * self.word_weight)[None], torch.ones_like(video[..., :1]))
 
 
 class WordClipAttention(nn.Module):

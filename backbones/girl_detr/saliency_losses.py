@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.girl_detr.config import GirlDetrConfig
+from backbones.girl_detr.layers import cosine
 from backbones.girl_detr.model import GirlDetrOutput
 from backbones.girl_detr.targets import Targets
 
@@ -48,8 +49,7 @@ def alignment_term(output: GirlDetrOutput, targets: Targets, config: GirlDetrCon
     if not config.repaired("loss_padding"):
         tokens = torch.ones_like(tokens)
     mean_token = (text * tokens).sum(1) / tokens.sum(1)
-    cosine = F.cosine_similarity(output.src_vid.float(), mean_token[:, None], dim=-1)
-    shape = curve(cosine, output.video_mask.float(), config)
+    shape = curve(cosine(output.src_vid.float(), mean_token), output.video_mask.float(), config)
     return _over_batch(1 - (curve(targets.saliency_all_labels, None, config) * shape).sum(1), config)
 
 
