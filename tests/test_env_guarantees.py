@@ -563,12 +563,6 @@ def test_old_gymnasium_is_named() -> None:
     assert last.startswith("ImportError: The native vector environment needs gymnasium 1.1 or later, found ")
 
 
-def test_render_without_a_mode_is_refused(make: Make) -> None:
-    env = make()
-    env.reset(seed=0)
-    assert_refused(env.render, "render_mode")
-
-
 def test_set_stage_refuses_what_is_no_stage(make: Make) -> None:
     env = make(stage=2)
     assert_refused(lambda: env.set_stage(9), "9")
