@@ -104,7 +104,7 @@ def test_its_own_agent_comes_into_the_table(folder: Path, monkeypatch: pytest.Mo
 
 def test_its_commands_are_understood() -> None:
     runs = [line for line in COMMANDS if line.startswith("python benchmarks/run_tprl.py")]
-    assert len(runs) == 3
+    assert len(runs) == 6
     for line in runs:
         parse(shlex.split(line)[2:])
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
