@@ -135,6 +135,7 @@ def cross_fit(
         )
     vids = cache.vids()
     part_of = video_folds([vids[i] for i in samples], members, seed)
+    order = np.concatenate([samples[part_of == member] for member in range(members)])  # as they are judged
     agents, snapshots, gains, answers, steps = [], [], [], [], 0
     judged_after: tuple[int, ...] = ()
     for member in range(members):
@@ -161,7 +162,7 @@ def cross_fit(
         gains.append(judged)
         answers.append(refined)
     judged_all = np.concatenate([np.stack(member) for member in gains], axis=1)  # (evaluations, n)
-    chosen = _choose(judged_all)
+    chosen = _choose(judged_all, [vids[i] for i in order])
     selection = Selection(
         judged_after,
         tuple(judged_all.mean(axis=1).tolist()),
@@ -210,14 +211,21 @@ def _evaluation_rounds(rounds: int, evaluations: int) -> tuple[int, ...]:
     return tuple(sorted({round(rounds * (i + 1) / evaluations) for i in range(evaluations)} - {0}))
 
 
-def _choose(gains: Array) -> int | None:
-    """Which evaluation to keep, from out-of-fold gains (evaluations, n); None to leave everything alone.
+def _choose(gains: Array, vids: Sequence[str]) -> int | None:
+    """Which evaluation to keep, from out-of-fold gains; None to leave everything alone.
 
-    The best mean wins, if it is at least one standard error above 0.
+    The best mean wins, if it is at least one standard error above 0. Queries of one video stand and fall
+    together, so the error is that of a mean over videos, as clusters (Liang and Zeger, 1986).
+
+    Args:
+        gains: (evaluations, n).
+        vids: n, whose video each sample is of.
     """
     means = gains.mean(axis=1)
     best = int(means.argmax())
-    error = gains[best].std() / np.sqrt(gains.shape[1])
+    _, video = np.unique(vids, return_inverse=True)
+    of_videos = np.bincount(video, weights=gains[best] - means[best])
+    error = np.linalg.norm(of_videos) / gains.shape[1]
     return best if means[best] > error else None
 
 

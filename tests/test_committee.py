@@ -140,12 +140,19 @@ def test_the_detector_is_kept_whatever_the_actions_are(late: DecoderStateCache) 
 
 
 def test_a_gain_within_its_own_noise_is_no_gain() -> None:
-    choose = agents.committee._choose
+    choose, vids = agents.committee._choose, [f"v{i}" for i in range(20)]
     noisy = np.tile([1.0, -0.9], 10)[None]  # mean 0.05, standard error 0.21
-    assert choose(noisy) is None
-    assert choose(np.concatenate([noisy, np.full((1, 20), 0.01)])) is None  # the best mean is judged
-    assert choose(np.full((1, 20), 0.01)) == 0
-    assert choose(np.zeros((2, 20))) is None
+    assert choose(noisy, vids) is None
+    assert choose(np.concatenate([noisy, np.full((1, 20), 0.01)]), vids) is None  # the best mean is judged
+    assert choose(np.full((1, 20), 0.01), vids) == 0
+    assert choose(np.zeros((2, 20)), vids) is None
+
+
+def test_queries_of_one_video_are_no_evidence_of_their_own() -> None:
+    choose = agents.committee._choose
+    gains = np.repeat([0.5, -0.3, -0.2, 0.3], 25)[None]  # mean 0.075
+    assert choose(gains, [f"v{i}" for i in range(100)]) == 0  # standard error 0.03
+    assert choose(gains, [f"v{i // 25}" for i in range(100)]) is None  # 0.17, of four videos
 
 
 def test_quality_is_the_mean_of_the_metrics() -> None:
