@@ -95,8 +95,7 @@ def _fill(cache: DecoderStateCache, sums: Array) -> None:
     assert cache.clips is not None
     first = 0
     for i in range(len(cache)):
-        clips = cache.clips[i]
+        clips = np.asarray(cache.clips[i], np.float64)
         sums[first] = 0
-        np.cumsum(clips, axis=0, dtype=np.float64, out=(total := np.empty(clips.shape)))
-        sums[first + 1 : first + 1 + len(clips)] = total / max(len(clips), 1)
+        sums[first + 1 : first + 1 + len(clips)] = clips.cumsum(axis=0) / max(len(clips), 1)
         first += len(clips) + 1
