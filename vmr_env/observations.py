@@ -146,12 +146,13 @@ class Observer:
         timelines = timelines_of(cache)
         self.points = timelines.points.reshape(-1, len(POINT_FEATURES))
         self._proposals = timelines.proposals[:, :proposals].reshape(len(cache), -1)
-        self._clip_sums = clip_sums_of(cache)
 
         known = _known_shapes(cache, proposals)
         names = list(known) if components is None else list(components)
         _check_components(names, list(known))
         self.shapes = {name: known[name] for name in names}
+        shows_clips = not {"point_clips", "proposal_clips"}.isdisjoint(names)
+        self._clip_sums = clip_sums_of(cache) if shows_clips else None  # a large table, made on first use
         self.slices, self.width = _side_by_side({name: math.prod(known[name]) for name in names})
         rows, _ = rows_of_sight(proposals)
         self._copies = _merged([(self.slices[name], rows[name]) for name in names if name in rows])
