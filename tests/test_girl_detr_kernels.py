@@ -5,11 +5,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbones.girl_detr.branches import last_state
+from backbones.girl_detr.cmi import CrossBranch
 from backbones.girl_detr.config import GirlDetrConfig
 from backbones.girl_detr.decoder import AnchorCrossAttention
-from backbones.girl_detr.kernels import dropout, prelu
-from backbones.girl_detr.layers import Attention, attend, cosine, split_heads
+from backbones.girl_detr.kernels import BLOCK, dropout, prelu
+from backbones.girl_detr.layers import Attention, FeedForward, attend, cosine, kept_channels, split_heads
 from backbones.girl_detr.model import GirlDetr
+from backbones.girl_detr.projections import ProjectionBlock
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.999])
@@ -46,14 +49,78 @@ def test_dropout_follows_the_seed() -> None:
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_prelu_gradients() -> None:
+@pytest.mark.parametrize("rows", [5, BLOCK // 6 + 5])
+def test_prelu_gradients(rows: int) -> None:
     generator = torch.Generator().manual_seed(2)
     found = []
     for function in (prelu, F.prelu):
-        x = torch.randn(5, 6, generator=generator.manual_seed(3), requires_grad=True)
+        x = torch.randn(rows, 6, generator=generator.manual_seed(3), requires_grad=True)
         slope = torch.tensor([-0.2], requires_grad=True)
         torch.autograd.backward((function(x, slope) ** 2).sum())
         found.append((x.grad, slope.grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_feed_forward_drops_the_same_channels_of_all_rows() -> None:
+    layer = FeedForward(40, 40, 0.25)
+    with torch.no_grad():
+        layer.linear2.weight.copy_(torch.eye(40))  # so the inner channels themselves come out
+        layer.linear2.bias.zero_()
+    x = torch.randn(3, 5, 40)
+    whole = layer.eval()(x)
+    torch.manual_seed(0)
+    draws = torch.stack([layer.train()(x) for _ in range(400)])
+    dropped = (draws == 0).flatten(1, 2)
+    assert torch.equal(dropped.all(1), dropped.any(1))
+    assert dropped.all(1).sum(-1).unique().tolist() == [10]
+    torch.testing.assert_close(draws, torch.where(draws == 0, 0, whole / 0.75).expand_as(draws))
+    torch.testing.assert_close(draws.mean(0), whole, atol=0.0, rtol=0.2)
+
+
+def test_kept_channels() -> None:
+    assert kept_channels(1024, 0.1) == 928  # a multiple of 16
+    assert [kept_channels(count, 0.1) for count in (1, 8, 256)] == [1, 7, 230]
+    assert kept_channels(2, 0.9) == 1
+
+
+def test_projection_block_is_norm_then_linear() -> None:
+    block = ProjectionBlock(6, 4, 0.5, relu=False).eval()
+    with torch.no_grad():
+        block.norm.weight.uniform_(0.5, 2)
+        block.norm.bias.normal_()
+    x = torch.randn(2, 3, 6)
+    found = []
+    for y in (block(x), block.linear(block.norm(x))):
+        block.zero_grad()
+        torch.autograd.backward((y**2).sum())
+        gradients = [p.grad.clone() for p in block.parameters() if p.grad is not None]
+        found.append([y.detach(), *gradients])
+    assert len(found[0]) == 5
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_cross_branch_is_attention_then_linear() -> None:
+    branch = CrossBranch(12, 3, 0.5).eval()
+    torch.nn.init.normal_(branch.attention.out_proj.bias)
+    query, key = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
+    visible = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    expected = branch.linear(branch.attention(query, key, key, visible))
+    torch.testing.assert_close(branch(query, key, key, visible), expected)
+
+
+def test_last_state_is_pytorchs() -> None:
+    gru = torch.nn.GRU(3, 4, batch_first=True)
+    rows = torch.randn(5, 9, 3, requires_grad=True)
+    lengths = torch.tensor([4, 9, 1, 4, 7])
+    outputs, _ = gru(rows)
+    found = []
+    for state in (last_state(gru, rows, lengths), outputs[torch.arange(5), lengths - 1]):
+        gru.zero_grad()
+        rows.grad = None
+        torch.autograd.backward((state * torch.arange(20.0).view(5, 4)).sum())
+        found.append(
+            [state.detach(), rows.grad, *(p.grad.clone() for p in gru.parameters() if p.grad is not None)]
+        )
     torch.testing.assert_close(found[0], found[1])
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from backbones.girl_detr.config import GirlDetrConfig
 from backbones.girl_detr.layers import Attention, Dropout, FeedForward, recomputed, residual
@@ -39,7 +40,11 @@ def cross_masks(video_mask: Tensor, text_mask: Tensor, heads: int, from_other_sa
 
 
 class CrossBranch(nn.Module):
-    """Attention to the other modality, dropout, linear."""
+    """Attention to the other modality, dropout, linear.
+
+    The linear layer and the output projection of the attention, one behind the other, are multiplied into
+    one. So dropout, officially between the two, stands before them.
+    """
 
     def __init__(self, width: int, heads: int, p: float) -> None:
         super().__init__()
@@ -49,7 +54,10 @@ class CrossBranch(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
         """What is added to the stream of the queries; shapes as in `Attention`."""
-        return cast(Tensor, self.linear(self.dropout(self.attention(query, key, value, visible))))
+        first = self.attention.out_proj
+        weight = self.linear.weight @ first.weight
+        bias = self.linear(first.bias)
+        return F.linear(self.dropout(self.attention.mix(query, key, value, visible)), weight, bias)
 
 
 class CmiLayer(nn.Module):

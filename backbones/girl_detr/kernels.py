@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FEWEST_DROPPED, MOST_DROPPED = 1, 255  # of the 256 values of a byte
+BLOCK = 1 << 16  # elements: a few such blocks fit into the cache of a core
 
 
 def dropout(x: Tensor, p: float, add_to: Tensor | None = None) -> Tensor:
@@ -74,9 +75,11 @@ class _SingleSlope(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         (gradient,), (x, slope) = gradients, ctx.saved_tensors
-        negative = x.clamp(max=0)
-        to_slope = torch.dot(gradient.reshape(-1), negative.view(-1))
-        to_x = torch.ops.aten.leaky_relu_backward.grad_input(  # in place of what is no longer needed
-            gradient, x, slope.item(), False, grad_input=negative
-        )
+        to_x, to_slope = torch.empty_like(x), slope.new_zeros(())
+        blocks = (tensor.view(-1).split(BLOCK) for tensor in (gradient.contiguous(), x, to_x))
+        for outer, inner, result in zip(*blocks, strict=True):
+            to_slope += torch.dot(outer, inner.clamp(max=0))
+            torch.ops.aten.leaky_relu_backward.grad_input(
+                outer, inner, slope.item(), False, grad_input=result
+            )
         return to_x, to_slope.view_as(slope)

@@ -1,15 +1,19 @@
 """Input projections: features of any width to the width of the model."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from backbones.girl_detr.layers import Dropout
 
 
 class ProjectionBlock(nn.Module):
-    """Layer norm, dropout, linear (a 1x1 convolution over time), and ReLU if ``relu``."""
+    """Layer norm, dropout, linear (a 1x1 convolution over time), and ReLU if ``relu``.
+
+    Scale and shift of the norm are folded into the linear layer, behind the dropout, which thus drops
+    normalised channels and leaves the shift alone. So the gradient ends at these few weights and need not be
+    carried back to the features, which are wide and need none.
+    """
 
     def __init__(self, inputs: int, outputs: int, p: float, relu: bool) -> None:
         super().__init__()
@@ -20,7 +24,10 @@ class ProjectionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, L, inputs)`` to ``(B, L, outputs)``."""
-        x = cast(Tensor, self.linear(self.dropout(self.norm(x))))
+        normalised = F.layer_norm(x, self.norm.normalized_shape, eps=self.norm.eps)
+        weight = self.linear.weight * self.norm.weight
+        bias = self.linear.bias + self.linear.weight @ self.norm.bias
+        x = F.linear(self.dropout(normalised), weight, bias)
         return torch.relu(x) if self.relu else x
 
 
