@@ -100,7 +100,7 @@ def steps_of(env: VMRVectorEnv | SyncVectorEnv, actions: np.ndarray) -> None:
 def observe(env: VMRVectorEnv, times: int) -> None:
     """Put the observations together, as at the end of a step."""
     for _ in range(times):
-        env.episodes.observe(np.empty((env.num_envs, env.observer.width), np.float32))
+        env.episodes.observe()
 
 
 def gather(table: np.ndarray, numbers: np.ndarray) -> None:

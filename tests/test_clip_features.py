@@ -104,8 +104,7 @@ def test_a_cache_without_clips_shows_none(tmp_path_factory: pytest.TempPathFacto
 def test_actions_are_mapped_by_the_clips_of_the_span_that_they_lead_to(cache: DecoderStateCache) -> None:
     env = environment(cache, n=16, horizon=9)
     _, infos = env.reset(seed=1)
-    flat = np.empty((16, env.observer.width), np.float32)
-    env.episodes.observe(flat)
+    flat = env.episodes.observe().copy()
     torch.manual_seed(0)
     layer = ActionClips(env.observer, 7)
     mapped = layer(torch.from_numpy(flat)).detach().numpy()
@@ -134,8 +133,7 @@ def test_actions_are_mapped_by_the_clips_of_the_span_that_they_lead_to(cache: De
 def test_the_policy_looks_at_clips(cache: DecoderStateCache) -> None:
     env = environment(cache, n=16)
     env.reset(seed=1)
-    flat = np.empty((16, env.observer.width), np.float32)
-    env.episodes.observe(flat)
+    flat = env.episodes.observe().copy()
     network = RefinementNetwork(env.observer)
     observations, masks = torch.from_numpy(flat), torch.from_numpy(env.episodes.mask.copy())
     before = network(observations, masks).logits

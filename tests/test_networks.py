@@ -41,9 +41,7 @@ def env(cache: DecoderStateCache) -> VMRVectorEnv:
 
 
 def observed(env: VMRVectorEnv) -> torch.Tensor:
-    flat = np.empty((env.num_envs, env.observer.width), np.float32)
-    env.episodes.observe(flat)
-    return torch.from_numpy(flat)
+    return torch.from_numpy(env.episodes.observe().copy())
 
 
 def one_hot(index: int, n: int) -> list[float]:

@@ -172,6 +172,4 @@ class Episode:
         mass = observer.points[end, INTEGRALS] - observer.points[start, INTEGRALS]
         width = max(self._table[self._rows_span.start + 2], SHORTEST)
         inside_features(table[self._rows_inside], mass, width, self._whole)
-        out = np.empty(observer.width, np.float32)
-        observer.assemble(out, table, self.sample, self.source, cells)
-        return out
+        return observer.of_one(table, self.sample, self.source, cells)

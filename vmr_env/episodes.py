@@ -43,6 +43,7 @@ class Episodes:
         sources: (N,), the proposals that the spans came from.
         steps: (N,), steps taken.
         tiou: (N,), highest tIoU of the spans with a moment.
+        observations: (N, width), flat, as they were when `observe` was called last.
         stage: the curriculum's stage.
     """
 
@@ -57,9 +58,9 @@ class Episodes:
         reward: str | None,
     ) -> None:
         self._cache, self._mode, self._observer, self._reward = cache, mode, observer, reward
-        moments = int(np.diff(cache.moments.offsets).max())
+        self._marks = _marks(cache, proposals)
+        moments = self._marks.shape[2] - proposals
         self._horizon, self._p = np.array(mode.horizon), proposals
-        self._moment_numbers = np.arange(moments)[:, None]
         self._proposal_numbers = np.arange(proposals, dtype=np.int16)[:, None]
         self._remaining = (np.arange(mode.horizon, -1, -1) / mode.horizon).astype(np.float32)
         self.samples = np.zeros(n, np.intp)
@@ -68,6 +69,7 @@ class Episodes:
         self._spans = cache.spans.reshape(-1, 2)
         self._counts = np.zeros(n, np.int16)
         self._clip = np.ones(n, np.float32)
+        self.observations = np.zeros((n, observer.width), np.float32)
         self._reach = Reach(n, proposals, moments)
         self._sight = Sight(n, proposals)
         self._sight.bounds[1] = 1
@@ -110,16 +112,12 @@ class Episodes:
         if len(samples) == len(self.samples):
             rows = slice(None)  # the same rows, quicker
         cache, sight, reach = self._cache, self._sight, self._reach
-        # Of a sample with fewer moments than another the last is repeated, which leaves maxima as they are.
-        offsets = cache.moments.offsets
-        at = np.minimum(offsets.take(samples) + self._moment_numbers, offsets.take(samples + 1) - 1)
-        reach.moments[..., rows] = np.moveaxis(cache.moments.values.take(at, axis=0), 2, 0)
-        reach.proposals[..., rows] = cache.spans.take(samples, axis=0)[:, : self._p].T
+        reach.others[..., rows] = self._marks.take(samples, axis=0).transpose(1, 2, 0)
         self._counts[rows] = cache.counts.take(samples)
         clip = np.float32(cache.manifest["clip_seconds"]) / cache.durations.take(samples)
         self._clip[rows] = clip
         sight.bounds[:, rows] = self._spans.take(samples * cache.spans.shape[1] + first, axis=0).T
-        self._observer.meet(sight, rows, samples, clip)
+        self._observer.meet(sight, self.observations, rows, samples, clip)
         self.samples[rows] = samples
         self.sources[rows] = first
         self.steps[rows] = 0
@@ -158,12 +156,14 @@ class Episodes:
         sight.positions[:] = reach.positions
         self._mask = reach.mask(self._needs)
 
-    def observe(self, out: Floats, rows: Rows = slice(None)) -> None:
-        """Write flat observations of episodes `rows` (K,) into `out` (K, width)."""
+    def observe(self, rows: Rows = slice(None)) -> Floats:
+        """Flat observations of episodes `rows` (K,): (K, width); of all of them, `observations` itself."""
         sight, samples, sources = self._sight, self.samples, self.sources
         self._remaining.take(self.steps, out=sight.remaining, mode="clip")
         self._observer.look(sight, samples, sources)
+        out = self.observations[rows]
         self._observer.write(out, sight, rows, samples[rows], sources[rows])
+        return out
 
     def gains(self) -> Floats:
         """Change of tIoU by every action: (N, A), 0 for impossible ones. For training only.
@@ -184,6 +184,19 @@ class Episodes:
         durations = self._cache.durations[self.samples[rows]].astype(np.float64)
         result: NDArray[np.float64] = self.spans[rows] * durations[:, None]
         return result
+
+
+def _marks(cache: DecoderStateCache, proposals: int) -> Floats:
+    """Starts and ends of proposals and moments of all samples: (S, 2, P + M).
+
+    Of a sample with fewer moments than another the last is repeated, which leaves maxima as they are.
+    """
+    offsets = np.asarray(cache.moments.offsets)
+    at = np.minimum(
+        offsets[:-1, None] + np.arange(int(np.diff(offsets).max())), offsets[1:, None] - 1
+    )  # (S, M)
+    both = np.concatenate([cache.spans[:, :proposals], cache.moments.values[at]], axis=1)
+    return np.ascontiguousarray(both.transpose(0, 2, 1))
 
 
 _FIRST, _ONE = np.array(0), np.array(1)

@@ -25,7 +25,7 @@ C = 256 channels and P = 10 proposals. Naming the other components leaves them o
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,16 +156,19 @@ class Observer:
         self.slices, self.width = _side_by_side({name: math.prod(known[name]) for name in names})
         rows, _ = rows_of_sight(proposals)
         self._copies = _merged([(self.slices[name], rows[name]) for name in names if name in rows])
-        lookups = {
-            "points": self._points_of,
+        of_samples = {
             "proposals": self._proposals_of,
             "models": self._models_of,
-            "decoder_state": self._decoder_states_of,
             "text": self._texts_of,
-            "point_clips": self._clips_of_points,
             "proposal_clips": self._clips_of_proposals,
         }
-        self._lookups = [(self.slices[name], lookups[name]) for name in names if name in lookups]
+        of_spans = {
+            "points": self._points_of,
+            "decoder_state": self._decoder_states_of,
+            "point_clips": self._clips_of_points,
+        }
+        self._of_samples = [(self.slices[name], of_samples[name]) for name in names if name in of_samples]
+        self._of_spans = [(self.slices[name], of_spans[name]) for name in names if name in of_spans]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Observer, self._arguments  # a pickle holds no tables; they are mapped again
@@ -191,11 +194,12 @@ class Observer:
             for name, part in self.slices.items()
         }
 
-    def meet(self, sight: Sight, rows: Rows, samples: Ints, clip: Floats) -> None:
+    def meet(self, sight: Sight, out: Floats, rows: Rows, samples: Ints, clip: Floats) -> None:
         """Set what stays the same throughout the episodes that begin in `rows` (K,).
 
         Args:
             sight: of N episodes.
+            out: (N, width), flat observations of all episodes, filled as far as they stay the same.
             rows: which of them begin.
             samples: (K,), rows of the cache.
             clip: (K,), length of a clip as a share of the video.
@@ -203,6 +207,10 @@ class Observer:
         sight.video[rows] = log_length(_ONE / clip)
         ends = samples * _POINTS + CELLS
         sight.whole[:, rows] = self.points.take(ends, axis=0)[:, INTEGRALS].T
+        for part in _blocks(len(samples)):
+            where = part if isinstance(rows, slice) else rows[part]
+            for there, look_up in self._of_samples:
+                out[where, there] = look_up(samples[part])
 
     def look(self, sight: Sight, samples: Ints, sources: Ints) -> None:
         """Update what lies inside the spans, where the positions are, and which proposals they came from.
@@ -220,33 +228,39 @@ class Observer:
         inside_features(sight.inside, integrals[:, 1] - integrals[:, 0], width, whole)
 
     def write(self, out: Floats, sight: Sight, rows: Rows, samples: Ints, sources: Ints) -> None:
-        """Fill `out` (K, width) with flat observations.
+        """Complete flat observations in which what stays the same stands already.
 
         Args:
-            out: filled.
+            out: (K, width), filled.
             sight: of N episodes, after `look`.
             rows: which of them, (K,).
             samples: (K,), rows of the cache.
             sources: (K,), the proposals that the spans came from.
         """
         table, cells = sight.table[:, rows], sight.cells.reshape(2 * PROBES, -1)[:, rows].T
-        for first in range(0, len(out), _BLOCK):
-            part = slice(first, first + _BLOCK)
-            self.assemble(out[part], table[:, part], samples[part], sources[part], cells[part])
+        for part in _blocks(len(out)):
+            self._complete(out[part], table[:, part], samples[part], sources[part], cells[part])
 
-    def assemble(
-        self, out: Floats, table: Floats, samples: Ints | int, sources: Ints | int, cells: Ints
-    ) -> None:
-        """Put observations together; also one, whose arrays have no axis of episodes.
+    def of_one(self, table: Floats, sample: int, source: int, cells: Ints) -> Floats:
+        """The flat observation (width,) of one episode.
 
         Args:
-            out: (N, width), filled.
-            table: (rows, N), as a `Sight` has it.
-            samples: (N,), rows of the cache.
-            sources: (N,), the proposals that the spans came from.
-            cells: (N, 2 * PROBES), rows of the points' table at the positions.
+            table: (rows,), as a `Sight` has it.
+            sample: row of the cache.
+            source: the proposal that the span came from.
+            cells: (2 * PROBES,), rows of the points' table at the positions.
         """
-        for there, look_up in self._lookups:
+        out = np.empty(self.width, np.float32)
+        for there, look_up in self._of_samples:
+            out[there] = look_up(sample)
+        self._complete(out, table, sample, source, cells)
+        return out
+
+    def _complete(
+        self, out: Floats, table: Floats, samples: Ints | int, sources: Ints | int, cells: Ints
+    ) -> None:
+        """Fill what changes from step to step; of one episode the arrays have no axis of episodes."""
+        for there, look_up in self._of_spans:
             out[..., there] = look_up(samples, sources, cells)
         for there, here in self._copies:
             out[..., there] = table[here].T
@@ -254,10 +268,10 @@ class Observer:
     def _points_of(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
         return self.points.take(cells, axis=0).reshape(*cells.shape[:-1], -1)
 
-    def _proposals_of(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
+    def _proposals_of(self, samples: Ints | int) -> Floats:
         return self._proposals.take(samples, axis=0)
 
-    def _models_of(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
+    def _models_of(self, samples: Ints | int) -> Floats:
         numbers = np.arange(len(self._cache.manifest["models"]))
         exists = self._slots[:, 0] < self._cache.counts[samples, None]
         models = self._cache.models[samples, : len(self._slots), None]
@@ -269,7 +283,7 @@ class Observer:
         states: Floats = self._cache.states[samples, sources]
         return states
 
-    def _texts_of(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
+    def _texts_of(self, samples: Ints | int) -> Floats:
         assert self._cache.text is not None
         texts: Floats = self._cache.text[samples]
         return texts
@@ -280,14 +294,19 @@ class Observer:
         parts = self._clip_sums.at(samples, cells - samples * _POINTS)
         return parts.reshape(*cells.shape[:-1], -1)
 
-    def _clips_of_proposals(self, samples: Ints | int, sources: Ints | int, cells: Ints) -> Floats:
+    def _clips_of_proposals(self, samples: Ints | int) -> Floats:
         assert self._clip_sums is not None
         samples = np.asarray(samples)
         starts, ends = np.moveaxis(cell_of(self._cache.spans[samples, : len(self._slots)]), -1, 0)
         parts = self._clip_sums.of_spans(samples[..., None], starts, ends)
         exists = self._slots[:, 0] < self._cache.counts[samples, None]
         parts *= exists[..., None, None]
-        return parts.reshape(*cells.shape[:-1], -1)
+        return parts.reshape(*samples.shape, -1)
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    """N episodes, `_BLOCK` after `_BLOCK`."""
+    return (slice(first, first + _BLOCK) for first in range(0, n, _BLOCK))
 
 
 def _known_shapes(cache: DecoderStateCache, proposals: int) -> dict[str, tuple[int, ...]]:

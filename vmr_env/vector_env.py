@@ -89,7 +89,6 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         self.episodes = self._setting.episodes(num_envs)
         self._copy = copy
         self._numbers = np.arange(num_envs)
-        self._buffer = np.empty((num_envs, self.observer.width), np.float32)
         self._ended = np.ones(num_envs, bool)
         self._draws: Draws | None = None
 
@@ -230,10 +229,8 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
     def _final(self, rows: Rows, infos: Info) -> Info:
         """The last observations and infos of episodes that restart in the same step, as in Gymnasium."""
         among = self._among(rows)
-        flat = np.empty((np.count_nonzero(among), self.observer.width), np.float32)
-        self.episodes.observe(flat, rows)
         observations = np.full(self.num_envs, None, object)
-        for i, row in zip(np.flatnonzero(among), flat, strict=True):
+        for i, row in zip(np.flatnonzero(among), self.episodes.observe(rows), strict=True):
             observations[i] = self._setting.formed(row)
         final = {key: among.copy() if key.startswith("_") else told for key, told in infos.items()}
         return {
@@ -249,6 +246,6 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         return mask
 
     def _observe(self) -> Any:
-        flat = np.empty_like(self._buffer) if self._copy else self._buffer
-        self.episodes.observe(flat)
-        return self._setting.formed(flat)
+        flat = self.episodes.observe()
+        fresh = self._copy and self._setting.flat  # components are copies in any case
+        return self._setting.formed(flat.copy() if fresh else flat)
