@@ -82,7 +82,7 @@ def test_intermediates(goldens: Path, name: str) -> None:
     found = {
         "input_vid_proj": calls["video_projection"][0],
         "input_txt_proj": calls["text_projection"][0],
-        "feature_refinement": calls["refinement"][0],
+        "feature_refinement": calls["refinement"][0][0],
         "pos_vid": clip_positions(inputs[1], model.config.hidden_dim),
         "t2v_encoder": with_global_and_text(model, cmi, text),
         "encoder": torch.cat((output.memory_global[:, None], output.memory_local), 1).transpose(0, 1),

@@ -192,7 +192,8 @@ def test_refinement_mixes_concatenated_blocks() -> None:
         similarity = cosine_similarity(v, sentence)[:, None] * part.similarity.t()
         attended = (v @ t.t() / 4).softmax(-1) @ t
         blocks = torch.cat((v, similarity, sentence.expand_as(v), attended), 1)
-        found = part(video, video_mask, text, text_mask)[b, :clips]
+        (refined,) = part(video, video_mask, [(text, text_mask)])
+        found = refined[b, :clips]
         torch.testing.assert_close(found, part.mixer(blocks).relu())
 
 

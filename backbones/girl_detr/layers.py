@@ -52,20 +52,21 @@ def cosine(rows: Tensor, row: Tensor) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """Zeroes each element with probability ``p`` in training and scales the others by ``1 / (1 - p)``."""
+    """Variational dropout (Gal and Ghahramani, 2016): all rows of a sample lose the same channels.
+
+    Each channel is zeroed with probability ``p`` in training, the others are scaled by ``1 / (1 - p)``.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
-    @property
-    def active(self) -> float:
-        """The probability at present: 0 outside training."""
-        return self.p if self.training else 0.0
-
     def forward(self, x: Tensor, add_to: Tensor | None = None) -> Tensor:
-        """Same shape as ``x``; the sum with ``add_to``, if given."""
-        return dropout(x, self.active, add_to)
+        """``x (..., rows, channels)``, thinned; the sum with ``add_to``, if given."""
+        if not self.training or self.p == 0:
+            return x if add_to is None else add_to + x
+        kept = dropout(x.new_ones(*x.shape[:-2], 1, x.shape[-1]), self.p)
+        return x * kept if add_to is None else torch.addcmul(add_to, x, kept)
 
 
 class FeedForward(nn.Module):
@@ -94,7 +95,8 @@ class FeedForward(nn.Module):
             return weight1, bias1, weight2
         count = len(bias1)
         kept = torch.randperm(count, device=bias1.device)[: kept_channels(count, self.p)]
-        return weight1[kept], bias1[kept], weight2[:, kept] * (count / len(kept))
+        weight2 = weight2.index_select(1, kept) * (count / len(kept))
+        return weight1.index_select(0, kept), bias1.index_select(0, kept), weight2
 
 
 def kept_channels(count: int, p: float) -> int:
@@ -188,8 +190,6 @@ def residual(
     return cast(Tensor, norm(add(branch(x), x)))
 
 
-def recomputed(module: Callable[..., Tensor], recompute: bool, *inputs: Any) -> Tensor:
+def recomputed(module: Callable[..., Any], recompute: bool, *inputs: Any) -> Any:
     """``module(*inputs)``; with ``recompute``, activations are computed again for the gradient."""
-    if recompute:
-        return cast(Tensor, checkpoint(module, *inputs, use_reentrant=False))
-    return module(*inputs)
+    return checkpoint(module, *inputs, use_reentrant=False) if recompute else module(*inputs)

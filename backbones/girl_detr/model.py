@@ -161,10 +161,10 @@ class GirlDetr(nn.Module):
         video: Tensor = recomputed(self.video_projection, self._recompute, src_vid)
         text: Tensor = recomputed(self.text_projection, self._recompute, src_txt)
         branches = self.training if training_branches is None else training_branches
-        refined = self._refine(video, video_mask, text, text_mask)
-        pairings = [Pairing(refined, text, text_mask)]
+        texts = [(text, text_mask)]
         if branches:
-            pairings += self._wrong_pairings(video, refined, video_mask, text, text_mask)
+            texts += self._wrong_texts(text, text_mask)
+        pairings = self._pairings(video, video_mask, texts)
         positions = clip_positions(video_mask, self.config.hidden_dim)
         memory, *wrong = self._encode(pairings, positions, video_mask)
         selection_logits = selected = None
@@ -188,7 +188,7 @@ class GirlDetr(nn.Module):
             references=decoded.references,
             memory_local=memory.clips,
             memory_global=memory.whole,
-            src_vid=refined,
+            src_vid=pairings[0].refined,
             src_txt=text,
             video_mask=video_mask,
             text_mask=text_mask,
@@ -204,21 +204,21 @@ class GirlDetr(nn.Module):
     def _recompute(self) -> bool:
         return self.recompute and torch.is_grad_enabled()
 
-    def _refine(self, video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        if self.refinement is None:
-            return video
-        return recomputed(self.refinement, self._recompute, video, video_mask, text, text_mask)
+    def _wrong_texts(self, text: Tensor, text_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """For each video the next sample's text, if any; see the repair ``negative_refinement`` (Q14)."""
+        if len(text) == 1 and self.config.repaired("negative_refinement"):
+            return []
+        return [(text.roll(-1, 0), text_mask.roll(-1, 0))]
 
-    def _wrong_pairings(
-        self, video: Tensor, refined: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor
+    def _pairings(
+        self, video: Tensor, video_mask: Tensor, texts: list[tuple[Tensor, Tensor]]
     ) -> list["Pairing"]:
-        """Each video with the next sample's text, if any; see the repair ``negative_refinement`` (Q14)."""
-        text, text_mask = text.roll(-1, 0), text_mask.roll(-1, 0)
-        if self.config.repaired("negative_refinement"):
-            if len(video) == 1:
-                return []
-            refined = self._refine(video, video_mask, text, text_mask)
-        return [Pairing(refined, text, text_mask)]
+        """The videos with each of their texts; officially, the first text refines them for the others too."""
+        refining = texts if self.config.repaired("negative_refinement") else texts[:1]
+        refined: tuple[Tensor, ...] = (video,)
+        if self.refinement is not None:
+            refined = recomputed(self.refinement, self._recompute, video, video_mask, refining)
+        return [Pairing(refined[min(i, len(refined) - 1)], *text) for i, text in enumerate(texts)]
 
     def _encode(self, pairings: list["Pairing"], positions: Tensor, video_mask: Tensor) -> list[Memory]:
         """Encode the videos with each of their texts, all as one batch."""

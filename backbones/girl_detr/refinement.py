@@ -32,8 +32,24 @@ class FeatureRefinement(nn.Module):
         for weight in (self.sentence_pool, self.similarity):
             nn.init.xavier_uniform_(weight)
 
-    def forward(self, video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Refine ``video (B, Lv, d)`` by ``text (B, Lt, d)``; masks ``(B, Lv)``, ``(B, Lt)``, 1 = valid."""
+    def forward(
+        self, video: Tensor, video_mask: Tensor, texts: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, ...]:
+        """Refine ``video (B, Lv, d)`` with ``video_mask (B, Lv)``, 1 = valid, by each of several texts.
+
+        A text is its tokens ``(B, Lt, d)`` and their mask ``(B, Lt)``. What does not depend on it is
+        computed once.
+        """
+        mixed = F.linear(self.dropout(video), self._mixer_weights()[0], self.mixer.bias)
+        return tuple(self._refine(mixed, video, video_mask, *text) for text in texts)
+
+    def _mixer_weights(self) -> tuple[Tensor, ...]:
+        """Weights of the mixer for each of its four blocks."""
+        return self.mixer.weight.chunk(4, dim=1)
+
+    def _refine(
+        self, mixed: Tensor, video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor
+    ) -> Tensor:
         sentence = self._sentence(text, text_mask)  # (B, d)
         similarity = self._similarity(video, video_mask, sentence)  # (B, Lv)
         blocks = (
@@ -41,7 +57,7 @@ class FeatureRefinement(nn.Module):
             Block(sentence[:, None], torch.ones_like(similarity)[..., None]),
             cast(Block, self.correlation(video, text, text_mask)),
         )
-        return cast(Tensor, self.dropout(torch.relu(self._mix(video, blocks))))
+        return cast(Tensor, self.dropout(torch.relu(self._mix(mixed, blocks))))
 
     def _sentence(self, text: Tensor, text_mask: Tensor) -> Tensor:
         scores = (text @ self.sentence_pool).squeeze(-1) + (1 - text_mask) * -1e30
@@ -53,16 +69,14 @@ class FeatureRefinement(nn.Module):
             return similarity * video_mask
         return similarity + (1 - video_mask) * LOG_OF_PADDING
 
-    def _mix(self, video: Tensor, blocks: Sequence["Block"]) -> Tensor:
+    def _mix(self, mixed: Tensor, blocks: Sequence["Block"]) -> Tensor:
         """The mixer on the concatenated blocks, applied to their rows before the clips take their shares.
 
         So dropout is drawn once for a sentence or token, not again for each clip that takes it.
         """
-        of_clips, *weights = self.mixer.weight.chunk(4, dim=1)
-        mixed = F.linear(self.dropout(video), of_clips, self.mixer.bias)
         rows = [
-            F.linear(self.dropout(block.rows), weight).expand(len(video), -1, -1)
-            for block, weight in zip(blocks, weights, strict=True)
+            F.linear(self.dropout(block.rows), weight).expand(len(mixed), -1, -1)
+            for block, weight in zip(blocks, self._mixer_weights()[1:], strict=True)
         ]
         return torch.baddbmm(mixed, torch.cat([block.shares for block in blocks], 2), torch.cat(rows, 1))
 
