@@ -6,8 +6,8 @@ Prints, over a simulated QVHighlights cache:
 
 - the native vector environment against Gymnasium's `SyncVectorEnv` over the same single environments, and
   against only gathering as many observation rows (N rows of the same width and type, out of a table with a
-  row for each sample and step, into a fresh array, as a step returns them), and against putting together
-  its observations alone;
+  row for each sample and step, into a fresh array, as a step returns them), once more with observations in
+  one array that every step overwrites (`copy=False`), and against putting together its observations alone;
 - steps per second of a single environment, resets included;
 - frames per second of our PPO against Stable-Baselines3's, with the same networks (two perceptrons of two
   hidden layers) and rollouts, and the returns that they reach after the same number of frames, means over
@@ -50,7 +50,7 @@ from vmr_env.vector_env import VMRVectorEnv
 Work = Callable[[], object]
 
 ACTIONS = DiscreteActions(PROPOSALS).size
-STEPS = {"native": 40, "gathering rows": 40, "observations": 40, "SyncVectorEnv": 1}
+STEPS = {"native": 40, "native, copy=False": 40, "gathering rows": 40, "observations": 40, "SyncVectorEnv": 1}
 """Steps of a turn."""
 
 SEEDS = 3
@@ -114,14 +114,16 @@ def vector_figures(cache: DecoderStateCache, n: int, turns: int) -> dict[str, fl
     random = np.random.default_rng(0)
     dataset = cache.manifest["dataset"]
     native = VMRVectorEnv(n, dataset, source=cache)
+    reusing = VMRVectorEnv(n, dataset, source=cache, copy=False)
     loop = SyncVectorEnv([partial(VMREnv, dataset, source=cache)] * n)
     rows = len(cache) * native.action_mode.horizon
     table = random.random((rows, native.observer.width), np.float32)
-    for env in (native, loop):
+    for env in (native, reusing, loop):
         env.reset(seed=0)
     actions = {name: random.integers(ACTIONS, size=(steps, n)) for name, steps in STEPS.items()}
     works: dict[str, Work] = {
         "native": partial(steps_of, native, actions["native"]),
+        "native, copy=False": partial(steps_of, reusing, actions["native, copy=False"]),
         "gathering rows": partial(gather, table, random.integers(rows, size=(STEPS["gathering rows"], n))),
         "observations": partial(observe, native, STEPS["observations"]),
         "SyncVectorEnv": partial(steps_of, loop, actions["SyncVectorEnv"]),
@@ -132,6 +134,9 @@ def vector_figures(cache: DecoderStateCache, n: int, turns: int) -> dict[str, fl
         f"native steps/s at N={n}": n / statistics.median(step["native"]),
         f"SyncVectorEnv / native at N={n}": median_ratio(step["SyncVectorEnv"], step["native"]),
         f"native / gathering rows at N={n}": median_ratio(step["native"], step["gathering rows"]),
+        f"native, copy=False / gathering rows at N={n}": median_ratio(
+            step["native, copy=False"], step["gathering rows"]
+        ),
         f"native / observations alone at N={n}": median_ratio(step["native"], step["observations"]),
     }
 
