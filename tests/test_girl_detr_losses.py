@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backbones.girl_detr.config import GirlDetrConfig
+from backbones.girl_detr.config import REPAIRS, GirlDetrConfig
 from backbones.girl_detr.head import Detections
 from backbones.girl_detr.losses import SupervisedCriterion
 from backbones.girl_detr.matcher import match, matching_cost
 from backbones.girl_detr.model import GirlDetr, GirlDetrOutput
 from backbones.girl_detr.official import official_name
+from backbones.girl_detr.saliency_losses import saliency_terms
 from backbones.girl_detr.schedules import learning_rate
 from backbones.girl_detr.spans import cxw_to_span, overlaps
 from backbones.girl_detr.targets import Targets
@@ -204,13 +205,48 @@ def padded(inputs: tuple[Tensor, ...], targets: Targets) -> tuple[tuple[Tensor, 
 def test_repaired_losses_ignore_batch_size_and_padding(change: Any) -> None:
     """The same samples twice, or behind more padding, cost the same; the official losses change with both."""
     case = small_batch(3)
-    for behaviour, same in (("repaired", True), ("official", False)):
-        config = small_config(behaviour=behaviour, use_iou_head=True)
+    for repairs, same in ((REPAIRS.keys() - {"half_negatives"}, True), ((), False)):
+        config = small_config(repairs=frozenset(repairs), use_iou_head=True)
         model = GirlDetr(config).eval()
         first, second = (
             losses_of(run(model, inputs), targets, config) for inputs, targets in (case, change(*case))
         )
         assert (first == pytest.approx(second, rel=1e-4)) == same
+
+
+def test_half_of_a_batch_meets_wrong_texts() -> None:
+    """The losses are those of the two halves on their own, one with wrong texts and one without."""
+    inputs, targets = small_batch(3)
+    config = small_config()
+    output = run(GirlDetr(config, seed=2).eval(), inputs)
+    negative = output.saliency_scores_neg
+    assert negative is not None
+    assert len(negative) == 2
+    whole = saliency_terms(output, targets, 0, config)
+    first, last = (
+        saliency_terms(
+            replace(
+                output,
+                saliency_scores=output.saliency_scores[part],
+                saliency_scores_neg=wrong,
+                saliency_scores_mr=None,
+                video_mask=output.video_mask[part],
+            ),
+            Targets(
+                targets.spans[part],
+                targets.saliency_all_labels[part],
+                targets.saliency_pos_labels[part],
+                targets.saliency_neg_labels[part],
+            ),
+            0,
+            config,
+        )
+        for part, wrong in ((slice(0, 2), negative), (slice(2, 3), None))
+    )
+    assert "neg_pair" not in last
+    torch.testing.assert_close(whole["neg_pair"], first["neg_pair"])
+    mean = (2 * first["rank_contrastive"] + last["rank_contrastive"]) / 3
+    torch.testing.assert_close(whole["rank_contrastive"], mean)
 
 
 def test_a_batch_of_one_trains() -> None:

@@ -17,12 +17,13 @@ FEWEST_DROPPED, MOST_DROPPED = 1, 255  # of the 256 values of a byte
 BLOCK = 1 << 16  # elements: a few such blocks fit into the cache of a core
 
 
-def dropout(x: Tensor, p: float) -> Tensor:
-    """Dropout of each element of ``x`` with probability ``p``."""
+def dropout(x: Tensor, p: float, add_to: Tensor | None = None) -> Tensor:
+    """Dropout of ``x`` with probability ``p``, added to ``add_to`` of the same shape."""
     if FEWEST_DROPPED <= 256 * p <= MOST_DROPPED and x.device.type == "cpu":
-        apply: Callable[[Tensor, float], Tensor] = _ByteDropout.apply
-        return apply(x, p)
-    return F.dropout(x, p) if p > 0 else x
+        apply: Callable[[Tensor, Tensor | None, float], Tensor] = _ByteDropout.apply
+        return apply(x, add_to, p)
+    x = F.dropout(x, p) if p > 0 else x
+    return x if add_to is None else add_to + x
 
 
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ class _ByteDropout(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, add_to: Tensor | None, p: float) -> Tensor:
         seed = int(torch.randint(2**62, ()).item())
         words = np.random.SFC64(seed).random_raw(1 + -(-x.numel() // 8))  # a third of the time of PyTorch's
         drawn = torch.from_numpy(words[1:].view(np.uint8))[: x.numel()].view(x.shape)
@@ -49,18 +50,20 @@ class _ByteDropout(torch.autograd.Function):
         kept = drawn.clamp_(dropped - 1, dropped).sub_(dropped - 1)
         ctx.scale = 256 / (256 - dropped)
         ctx.save_for_backward(kept)
-        return _keep(x, kept, ctx.scale)
+        return _keep(x, kept, ctx.scale, add_to)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (gradient,), (kept,) = gradients, ctx.saved_tensors
-        return _keep(gradient, kept, ctx.scale), None
+        to_x = _keep(gradient, kept, ctx.scale, None)
+        return to_x, gradient if ctx.needs_input_grad[1] else None, None
 
 
-def _keep(x: Tensor, kept: Tensor, scale: float) -> Tensor:
-    """``x`` times ``kept``, bytes 0 or 1, times ``scale``."""
+def _keep(x: Tensor, kept: Tensor, scale: float, add_to: Tensor | None) -> Tensor:
+    """``x`` times ``kept``, bytes 0 or 1, times ``scale``, added to ``add_to``."""
     result = kept.to(x.dtype)
-    return torch.addcmul(x.new_zeros(()), x, result, value=scale, out=result)
+    base = x.new_zeros(()) if add_to is None else add_to
+    return torch.addcmul(base, x, result, value=scale, out=result)
 
 
 class _SingleSlope(torch.autograd.Function):

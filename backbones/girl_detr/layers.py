@@ -52,21 +52,20 @@ def cosine(rows: Tensor, row: Tensor) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """Variational dropout (Gal and Ghahramani, 2016): all rows of a sample lose the same channels.
-
-    Each channel is zeroed with probability ``p`` in training, the others are scaled by ``1 / (1 - p)``.
-    """
+    """Zeroes each element with probability ``p`` in training and scales the others by ``1 / (1 - p)``."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
+    @property
+    def active(self) -> float:
+        """The probability at present: 0 outside training."""
+        return self.p if self.training else 0.0
+
     def forward(self, x: Tensor, add_to: Tensor | None = None) -> Tensor:
-        """``x (..., rows, channels)``, thinned; the sum with ``add_to``, if given."""
-        if not self.training or self.p == 0:
-            return x if add_to is None else add_to + x
-        kept = dropout(x.new_ones(*x.shape[:-2], 1, x.shape[-1]), self.p)
-        return x * kept if add_to is None else torch.addcmul(add_to, x, kept)
+        """Same shape as ``x``; the sum with ``add_to``, if given."""
+        return dropout(x, self.active, add_to)
 
 
 class FeedForward(nn.Module):

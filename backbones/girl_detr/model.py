@@ -47,7 +47,7 @@ class GirlDetrOutput:
     saliency_scores: Tensor
     """``(B, Lv)``; padded clips hold no meaning."""
     saliency_scores_neg: Tensor | None = None
-    """The same with another sample's text, ``(B, Lv)``."""
+    """The same of the first N samples with another sample's text, ``(N, Lv)``."""
     saliency_scores_mr: Tensor | None = None
     """Saliency from the predicted moment, ``(B, Lv)``."""
     proj_layers: Tensor | None = None
@@ -87,11 +87,11 @@ class GirlDetrOutput:
 
 
 class Pairing(NamedTuple):
-    """Videos, refined by their texts, and these texts."""
+    """The first N videos of a batch, refined by their texts, and these texts."""
 
-    refined: Tensor  # (B, Lv, d)
-    text: Tensor  # (B, Lt, d)
-    text_mask: Tensor  # (B, Lt), 1 = valid
+    refined: Tensor  # (N, Lv, d)
+    text: Tensor  # (N, Lt, d)
+    text_mask: Tensor  # (N, Lt), 1 = valid
 
 
 class GirlDetr(nn.Module):
@@ -205,10 +205,17 @@ class GirlDetr(nn.Module):
         return self.recompute and torch.is_grad_enabled()
 
     def _wrong_texts(self, text: Tensor, text_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """For each video the next sample's text, if any; see the repair ``negative_refinement`` (Q14)."""
-        if len(text) == 1 and self.config.repaired("negative_refinement"):
+        """For each of the first videos the next sample's text.
+
+        See the repairs ``negative_refinement`` (Q14), without which a video alone gets its own text, and
+        ``half_negatives``.
+        """
+        count = len(text)
+        if count == 1 and self.config.repaired("negative_refinement"):
             return []
-        return [(text.roll(-1, 0), text_mask.roll(-1, 0))]
+        if self.config.repaired("half_negatives"):
+            count = (count + 1) // 2
+        return [(text.roll(-1, 0)[:count], text_mask.roll(-1, 0)[:count])]
 
     def _pairings(
         self, video: Tensor, video_mask: Tensor, texts: list[tuple[Tensor, Tensor]]
@@ -218,21 +225,28 @@ class GirlDetr(nn.Module):
         refined: tuple[Tensor, ...] = (video,)
         if self.refinement is not None:
             refined = recomputed(self.refinement, self._recompute, video, video_mask, refining)
-        return [Pairing(refined[min(i, len(refined) - 1)], *text) for i, text in enumerate(texts)]
+        return [
+            Pairing(refined[min(i, len(refined) - 1)][: len(text)], text, text_mask)
+            for i, (text, text_mask) in enumerate(texts)
+        ]
 
     def _encode(self, pairings: list["Pairing"], positions: Tensor, video_mask: Tensor) -> list[Memory]:
         """Encode the videos with each of their texts, all as one batch."""
-        count = len(pairings)
-        masks = [self.cmi.masks(video_mask, pairing.text_mask) for pairing in pairings]
+        counts = [len(pairing.text) for pairing in pairings]
+        video_masks = [video_mask[:count] for count in counts]
+        masks = [
+            self.cmi.masks(mask, pairing.text_mask)
+            for mask, pairing in zip(video_masks, pairings, strict=True)
+        ]
         video, text, _ = map(torch.cat, zip(*pairings, strict=True))
-        positions, video_mask = positions.repeat(count, 1, 1), video_mask.repeat(count, 1)
+        positions = torch.cat([positions[:count] for count in counts])
         text_positions = None
         if self.use_txt_pos and self.text_positions is not None:
             text_positions = self.text_positions(text)
         joint_masks = CrossMasks(*map(torch.cat, zip(*masks, strict=True)))
         video = self.cmi(video, positions, text, text_positions, joint_masks, self._recompute)
-        memory: Memory = self.encoder(video, positions, video_mask, self._recompute)
-        return list(map(Memory, memory.clips.chunk(count), memory.whole.chunk(count)))
+        memory: Memory = self.encoder(video, positions, torch.cat(video_masks), self._recompute)
+        return list(map(Memory, torch.split(memory.clips, counts), torch.split(memory.whole, counts)))
 
     def _check(self, video: Tensor, video_mask: Tensor, text: Tensor, text_mask: Tensor) -> None:
         for name, x, mask, width in (

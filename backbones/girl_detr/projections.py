@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.girl_detr.kernels import dropout
+from backbones.girl_detr.layers import Dropout
 
 
 class ProjectionBlock(nn.Module):
@@ -18,7 +18,7 @@ class ProjectionBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, p: float, relu: bool) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(inputs)
-        self.p = p
+        self.dropout = Dropout(p)
         self.linear = nn.Linear(inputs, outputs)
         self.relu = relu
 
@@ -27,7 +27,7 @@ class ProjectionBlock(nn.Module):
         normalised = F.layer_norm(x, self.norm.normalized_shape, eps=self.norm.eps)
         weight = self.linear.weight * self.norm.weight
         bias = self.linear.bias + self.linear.weight @ self.norm.bias
-        x = F.linear(dropout(normalised, self.p if self.training else 0.0), weight, bias)
+        x = F.linear(self.dropout(normalised), weight, bias)
         return torch.relu(x) if self.relu else x
 
 

@@ -37,11 +37,15 @@ class FeatureRefinement(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Refine ``video (B, Lv, d)`` with ``video_mask (B, Lv)``, 1 = valid, by each of several texts.
 
-        A text is its tokens ``(B, Lt, d)`` and their mask ``(B, Lt)``. What does not depend on it is
-        computed once.
+        Texts are tokens ``(N, Lt, d)`` and their mask ``(N, Lt)`` for the first N videos. What does not
+        depend on them is computed once.
         """
         mixed = F.linear(self.dropout(video), self._mixer_weights()[0], self.mixer.bias)
-        return tuple(self._refine(mixed, video, video_mask, *text) for text in texts)
+        refined = []
+        for text, text_mask in texts:
+            n = len(text)
+            refined.append(self._refine(mixed[:n], video[:n], video_mask[:n], text, text_mask))
+        return tuple(refined)
 
     def _mixer_weights(self) -> tuple[Tensor, ...]:
         """Weights of the mixer for each of its four blocks."""

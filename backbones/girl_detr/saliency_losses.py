@@ -29,7 +29,7 @@ def saliency_terms(
         "cos": config.cos_sim_loss_coef * _over_batch(1 - (truth * shape).sum(1), config),
     }
     if negative is not None:
-        terms["neg_pair"] = (F.softplus(negative) * mask).sum(1).mean()
+        terms["neg_pair"] = (F.softplus(negative) * mask[: len(negative)]).sum(1).mean()
     if output.saliency_scores_mr is not None:
         by_moment = curve(output.saliency_scores_mr.float(), mask, config)
         terms["mr_to_hd_cos"] = config.mr_to_hd_loss_coef * _over_batch(
@@ -79,8 +79,10 @@ def _over_clips(values: Tensor, mask: Tensor, config: GirlDetrConfig) -> Tensor:
 
 def _rank_contrastive(scores: Tensor, negative: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
     """For each rank, clips labelled at least so high against all others, also those with the wrong text."""
-    if negative is not None:
-        scores, mask = torch.cat((scores, negative), 1), torch.cat((mask, mask), 1)
+    if negative is not None:  # of the first samples
+        absent = (0, 0, 0, len(scores) - len(negative))
+        scores = torch.cat((scores, F.pad(negative, absent)), 1)
+        mask = torch.cat((mask, F.pad(mask[: len(negative)], absent)), 1)
         labels = torch.cat((labels, torch.zeros_like(labels)), 1)
     logits = scores.masked_fill(mask == 0, PADDED_SCORE) / RANK_TEMPERATURE
     logits = logits - logits.amax(1, keepdim=True).detach()
