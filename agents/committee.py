@@ -20,7 +20,7 @@ from agents.evaluation import Refined, refine, shares_of_uses
 from agents.protocol import Agent, Floats, Masks, Metrics
 from agents.run_state import load_run, save_run
 from vmr_env.cache import DecoderStateCache, video_folds
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files import PathLike
 from vmr_env.vector_env import VMRVectorEnv
 
@@ -28,6 +28,31 @@ Array = NDArray[Any]
 MakeAgent = Callable[[VMRVectorEnv, int], Agent]
 
 _CHECKPOINT = "committee"
+
+
+@dataclass(frozen=True)
+class Configured:
+    """Makes agents of a class with other settings than its own; stands where the class could."""
+
+    agent: Callable[..., Agent]
+    """The class."""
+    config: Any
+    """Its third argument."""
+
+    def __call__(self, env: VMRVectorEnv, seed: int) -> Agent:
+        """A new agent."""
+        return self.agent(env, seed, self.config)
+
+    @property
+    def num_envs(self) -> int:
+        """As the class has it."""
+        return getattr(self.agent, "num_envs", Agent.num_envs)
+
+    @property
+    def env_options(self) -> Mapping[str, Any]:
+        """As the class has them."""
+        options: Mapping[str, Any] = getattr(self.agent, "env_options", {})
+        return options
 
 
 @dataclass(frozen=True)
@@ -262,11 +287,12 @@ def load_committee(path: PathLike, make: MakeAgent, cache: DecoderStateCache) ->
 
     Args:
         path: the file.
-        make: what made its members, such as their class.
+        make: what made its members, such as their class, or `Configured` where they had other settings.
         cache: of the same data set, with the same kinds of observations.
 
     Raises:
-        DataError: the file is no committee's, its members are of another class, or the cache does not fit.
+        DataError: the file is no committee's, its members are of another class or have other settings, or the
+            cache does not fit.
     """
     state = load_run(Path(path), _CHECKPOINT, {"dataset": cache.manifest["dataset"]})
     members = []
@@ -280,7 +306,13 @@ def load_committee(path: PathLike, make: MakeAgent, cache: DecoderStateCache) ->
             if was != now:
                 message = f"is {was}, expected {now}, as the agent and cache to load it with have it"
                 raise DataError(Problem(str(path), None, what, message))
-        agent.load_state_dict(_restored(kept["state"]))
+        try:
+            agent.load_state_dict(_restored(kept["state"]))
+        except (RuntimeError, KeyError, ValueError) as error:
+            message = (
+                f"does not fit, expected that of an agent with the same settings ({shorten(str(error))})"
+            )
+            raise DataError(Problem(str(path), None, "state", message)) from error
         members.append(agent)
     return Committee(members, state["options"])
 

@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from agents.networks import PolicyValue
-from agents.policy_agent import PolicyAgent, descend
+from agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from agents.ppo import entropy
 from agents.protocol import Metrics
 from vmr_env.vector_env import VMRVectorEnv
 
 
 @dataclass(frozen=True)
-class ExpectedGainConfig:
+class ExpectedGainConfig(PolicyConfig):
     """Settings of the expected-gain agent."""
 
     members: int = 1
@@ -46,6 +46,7 @@ class ExpectedGain(PolicyAgent):
 
     rounds = 30
     env_options: ClassVar[Mapping[str, Any]] = {"horizon": 2}
+    config_class: ClassVar[type] = ExpectedGainConfig
 
     def __init__(self, env: VMRVectorEnv, seed: int, config: ExpectedGainConfig | None = None) -> None:
         self.config = config or ExpectedGainConfig()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.networks import PolicyValue
-from agents.policy_agent import PolicyAgent, descend
+from agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from agents.ppo import entropy
 from agents.protocol import Metrics
 from vmr_env.vector_env import VMRVectorEnv
@@ -23,7 +23,7 @@ _LEAST_STD = 1e-4  # a group whose returns are alike teaches nothing
 
 
 @dataclass(frozen=True)
-class GRPOConfig:
+class GRPOConfig(PolicyConfig):
     """Settings of GRPO."""
 
     members: int = 1
@@ -74,6 +74,7 @@ class GRPO(PolicyAgent):
 
     rounds = 50
     env_options: ClassVar[Mapping[str, Any]] = {"horizon": 1}
+    config_class: ClassVar[type] = GRPOConfig
 
     def __init__(self, env: VMRVectorEnv, seed: int, config: GRPOConfig | None = None) -> None:
         self.config = config or GRPOConfig()

@@ -262,8 +262,15 @@ def make_network(kind: str, observer: Observer, actions: int, hidden: int) -> Re
     Raises:
         ValueError: there is no such kind.
     """
-    if kind == "refinement":
-        return RefinementNetwork(observer, hidden)
-    if kind == "flat":
-        return FlatNetwork(observer, actions, hidden)
-    raise ValueError(f"network is {kind!r}, expected 'refinement' or 'flat'")
+    check_kind(kind)
+    return (
+        RefinementNetwork(observer, hidden)
+        if kind == "refinement"
+        else FlatNetwork(observer, actions, hidden)
+    )
+
+
+def check_kind(kind: str) -> None:
+    """Raise ValueError where there is no such kind of network."""
+    if kind not in ("refinement", "flat"):
+        raise ValueError(f"network is {kind!r}, expected 'refinement' or 'flat'")

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,29 @@ def descend(loss: Tensor, optimiser: torch.optim.Optimizer, max_norm: float) -> 
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     nn.utils.clip_grad_norm_(parameters, max_norm)
     optimiser.step()
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Base of the settings of policies.
+
+    Raises:
+        ValueError: a whole number is below 1, another number negative or not finite, or a value of another
+            kind than the default.
+    """
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, whole = getattr(self, field.name), isinstance(field.default, int)
+            if isinstance(field.default, str):
+                right, expected = isinstance(value, str), "text"
+            elif whole:
+                right, expected = type(value) is int and value >= 1, "a whole number of at least 1"
+            else:
+                right = type(value) in (int, float) and 0 <= value < math.inf
+                expected = "a number of at least 0"
+            if not right:
+                raise ValueError(f"{field.name} is {value!r}, expected {expected}")
 
 
 class PolicyAgent(Agent):

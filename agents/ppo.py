@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agents.networks import PolicyValue
-from agents.policy_agent import PolicyAgent, descend
+from agents.networks import PolicyValue, check_kind
+from agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from agents.protocol import Metrics
 from agents.rollout import Rollout, gae, mean_episode_return
 from vmr_env.vector_env import VMRVectorEnv
 
 
 @dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(PolicyConfig):
     """Settings of PPO."""
 
     members: int = 1
@@ -52,12 +52,17 @@ class PPOConfig:
     network: str = "refinement"
     """Kind of the networks, see `agents.networks.make_network`."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_kind(self.network)
+
 
 class PPO(PolicyAgent):
     """PPO; arguments as in `Agent`, and `config`."""
 
     rounds = 50
     env_options: ClassVar[Mapping[str, Any]] = {"horizon": 1}
+    config_class: ClassVar[type] = PPOConfig
 
     def __init__(self, env: VMRVectorEnv, seed: int, config: PPOConfig | None = None) -> None:
         self.config = config or PPOConfig()

@@ -27,6 +27,7 @@ class Agent(ABC):
         rounds: how many times the trainer calls `update`; 0 for an agent that does not learn.
         num_envs: episodes that run side by side in training.
         env_options: arguments of `VMRVectorEnv` that this agent wants, in training and evaluation alike.
+        config_class: dataclass of the settings that it takes as `config`, if any; for `run_tprl.py --set`.
 
     Args:
         env: where it learns; its samples are training samples only, and finished episodes restart in the same
@@ -37,6 +38,7 @@ class Agent(ABC):
     rounds: int = 0
     num_envs: ClassVar[int] = 256
     env_options: ClassVar[Mapping[str, Any]] = {}
+    config_class: ClassVar[type | None] = None
 
     def __init__(self, env: VMRVectorEnv, seed: int) -> None:
         self.env = env

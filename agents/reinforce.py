@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from agents.networks import PolicyValue
-from agents.policy_agent import PolicyAgent, descend
+from agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from agents.ppo import entropy
 from agents.protocol import Metrics
 from agents.rollout import gae, mean_episode_return
@@ -17,7 +17,7 @@ from vmr_env.vector_env import VMRVectorEnv
 
 
 @dataclass(frozen=True)
-class ReinforceConfig:
+class ReinforceConfig(PolicyConfig):
     """Settings of REINFORCE."""
 
     members: int = 1
@@ -45,6 +45,7 @@ class Reinforce(PolicyAgent):
 
     rounds = 120
     env_options: ClassVar[Mapping[str, Any]] = {"horizon": 1}
+    config_class: ClassVar[type] = ReinforceConfig
 
     def __init__(self, env: VMRVectorEnv, seed: int, config: ReinforceConfig | None = None) -> None:
         self.config = config or ReinforceConfig()

@@ -4,11 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from agents.head_config import HeadConfig
 from agents.head_policy import head_policy_config
-from agents.stepwise import StepwiseConfig
 from agents.tprl_config import TprlConfig, default_config, paper_config, with_stages
 from benchmarks.methods import HeadMethod, Method
 from benchmarks.stepwise_method import STEPWISE_AGENTS, StepwiseMethod, stepwise_config
@@ -22,7 +21,8 @@ HEAD_AGENTS = ("tprl", "tprl_paper", "head_reinforce", "head_ppo", "head_grpo")
 BACKBONE_METHODS = (*HEAD_AGENTS, *STEPWISE_AGENTS)
 """Those and the published step-wise agents, which move proposals by the backbone's clip features."""
 
-Config = TypeVar("Config", HeadConfig, StepwiseConfig)
+Config = TypeVar("Config")
+"""A dataclass."""
 
 
 def backbone_method(name: str, dataset: str, weights: Path, options: Mapping[str, Any]) -> Method:
@@ -45,7 +45,7 @@ def head_config(name: str, dataset: str) -> HeadConfig:
     return head_policy_config(name.removeprefix("head_"))
 
 
-def parse_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+def parse_options(given: Sequence[str], agents: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Options as "agent.name=value", values in JSON or plain text: by agent, by name.
 
     Raises:
@@ -54,10 +54,9 @@ def parse_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     options: dict[str, dict[str, Any]] = {}
     for text in given:
         path, equals, value = text.partition("=")
-        agent, dot, name = path.partition(".")
-        if not (equals and dot and agent in BACKBONE_METHODS):
-            known = ", ".join(BACKBONE_METHODS)
-            message = f"is {text!r}, expected agent.name=value with an agent of {known}"
+        agent, dot, name = path.rpartition(".")
+        if not (equals and dot and agent in agents):
+            message = f"is {text!r}, expected agent.name=value with an agent of {', '.join(agents)}"
             raise DataError(Problem("--set", None, None, message))
         try:
             options.setdefault(agent, {})[name] = json.loads(value)
@@ -72,15 +71,17 @@ def configured(config: Config, options: Mapping[str, Any]) -> Config:
     Raises:
         DataError: There is no such setting, or its value is not as expected.
     """
-    known = {field.name for field in fields(config)} - {"schedule"} | {"epochs"}
+    known = {field.name for field in fields(cast(Any, config))}
+    if isinstance(config, TprlConfig):
+        known = known - {"schedule"} | {"epochs"}
     if unknown := sorted(set(options) - known):
         message = f"has {unknown[0]!r}, expected some of {', '.join(sorted(known))}"
         raise DataError(Problem("--set", None, None, message))
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     try:
         if isinstance(config, TprlConfig) and "epochs" in options:
-            config = with_stages(config, options.pop("epochs"))
-        return replace(config, **options)
+            return cast(Config, replace(with_stages(config, options.pop("epochs")), **options))
+        return cast(Config, replace(cast(Any, config), **options))
     except (TypeError, ValueError) as error:
         raise DataError(Problem("--set", None, None, str(error))) from error
 

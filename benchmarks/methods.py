@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from agents.committee import MakeAgent, Progress, Selection, cross_fit, save_committee
+from agents.committee import Configured, MakeAgent, Progress, Selection, cross_fit, save_committee
 from agents.evaluation import USES, Refined, Steps, submission, trace
 from agents.head_config import HeadConfig
 from agents.head_policy import HeadPolicyConfig, HeadPolicyTrainer
@@ -122,6 +122,10 @@ class EnvironmentMethod(Method):
 
     make: MakeAgent
     """Makes an agent for an environment and a seed."""
+
+    def describe(self) -> dict[str, Any]:
+        """Its settings, where they are not the agent's own."""
+        return asdict(self.make.config) if isinstance(self.make, Configured) else {}
 
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch

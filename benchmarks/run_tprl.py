@@ -23,7 +23,7 @@ import importlib.util
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from agents.committee import MakeAgent, Progress
+from agents.committee import Configured, MakeAgent, Progress
 from agents.stepwise_scenes import SceneBatches
 from backbones.configs import get_recipe
 from backbones.embedded import RECIPE, Sizes, build_embedded
@@ -42,6 +42,7 @@ from benchmarks.head_methods import (
     HEAD_AGENTS,
     ablations,
     backbone_method,
+    configured,
     parse_options,
 )
 from benchmarks.methods import EnvironmentMethod, Fold, Method, Settings, check_weights
@@ -152,8 +153,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="AGENT.NAME=VALUE",
-        help="another setting of an agent that trains the head, or of a step-wise one, such as tprl.lr=1e-3 "
-        "or tprl.epochs=[1,2,9]",
+        help="another setting of an agent, such as tprl.epochs=[1,2,9] or expected_gain.members=3",
     )
     learning.add_argument(
         "--agent", action="append", default=[], help="an own agent, module:Class; may be repeated"
@@ -288,14 +288,29 @@ def methods_of(args: argparse.Namespace, folds: Sequence[Fold]) -> dict[str, Met
     if args.ablate:
         features = Features(*args.features) if args.features else None
         return ablations(args.dataset, args.weights, features)
-    options = parse_options(args.set)
+    options = parse_options(args.set, [*BACKBONE_METHODS, *AGENTS, *args.agent])
     methods: dict[str, Method] = {}
     for name in [*args.agents, *args.agent]:
         if name in BACKBONE_METHODS:
             methods[name] = backbone_method(name, args.dataset, args.weights, options.get(name, {}))
         else:
-            methods[name] = EnvironmentMethod(load_agent(name))
+            methods[name] = EnvironmentMethod(_with_settings(load_agent(name), name, options.get(name, {})))
     return methods
+
+
+def _with_settings(agent: MakeAgent, name: str, options: Mapping[str, Any]) -> MakeAgent:
+    """The agent's class, or what makes its agents with other values of some settings.
+
+    Raises:
+        DataError: there is no such setting, or its value is not as expected.
+    """
+    if not options:
+        return agent
+    config_class: Any = getattr(agent, "config_class", None)
+    if config_class is None:
+        message = f"names {name}, expected an agent with settings (a class with config_class)"
+        raise DataError(Problem("--set", None, None, message))
+    return Configured(agent, configured(config_class(), options))
 
 
 def open_data(args: argparse.Namespace) -> list[Fold]:

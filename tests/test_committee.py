@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agents.committee
-from agents.committee import Committee, Progress, cross_fit, load_committee, save_committee
+from agents.committee import Committee, Configured, Progress, cross_fit, load_committee, save_committee
 from agents.evaluation import refine
-from agents.expected_gain import ExpectedGain
+from agents.expected_gain import ExpectedGain, ExpectedGainConfig
 from agents.ppo import PPO
 from agents.protocol import Agent, Floats, Masks, Metrics
 from agents.reinforce import Reinforce
@@ -255,6 +255,22 @@ def test_a_committee_from_its_file_acts_alike(
     told = torch.load(path, weights_only=True)["run"]
     assert told == {"seed": 3, "version": "1", "dataset": "charades"}
     assert [file.name for file in tmp_path.iterdir()] == ["committee.pt"]
+
+
+def test_agents_with_other_settings_come_back_with_these_only(
+    late: DecoderStateCache, tmp_path: Path
+) -> None:
+    pair, three = (Configured(ExpectedGain, ExpectedGainConfig(members=k, hidden=8)) for k in (2, 3))
+    assert (pair.num_envs, pair.env_options) == (ExpectedGain.num_envs, ExpectedGain.env_options)
+    options = dict(pair.env_options)
+    env = VMRVectorEnv(4, "charades", source=late, autoreset_mode="SameStep", **options)
+    path = tmp_path / "pair.pt"
+    save_committee(path, Committee([pair(env, 0)], options), late, {})
+    for other in (three, ExpectedGain):
+        with pytest.raises(DataError, match=r"pair\.pt, state: does not fit, .* with the same settings"):
+            load_committee(path, other, late)
+    (member,) = load_committee(path, pair, late).members
+    assert len(member.members) == 2  # type: ignore[attr-defined]
 
 
 def test_states_keep_their_numpy_arrays(late: DecoderStateCache, tmp_path: Path) -> None:

@@ -136,8 +136,20 @@ def test_resuming_gives_the_same_numbers(backbone: Backbone, run: Path, tmp_path
 
 BAD: dict[str, tuple[list[str], str]] = {
     "no weights": (["--weights", "nowhere"], "nowhere"),
-    "unknown agent in --set": (["--set", "ppo.lr=1"], "--set: is 'ppo.lr=1', expected agent.name=value"),
+    "unknown agent in --set": (["--set", "pro.lr=1"], "--set: is 'pro.lr=1', expected agent.name=value"),
     "unknown setting": (["--set", "tprl.sped=1"], "--set: has 'sped', expected some of batch_size"),
+    "unknown setting of a policy": (["--set", "ppo.sped=1"], "--set: has 'sped', expected some of clip"),
+    "no members": (
+        ["--set", "ppo.members=0"],
+        "--set: members is 0, expected a whole number of at least 1",
+    ),
+    "members as text": (
+        ["--set", "ppo.members=many"],
+        "--set: members is 'many', expected a whole number of at least 1",
+    ),
+    "endless rate": (["--set", "ppo.lr=Infinity"], "--set: lr is inf, expected a number of at least 0"),
+    "unknown network": (["--set", "ppo.network=flatt"], "--set: network is 'flatt', expected 'refinement'"),
+    "no settings": (["--set", "sb3_ppo.lr=1"], "--set: names sb3_ppo, expected an agent with settings"),
     "bad value": (["--set", "tprl.lr=-1"], "--set: lr must be above 0, got -1"),
     "bad choice": (["--set", "tprl.estimator=ppo"], "--set: estimator must be one of"),
     "bad stages": (["--set", "tprl.epochs=[0,0,0]"], "--set: epochs must be three lengths"),
@@ -159,7 +171,10 @@ def test_bad_settings(
     name: str, backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more, message = BAD[name]
-    assert main(arguments(backbone, tmp_path / "out", "--agents", "tprl", "head_grpo", *more)) == 2
+    assert (
+        main(arguments(backbone, tmp_path / "out", "--agents", "tprl", "head_grpo", "ppo", "sb3_ppo", *more))
+        == 2
+    )
     errors = capsys.readouterr().err
     assert message in errors
     assert errors.count("error: ") == 1
@@ -213,6 +228,6 @@ def test_variants_share_the_budget() -> None:
 
 
 def test_options_are_read_as_json_or_text() -> None:
-    options = parse_options(["tprl.lr=1e-3", "tprl.reward=iou_step", "tprl.top_k=null"])
+    options = parse_options(["tprl.lr=1e-3", "tprl.reward=iou_step", "tprl.top_k=null"], ["tprl"])
     config = configured(head_config("tprl", "charades"), options["tprl"])
     assert (config.lr, config.reward, config.top_k) == (1e-3, "iou_step", None)  # type: ignore[attr-defined]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import benchmarks.run_tprl
-from agents.committee import load_committee
+from agents.committee import Configured, load_committee
 from agents.evaluation import refine, submission
-from agents.expected_gain import ExpectedGain
+from agents.expected_gain import ExpectedGain, ExpectedGainConfig
 from benchmarks.experiment import Experiment
 from benchmarks.run_tprl import main
 from tests.caches import ARGUMENTS, random_batch
@@ -161,11 +161,17 @@ def test_from_data_to_table(
     }
 
 
-def test_a_kept_committee_gives_the_submission_again(caches: Path, data: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("networks", [1, 2])
+def test_a_kept_committee_gives_the_submission_again(
+    networks: int, caches: Path, data: list[str], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    assert main([*data, "--agents", "expected_gain", *QUICK, "--seeds", "1", "--out", str(out)]) == 0
+    more = [] if networks == 1 else ["--set", f"expected_gain.members={networks}"]
+    assert main([*data, "--agents", "expected_gain", *QUICK, "--seeds", "1", "--out", str(out), *more]) == 0
     test = DecoderStateCache.open(caches / "test")
-    committee = load_committee(out / "units" / "expected_gain-seed0-fold0.pt", ExpectedGain, test)
+    kept = out / "units" / "expected_gain-seed0-fold0.pt"
+    made = Configured(ExpectedGain, ExpectedGainConfig(members=networks))
+    committee = load_committee(kept, made, test)
     rows = np.arange(len(test))
     again = submission(test, refine(committee.act, test, rows, committee.options))
     for one, other in zip(again, read_predictions(out / "submission-expected_gain-seed0.jsonl"), strict=True):

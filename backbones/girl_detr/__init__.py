@@ -22,8 +22,8 @@ sets the faults right. Each repair has a name, and any subset can be made (``rep
 
 One part is not the paper's: with ``query_selection=True`` the decoder starts from spans that the encoded
 clips speak for, instead of anchors that are the same for every video (`query_selection`). From a thousand
-training videos that is worth 13 points of R1@0.7 (benchmarks/RESULTS.md). It is off by default and works with
-either behaviour.
+training videos that is worth nine points of R1@0.7 (benchmarks/RESULTS.md). It is off by default and works
+with either behaviour.
 
 In training both behaviours draw two kinds of dropout less finely than the published model, which drops each
 number by itself: a feed-forward network drops the same inner channels in the whole batch and need not compute
