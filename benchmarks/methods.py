@@ -27,6 +27,7 @@ from agents.tprl_validation import propose
 from backbones.girl_detr.checkpoint import load_checkpoint, read_manifest
 from backbones.girl_detr.model import GirlDetr
 from backbones.girl_detr.weights import tensor_sha256
+from vmr_env.actions import FREE
 from vmr_env.cache import DecoderStateCache
 from vmr_env.errors import DataError, Problem
 from vmr_env.predictions import Prediction
@@ -61,9 +62,16 @@ class Settings:
     """Proposals of a sample that take part in the environments."""
     rounds: int | None
     """Rounds of learning in the environments; None for the agent's own number."""
+    free: tuple[str, ...] = FREE
+    """Groups of actions that may be free in the environments."""
     submission_times: bool = False
     """Whether all answers, the detector's too, are rounded as in published submissions before they are
     scored."""
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Arguments of the environments."""
+        return {"proposals": self.proposals, "free": list(self.free)}
 
 
 class Ranked(NamedTuple):
@@ -138,7 +146,7 @@ class EnvironmentMethod(Method):
             members=settings.members,
             evaluations=settings.evaluations,
             seed=seed,
-            options={"proposals": settings.proposals, **getattr(self.make, "env_options", {})},
+            options={**settings.environment, **getattr(self.make, "env_options", {})},
             rounds=settings.rounds,
             watch=watch,
         )

@@ -69,8 +69,11 @@ def truth_of(folds: Sequence[Fold]) -> list[Annotation]:
     return truth
 
 
-def references(folds: Sequence[Fold], proposals: int) -> dict[str, list[Prediction]]:
-    """Answers of what does not learn, to all test samples: by name, as submissions."""
+def references(folds: Sequence[Fold], options: Mapping[str, Any]) -> dict[str, list[Prediction]]:
+    """Answers of what does not learn, to all test samples, under these arguments of the environments.
+
+    By name, as submissions.
+    """
 
     def stop(fold: Fold, env: VMRVectorEnv) -> Refined:
         return refine(StopAtOnce(env, 0).act, fold.test, fold.test_samples, options)
@@ -82,7 +85,6 @@ def references(folds: Sequence[Fold], proposals: int) -> dict[str, list[Predicti
         agent = GreedyOracle(env, 0)
         return refine(agent.act, fold.test, fold.test_samples, options, enter=agent.enter)
 
-    options: dict[str, Any] = {"proposals": proposals}
     of_fold: dict[str, Callable[[Fold, VMRVectorEnv], Refined]] = {
         STOP_AT_ONCE: stop,
         "random": chance,
@@ -125,7 +127,7 @@ def report(
     """
     truth = truth_of(experiment.folds)
     profile = get_profile(experiment.folds[0].test.manifest["dataset"])
-    standing = references(experiment.folds, experiment.settings.proposals)
+    standing = references(experiment.folds, experiment.settings.environment)
     if experiment.settings.submission_times:
         standing = {name: rounded(answers, profile) for name, answers in standing.items()}
     published = detectors(experiment.folds, detector_files, standing[STOP_AT_ONCE])

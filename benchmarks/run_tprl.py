@@ -49,6 +49,7 @@ from benchmarks.methods import EnvironmentMethod, Fold, Method, Settings, check_
 from benchmarks.report import report
 from benchmarks.stepwise_method import STEPWISE_AGENTS
 from benchmarks.unfrozen import Features
+from vmr_env.actions import FREE
 from vmr_env.cache import DecoderStateCache
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files import write_text
@@ -163,6 +164,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     learning.add_argument("--evaluations", type=int, default=3, help="judgements of a member (default 3)")
     learning.add_argument("--rounds", type=int, help="rounds of learning; default: each agent's own number")
     learning.add_argument("--proposals", type=int, help="proposals that take part; default: 1, of a pool 10")
+    learning.add_argument(
+        "--free",
+        nargs="+",
+        choices=FREE,
+        default=FREE,
+        help="what agents in the environments may do but stop (default: all of it)",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes that train side by side (default 2)")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/tprl"), help="folder of the results (default runs/tprl)"
@@ -373,7 +381,8 @@ def settings_of(args: argparse.Namespace, folds: Sequence[Fold]) -> Settings:
         raise DataError(Problem("--members", None, None, message))
     has_states = all(fold.train.states is not None and fold.test.states is not None for fold in folds)
     times = args.times or ("submission" if has_states else "exact")
-    return Settings(args.members, args.evaluations, proposals, args.rounds, times == "submission")
+    free = tuple(group for group in FREE if group in args.free)
+    return Settings(args.members, args.evaluations, proposals, args.rounds, free, times == "submission")
 
 
 def make_folder(args: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from refinement import user_cache_in
 from walks import trajectory_hash, walk
 
+from vmr_env.actions import FREE
 from vmr_env.cache import write_cache
 from vmr_env.env import VMREnv
 from vmr_env.profiles import PROFILES
@@ -60,6 +61,27 @@ def source(sources: dict[str, str]) -> str:
 @pytest.fixture
 def make(source: str) -> Make:
     return partial(VMREnv, source=source)
+
+
+# What may be done
+
+
+@pytest.mark.parametrize(
+    ("free", "possible"), [(["move"], {"move"}), ("switch", {"switch"}), ((), set()), (FREE, set(FREE))]
+)
+def test_only_what_is_free_is_possible(make: Make, free: Any, possible: set[str]) -> None:
+    env = make(free=free)
+    groups = dict(env.action_mode.groups)
+    stop = groups.pop("stop")
+    seen = set()
+    for seed in range(20):
+        mask = env.reset(seed=seed)[1]["action_mask"]
+        assert mask[stop].all()
+        seen |= {name for name, part in groups.items() if mask[part].any()}
+    assert seen == possible
+    env.set_stage(1)  # frees no switches
+    env.reset(seed=0)
+    assert not env.step(env.action_mode.size - 2)[4]["action_mask"][groups["switch"]].any()
 
 
 # Seeding
@@ -455,6 +477,9 @@ BAD_ARGUMENTS: list[Any] = [
     ({"proposals": 2.0}, "proposals is 2.0"),
     ({"proposals": True}, "proposals is True"),
     ({"horizon": 0}, "horizon is 0"),
+    ({"free": ("stop",)}, "free names 'stop', expected some of move, switch"),
+    ({"free": "swich"}, "free names 'swich'"),
+    ({"free": ("switch",), "actions": "continuous"}, "free is .'switch'., expected 'move' among them"),
     ({"horizon": "6"}, "horizon is '6'"),
     ({"horizon": True}, "horizon is True"),
     ({"reward": "tiuo"}, "'tiuo'.* Did you mean 'tiou'"),

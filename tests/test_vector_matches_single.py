@@ -88,6 +88,8 @@ def test_native_equals_loop(source: Path, actions: str, stage: int, autoreset: A
     "options",
     [
         {"reward": "step"},
+        {"free": ("switch",), "proposals": 4},
+        {"free": ["move"], "stage": 3},
         {"reward": "tiou_step", "horizon": 1},
         {"proposals": 2, "samples": [3, 5, 8, 13]},
         {"components": ["text", "models", "inside", "decoder_state", "span"], "stage": 2},

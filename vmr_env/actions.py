@@ -534,6 +534,27 @@ ACTION_MODES = ("discrete", "multidiscrete", "continuous")
 """Names that the environments' argument `actions` takes."""
 
 
+FREE = ("move", "switch")
+"""Names that the environments' argument `free` takes; stopping is always free where it is an action."""
+
+
+def free_groups(names: Sequence[str], mode: ActionMode) -> frozenset[str]:
+    """The groups of actions that `names` and the mode leave free.
+
+    Raises:
+        ValueError: a name is unknown, or nothing would be left to do.
+    """
+    groups = frozenset([names] if isinstance(names, str) else names)
+    if unknown := sorted(groups - set(FREE), key=str):
+        raise ValueError(f"free names {unknown[0]!r}, expected some of {', '.join(FREE)}")
+    free = groups | {"stop"}
+    if not free & mode.groups.keys():
+        raise ValueError(
+            f"free is {sorted(groups)}, expected 'move' among them, all that {mode.space} can do"
+        )
+    return free
+
+
 def get_action_mode(name: str, proposals: int, horizon: int | None) -> ActionMode:
     """The action mode of that name, with its own horizon unless one is given.
 

@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from vmr_env.actions import FREE
 from vmr_env.arrays import Array, Bools
 from vmr_env.episodes import Draws, Starts
 from vmr_env.rendering import Scene, render_ansi
@@ -72,6 +73,8 @@ class VMREnv(gymnasium.Env[Any, Any]):
     proposals: P, at most; a cache with fewer has fewer.
     horizon: steps of an episode; None for the action mode's own (3; 6 for "continuous").
     reward: name of a potential; None for the stage's.
+    free: groups of actions that may be free at all, "move" and "switch"; the stage may free fewer. With
+        ("switch",) an episode is a choice among proposals.
     render_mode: "human" shows the timeline in a window at every step; "rgb_array" and "ansi" return it from
         `render`, as an image (540, 960, 3) uint8 or as text; None for none.
 
@@ -99,6 +102,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
         proposals: int = PROPOSALS,
         horizon: int | None = None,
         reward: str | None = None,
+        free: Sequence[str] = FREE,
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -117,6 +121,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
             proposals=proposals,
             horizon=horizon,
             reward=reward,
+            free=free,
         )
         self.render_mode = render_mode
         self.observation_space = self._setting.observation_space

@@ -4,6 +4,7 @@ The time of one episode in NumPy goes into calls, not into numbers, so what conc
 here with float32 scalars, which round as arrays do: both give the same to the last bit.
 """
 
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,10 @@ class Episode:
         proposals: int,
         stage: int,
         reward: str | None,
+        free: Set[str],
     ) -> None:
         self._cache, self._mode, self._observer, self._reward = cache, mode, observer, reward
+        self._free = free
         self._p = proposals
         self._clip_seconds = np.float32(cache.manifest["clip_seconds"])
         self._offsets = mode.offsets(np.arange(mode.horizon + 1)).T
@@ -65,7 +68,7 @@ class Episode:
         """
         self.stage: Stage = get_stage(number)
         self._potential = get_potential(self.stage.reward if self._reward is None else self._reward)
-        self._needs = needs_in(self._mode, self.stage.actions)
+        self._needs = needs_in(self._mode, self.stage.actions & self._free)
         if self.trail:
             self._refresh()
 

@@ -1,6 +1,6 @@
 """N refinement episodes as one NumPy program: the dynamics behind the single and the vector environment."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ class Episodes:
         proposals: P, how many proposals of a sample take part.
         stage: number of the curriculum's stage.
         reward: name of the potential; None for the stage's own.
+        free: groups of actions that may be free; the stage may free fewer.
 
     Attributes:
         samples: (N,), rows of the cache.
@@ -56,8 +57,10 @@ class Episodes:
         proposals: int,
         stage: int,
         reward: str | None,
+        free: Set[str],
     ) -> None:
         self._cache, self._mode, self._observer, self._reward = cache, mode, observer, reward
+        self._free = free
         self._marks = _marks(cache, proposals)
         moments = self._marks.shape[2] - proposals
         self._horizon, self._p = np.array(mode.horizon), proposals
@@ -103,7 +106,7 @@ class Episodes:
         """
         self.stage: Stage = get_stage(number)
         self._potential = get_potential(self.stage.reward if self._reward is None else self._reward)
-        self._needs = needs_in(self._mode, self.stage.actions)
+        self._needs = needs_in(self._mode, self.stage.actions & self._free)
         self.refresh()
 
     def start(self, starts: Starts) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vmr_env.actions import get_action_mode
+from vmr_env.actions import free_groups, get_action_mode
 from vmr_env.arrays import Array, Ints, Rows
 from vmr_env.cache import DecoderStateCache
 from vmr_env.episode import Episode
@@ -52,6 +52,7 @@ class Setting:
         proposals: int,
         horizon: int | None,
         reward: str | None,
+        free: Sequence[str],
     ) -> None:
         if observation not in ("flat", "dict"):
             raise ValueError(f"observation is {observation!r}, expected 'flat' or 'dict'")
@@ -60,6 +61,7 @@ class Setting:
         self.cache = cache
         self.proposals = min(proposals, cache.manifest["proposals"])
         self.mode = get_action_mode(actions, self.proposals, horizon)
+        self._free = free_groups(free, self.mode)
         self.observer = Observer(cache, self.proposals, components)
         self.flat = observation == "flat"
         self.observation_space = self.observer.space(self.flat)
@@ -70,13 +72,26 @@ class Setting:
     def episodes(self, n: int) -> Episodes:
         """N episodes under this setting, not started yet."""
         return Episodes(
-            n, self.cache, self.mode, self.observer, self.proposals, stage=self._stage, reward=self._reward
+            n,
+            self.cache,
+            self.mode,
+            self.observer,
+            self.proposals,
+            stage=self._stage,
+            reward=self._reward,
+            free=self._free,
         )
 
     def episode(self) -> Episode:
         """One episode under this setting, not started yet."""
         return Episode(
-            self.cache, self.mode, self.observer, self.proposals, stage=self._stage, reward=self._reward
+            self.cache,
+            self.mode,
+            self.observer,
+            self.proposals,
+            stage=self._stage,
+            reward=self._reward,
+            free=self._free,
         )
 
     def formed(self, flat: Array) -> Any:

@@ -10,6 +10,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from vmr_env.actions import FREE
 from vmr_env.arrays import Array, Bools, Rows
 from vmr_env.episodes import Draws, Starts
 from vmr_env.errors import check_count
@@ -53,6 +54,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         proposals: int = PROPOSALS,
         horizon: int | None = None,
         reward: str | None = None,
+        free: Sequence[str] = FREE,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         copy: bool = True,
@@ -74,6 +76,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
             proposals=proposals,
             horizon=horizon,
             reward=reward,
+            free=free,
         )
         self.num_envs = num_envs
         self.render_mode = None
