@@ -5,11 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.girl_detr.branches import last_state
 from backbones.girl_detr.cmi import CrossBranch
 from backbones.girl_detr.config import GirlDetrConfig
 from backbones.girl_detr.decoder import AnchorCrossAttention
-from backbones.girl_detr.kernels import BLOCK, dropout, prelu
+from backbones.girl_detr.kernels import BLOCK, dropout, last_state, prelu
 from backbones.girl_detr.layers import (
     Attention,
     FeedForward,

@@ -9,11 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from backbones.girl_detr.config import GirlDetrConfig
 from backbones.girl_detr.encoder import Memory
 from backbones.girl_detr.head import Detections
+from backbones.girl_detr.kernels import last_state
 
 
 class Saliency(nn.Module):
@@ -86,28 +86,6 @@ class MomentSaliency(nn.Module):
         else:
             start, stop = (_from_the_end(index, padded) for index in (start, stop))
         return start.long(), stop.long()
-
-
-def last_state(gru: nn.GRU, rows: Tensor, lengths: Tensor) -> Tensor:
-    """State ``(B, d)`` of a one-layer ``gru`` after the first ``lengths (B,)`` of ``rows (B, L, d)``.
-
-    PyTorch's own takes twice as long on packed sequences: the gradient of each step there fills the whole
-    sequence.
-    """
-    input_weight, state_weight, input_bias, state_bias = gru.parameters()
-    packed = pack_padded_sequence(rows, lengths.cpu(), batch_first=True, enforce_sorted=False)
-    inputs = F.linear(packed.data, input_weight, input_bias)
-    running = packed.batch_sizes.tolist()  # sequences that have this step, the longest first
-    state, ended = rows.new_zeros(running[0], gru.hidden_size), []
-    for count, step in zip(running, torch.split(inputs, running), strict=True):
-        ended.append(state[count:])
-        state = state[:count]
-        own = F.linear(state, state_weight, state_bias)
-        reset, update, new = step.chunk(3, 1)
-        own_reset, own_update, own_new = own.chunk(3, 1)
-        new = torch.addcmul(new, torch.sigmoid(reset + own_reset), own_new).tanh()
-        state = torch.lerp(new, state, torch.sigmoid(update + own_update))
-    return torch.cat([state, *reversed(ended)])[packed.unsorted_indices]
 
 
 def _from_the_end(index: Tensor, length: Tensor) -> Tensor:

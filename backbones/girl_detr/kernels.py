@@ -1,4 +1,4 @@
-"""Dropout and PReLU for training on a CPU, where PyTorch's cost a quarter of the whole step.
+"""Dropout, PReLU and a recurrent network for training on a CPU, where PyTorch's cost a quarter of the step.
 
 PyTorch draws random numbers slowly (8 ns an element), compares bytes slowly (five times as long as clamping
 them), and takes five times as long for the gradient of a PReLU's slope as for that of its input. On other
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence
 
 FEWEST_DROPPED, MOST_DROPPED = 1, 255  # of the 256 values of a byte
 BLOCK = 1 << 16  # elements: a few such blocks fit into the cache of a core
@@ -32,6 +33,31 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
         apply: Callable[[Tensor, Tensor], Tensor] = _SingleSlope.apply
         return apply(x.contiguous(), slope)
     return F.prelu(x, slope)
+
+
+def last_state(gru: nn.GRU, rows: Tensor, lengths: Tensor) -> Tensor:
+    """State ``(B, d)`` of a one-layer ``gru`` after the first ``lengths (B,)`` of ``rows (B, L, d)``.
+
+    PyTorch's own takes twice as long on packed sequences on a CPU: the gradient of each step there fills the
+    whole sequence.
+    """
+    packed = pack_padded_sequence(rows, lengths.cpu(), batch_first=True, enforce_sorted=False)
+    if rows.device.type != "cpu":
+        last: Tensor = gru(packed)[1][0]
+        return last
+    input_weight, state_weight, input_bias, state_bias = gru.parameters()
+    inputs = F.linear(packed.data, input_weight, input_bias)
+    running = packed.batch_sizes.tolist()  # sequences that have this step, the longest first
+    state, ended = rows.new_zeros(running[0], gru.hidden_size), []
+    for count, step in zip(running, torch.split(inputs, running), strict=True):
+        ended.append(state[count:])
+        state = state[:count]
+        own = F.linear(state, state_weight, state_bias)
+        reset, update, new = step.chunk(3, 1)
+        own_reset, own_update, own_new = own.chunk(3, 1)
+        new = torch.addcmul(new, torch.sigmoid(reset + own_reset), own_new).tanh()
+        state = torch.lerp(new, state, torch.sigmoid(update + own_update))
+    return torch.cat([state, *reversed(ended)])[packed.unsorted_indices]
 
 
 class _ByteDropout(torch.autograd.Function):
