@@ -61,38 +61,28 @@ class Setting:
         self.cache = cache
         self.proposals = min(proposals, cache.manifest["proposals"])
         self.mode = get_action_mode(actions, self.proposals, horizon)
-        self._free = free_groups(free, self.mode)
         self.observer = Observer(cache, self.proposals, components)
         self.flat = observation == "flat"
         self.observation_space = self.observer.space(self.flat)
         self.action_space = self.mode.space
         self._samples = None if samples is None else _sample_rows(samples, len(cache))
-        self._stage, self._reward = stage, reward
+        self._rules: dict[str, Any] = {
+            "cache": cache,
+            "mode": self.mode,
+            "observer": self.observer,
+            "proposals": self.proposals,
+            "stage": stage,
+            "reward": reward,
+            "free": free_groups(free, self.mode),
+        }
 
     def episodes(self, n: int) -> Episodes:
         """N episodes under this setting, not started yet."""
-        return Episodes(
-            n,
-            self.cache,
-            self.mode,
-            self.observer,
-            self.proposals,
-            stage=self._stage,
-            reward=self._reward,
-            free=self._free,
-        )
+        return Episodes(n, **self._rules)
 
     def episode(self) -> Episode:
         """One episode under this setting, not started yet."""
-        return Episode(
-            self.cache,
-            self.mode,
-            self.observer,
-            self.proposals,
-            stage=self._stage,
-            reward=self._reward,
-            free=self._free,
-        )
+        return Episode(**self._rules)
 
     def formed(self, flat: Array) -> Any:
         """Flat observations (..., width) in the form asked for."""
