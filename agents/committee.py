@@ -165,7 +165,7 @@ def cross_fit(
     judged_after: tuple[int, ...] = ()
     for member in range(members):
         learn, judge = samples[part_of != member], samples[part_of == member]
-        agent = make(_environment(make, cache, learn, options), seed * members + member)
+        agent = make(training_environment(make, cache, learn, options), seed * members + member)
         learns = agent.rounds > 0
         if learns and rounds is not None:
             agent.rounds = rounds
@@ -218,9 +218,14 @@ def quality(tiou: Array) -> Array:
     return (tiou + (tiou >= 0.5) + (tiou >= 0.7)) / 3
 
 
-def _environment(
+def training_environment(
     make: MakeAgent, cache: DecoderStateCache, samples: Array, options: Mapping[str, Any]
 ) -> VMRVectorEnv:
+    """Where an agent that ``make`` makes learns.
+
+    Raises:
+        ValueError: an option is none of those expected.
+    """
     return VMRVectorEnv(
         getattr(make, "num_envs", Agent.num_envs),
         cache.manifest["dataset"],
@@ -297,7 +302,7 @@ def load_committee(path: PathLike, make: MakeAgent, cache: DecoderStateCache) ->
     state = load_run(Path(path), _CHECKPOINT, {"dataset": cache.manifest["dataset"]})
     members = []
     for seed, kept in enumerate(state["members"]):
-        env = _environment(make, cache, np.arange(len(cache)), state["options"])
+        env = training_environment(make, cache, np.arange(len(cache)), state["options"])
         agent = make(env, seed)
         for what, was, now in (
             ("class", kept["class"], _class_name(agent)),

@@ -263,11 +263,9 @@ def make_network(kind: str, observer: Observer, actions: int, hidden: int) -> Re
         ValueError: there is no such kind.
     """
     check_kind(kind)
-    return (
-        RefinementNetwork(observer, hidden)
-        if kind == "refinement"
-        else FlatNetwork(observer, actions, hidden)
-    )
+    if kind == "refinement":
+        return RefinementNetwork(observer, hidden)
+    return FlatNetwork(observer, actions, hidden)
 
 
 def check_kind(kind: str) -> None:

@@ -48,10 +48,10 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, whole = getattr(self, field.name), isinstance(field.default, int)
+            value = getattr(self, field.name)
             if isinstance(field.default, str):
                 right, expected = isinstance(value, str), "text"
-            elif whole:
+            elif isinstance(field.default, int):
                 right, expected = type(value) is int and value >= 1, "a whole number of at least 1"
             else:
                 right = type(value) in (int, float) and 0 <= value < math.inf

@@ -13,6 +13,7 @@ import json
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.girl_detr.config import Behaviour, GirlDetrConfig
+from backbones.girl_detr.config import REPAIRS, GirlDetrConfig
 from backbones.girl_detr.losses import SupervisedCriterion
 from backbones.girl_detr.model import GirlDetr
 from backbones.girl_detr.targets import Targets
@@ -83,9 +84,9 @@ def seconds(work: Callable[[], None], repeats: int) -> list[float]:
     return found
 
 
-def measure(behaviour: Behaviour, repeats: int) -> dict[str, dict[str, float]]:
+def measure(config: GirlDetrConfig, repeats: int) -> dict[str, dict[str, float]]:
     """Least and median CPU seconds, and their ratio to the official figures."""
-    model = GirlDetr(GirlDetrConfig(behaviour=behaviour))
+    model = GirlDetr(config)
     results = {}
     for name, work in (("step", training_step(model, CLIPS)), ("inference", inference(model))):
         found = seconds(work, repeats)
@@ -99,9 +100,9 @@ def measure(behaviour: Behaviour, repeats: int) -> dict[str, dict[str, float]]:
     return results
 
 
-def tacos_gigabytes(behaviour: Behaviour) -> float:
+def tacos_gigabytes(config: GirlDetrConfig) -> float:
     """Peak memory of this process after a training step at TACoS lengths, activations recomputed."""
-    model = GirlDetr(GirlDetrConfig(behaviour=behaviour))
+    model = GirlDetr(config)
     model.recompute = True
     training_step(model, TACOS_CLIPS)()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -114,12 +115,15 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--behaviour", choices=["official", "repaired"], default="repaired")
+    parser.add_argument("--without", nargs="+", choices=REPAIRS, default=[], help="repairs to leave out")
     parser.add_argument("--memory", action="store_true", help="also a training step of 1,000 clips")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, object] = {"behaviour": arguments.behaviour}
-    for name, row in measure(arguments.behaviour, arguments.repeats).items():
+    config = GirlDetrConfig(behaviour=arguments.behaviour)
+    config = replace(config, repairs=config.active_repairs - set(arguments.without))
+    results: dict[str, object] = {"behaviour": arguments.behaviour, "without": arguments.without}
+    for name, row in measure(config, arguments.repeats).items():
         results[name] = row
         print(
             f"{name}: {row['median_seconds']:.2f} s CPU (least {row['least_seconds']:.2f}), "
@@ -127,7 +131,7 @@ def main() -> None:
             f"required {row['required_ratio']:.1f}"
         )
     if arguments.memory:
-        results["tacos_gigabytes"] = gigabytes = tacos_gigabytes(arguments.behaviour)
+        results["tacos_gigabytes"] = gigabytes = tacos_gigabytes(config)
         print(f"TACoS lengths: {gigabytes:.1f} GB at most, allowed {TACOS_GIGABYTES:.0f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))

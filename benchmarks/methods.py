@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from agents.committee import Configured, MakeAgent, Progress, Selection, cross_fit, save_committee
+from agents.committee import (
+    Configured,
+    MakeAgent,
+    Progress,
+    Selection,
+    cross_fit,
+    save_committee,
+    training_environment,
+)
 from agents.evaluation import USES, Refined, Steps, submission, trace
 from agents.head_config import HeadConfig
 from agents.head_policy import HeadPolicyConfig, HeadPolicyTrainer
@@ -108,6 +116,9 @@ class Method(ABC):
         """Its settings, for reports; nothing for what has none of its own."""
         return {}
 
+    def check(self, name: str, fold: Fold, settings: Settings) -> None:  # noqa: B027 - most have nothing to check
+        """Raise DataError, which calls the method by its name, where it does not go with these settings."""
+
     @abstractmethod
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
@@ -135,6 +146,23 @@ class EnvironmentMethod(Method):
         """Its settings, where they are not the agent's own."""
         return asdict(self.make.config) if isinstance(self.make, Configured) else {}
 
+    def check(self, name: str, fold: Fold, settings: Settings) -> None:
+        """Make an agent and drop it, so that what does not go together is told before anything is learnt.
+
+        Raises:
+            DataError: the agent, its settings and the environment's do not go together.
+        """
+        try:
+            self.make(
+                training_environment(self.make, fold.train, fold.train_samples, self._options(settings)), 0
+            )
+        except ValueError as error:
+            raise DataError(Problem(name, None, None, str(error))) from error
+
+    def _options(self, settings: Settings) -> dict[str, Any]:
+        """Arguments of the agent's environments."""
+        return {**settings.environment, **getattr(self.make, "env_options", {})}
+
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
     ) -> Outcome:
@@ -146,7 +174,7 @@ class EnvironmentMethod(Method):
             members=settings.members,
             evaluations=settings.evaluations,
             seed=seed,
-            options={**settings.environment, **getattr(self.make, "env_options", {})},
+            options=self._options(settings),
             rounds=settings.rounds,
             watch=watch,
         )

@@ -222,6 +222,8 @@ def check(args: argparse.Namespace) -> None:
     if headed and not args.backbone and not (args.weights and args.cache):
         message = f"is missing, expected with --cache for {headed[0]}, which trains the backbone's head"
         problems.append(Problem("--weights", None, None, message))
+    if args.ablate and args.set:
+        problems.append(Problem("--set", None, None, "is given beside --ablate, expected one of them"))
     if args.select_cache and not args.test_cache:
         message = "is given without --test-cache, expected caches for training, selection and test"
         problems.append(Problem("--select-cache", None, None, message))
@@ -502,6 +504,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folds = open_data(args)
         agents = methods_of(args, folds)
         experiment = Experiment(args.out, folds, agents, args.seeds, settings_of(args, folds))
+        for name, method in agents.items():
+            method.check(name, folds[0], experiment.settings)
         settle(args, folds)
         finished = run(experiment, args.jobs)
         files = args.test_predictions or (None if args.test_cache else args.predictions) or []

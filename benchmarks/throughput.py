@@ -7,7 +7,7 @@ Prints, over a simulated QVHighlights cache:
 - the native vector environment against Gymnasium's `SyncVectorEnv` over the same single environments, and
   against only gathering as many observation rows (N rows of the same width and type, out of a table with a
   row for each sample and step, into a fresh array, as a step returns them), once more with observations in
-  one array that every step overwrites (`copy=False`), and against putting together its observations alone;
+  one array that every step overwrites (`copy=False`), and against completing its observations alone;
 - steps per second of a single environment, resets included;
 - frames per second of our PPO against Stable-Baselines3's, with the same networks (two perceptrons of two
   hidden layers) and rollouts, and the returns that they reach after the same number of frames, means over
@@ -98,7 +98,7 @@ def steps_of(env: VMRVectorEnv | SyncVectorEnv, actions: np.ndarray) -> None:
 
 
 def observe(env: VMRVectorEnv, times: int) -> None:
-    """Put the observations together, as at the end of a step."""
+    """Complete the observations, as at the end of a step."""
     for _ in range(times):
         env.episodes.observe()
 

@@ -174,7 +174,7 @@ def test_members_are_judged_on_videos_that_they_have_not_seen(
     learnt: list[set[str]] = []
     judged: list[set[str]] = []
     rows: list[int] = []
-    environment, run = agents.committee._environment, agents.committee.refine
+    environment, run = agents.committee.training_environment, agents.committee.refine
 
     def note_learnt(make: Any, cache: Any, samples: np.ndarray, options: Any) -> VMRVectorEnv:
         learnt.append({vids[i] for i in samples})
@@ -185,7 +185,7 @@ def test_members_are_judged_on_videos_that_they_have_not_seen(
         rows.extend(samples.tolist())
         return run(act, cache, samples, options)
 
-    monkeypatch.setattr(agents.committee, "_environment", note_learnt)
+    monkeypatch.setattr(agents.committee, "training_environment", note_learnt)
     monkeypatch.setattr(agents.committee, "refine", note_judged)
     training = np.arange(5, 45)
     cross_fit(Rule, simulated, training, members=4, evaluations=1, seed=0, options=OPTIONS)

@@ -41,6 +41,9 @@ class MyAgent(Agent):
     def act(self, observations, masks):
         return np.full(len(masks), masks.shape[1] - 1)
 
+class Gliding(MyAgent):
+    env_options = {"actions": "continuous"}
+
 class Half:
     def act(self, observations, masks): ...
 """
@@ -308,6 +311,18 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "half an agent": (
         _pair("train", "test", "--agent", "own_agent:Half"),
         "it lacks rounds, update, state_dict",
+    ),
+    "settings that do not fit": (
+        _pair("train", "test", "--agents", "grpo", "--set", "grpo.group=7"),
+        "grpo: group is 7, expected at least 2, and a divisor of the 256",
+    ),
+    "nothing free": (
+        _pair("train", "test", "--agents", "--agent", "own_agent:Gliding", "--free", "switch"),
+        "own_agent:Gliding: free is ['switch'], expected 'move' among them",
+    ),
+    "settings of variants": (
+        _pair("train", "test", "--ablate", "--weights", "w", "--set", "tprl.lr=1"),
+        "--set: is given beside --ablate",
     ),
     "no agents": (_pair("train", "test", "--agents"), "--agents: is empty"),
     "no seeds": (_pair("train", "test", "--seeds", "0"), "--seeds: is 0, expected a whole number from 1"),

@@ -25,9 +25,10 @@ clips speak for, instead of anchors that are the same for every video (`query_se
 training videos that is worth nine points of R1@0.7 (benchmarks/RESULTS.md). It is off by default and works
 with either behaviour.
 
-In training both behaviours draw two kinds of dropout less finely than the published model, which drops each
-number by itself: a feed-forward network drops the same inner channels in the whole batch and need not compute
-them, and a head of attention drops the same keys for all queries of a sample. Captions were learnt no worse.
+Dropout is cheaper than in the published model, with either behaviour, and captions were learnt no worse.
+There each number is dropped by itself. Here a feed-forward network drops the same inner channels in the whole
+batch and need not compute them, a head of attention the same keys for all queries of a sample, and refinement
+the same channels of a sentence or token for all clips; input projections and CMI drop one operation earlier.
 
 Both behaviours work on any device and at any width, and leave out at inference what only the losses need.
 """
