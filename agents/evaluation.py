@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from vmr_env.agents.base import Floats, Masks
 
-from agents.protocol import Floats, Masks
-from vmr_env.actions import ActionMode
-from vmr_env.cache import DecoderStateCache
-from vmr_env.predictions import Prediction
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.predictions import Prediction
+from vmr_env.envs.actions import ActionMode
+from vmr_env.envs.vector_env import VMRVectorEnv
 
 Array = NDArray[Any]
 

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from vmr_env.agents.base import Metrics
+from vmr_env.agents.networks import PolicyValue
+from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
+from vmr_env.agents.ppo import entropy
 
-from agents.networks import PolicyValue
-from agents.policy_agent import PolicyAgent, PolicyConfig, descend
-from agents.ppo import entropy
-from agents.protocol import Metrics
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.envs.vector_env import VMRVectorEnv
 
 _LEAST_STD = 1e-4  # a group whose returns are alike teaches nothing
 

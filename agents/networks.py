@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vmr_env.actions import HERE, PROBES, PROBES_OF_MOVES
-from vmr_env.clip_features import POINT_PARTS, SPAN_PARTS
-from vmr_env.observations import Observer
-from vmr_env.timeline import CELLS, CURVES, INSIDE_FEATURES, INTEGRALS, SPAN_FEATURES
+from vmr_env.caches.boundary_features import CELLS, CURVES, INSIDE_FEATURES, INTEGRALS, SPAN_FEATURES
+from vmr_env.caches.clip_sums import POINT_PARTS, SPAN_PARTS
+from vmr_env.envs.actions import HERE, PROBES, PROBES_OF_MOVES
+from vmr_env.envs.observations import Observer
 
-_LOG_CLIPS = float(np.log1p(1500.0))  # scale of `vmr_env.timeline.log_length`
+_LOG_CLIPS = float(np.log1p(1500.0))  # scale of `vmr_env.caches.boundary_features.log_length`
 _MOVES = len(PROBES_OF_MOVES[0])
 _GEOMETRY = 2 * INTEGRALS.start + len(INSIDE_FEATURES)  # column of a span's start in SPAN_FEATURES
 _SCORE = SPAN_FEATURES.index("score")

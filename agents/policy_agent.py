@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from vmr_env.agents.base import Agent, Floats, Masks, Metrics
+from vmr_env.agents.networks import make_network
+from vmr_env.agents.rollout import Collector
 
-from agents.networks import make_network
-from agents.protocol import Agent, Floats, Masks, Metrics
-from agents.rollout import Collector
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.envs.vector_env import VMRVectorEnv
 
 _VISITS = 8  # random steps of every environment on whose states the features are standardised
 
@@ -73,7 +73,7 @@ class PolicyAgent(Agent):
         lr: learning rate at the start; it falls to 0 over the rounds along half a cosine.
         weight_decay: of AdamW.
         hidden: width of the networks.
-        network: their kind, see `agents.networks.make_network`.
+        network: their kind, see `vmr_env.agents.networks.make_network`.
     """
 
     def __init__(

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from vmr_env.agents.base import Metrics
+from vmr_env.agents.networks import PolicyValue, check_kind
+from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
+from vmr_env.agents.rollout import Rollout, gae, mean_episode_return
 
-from agents.networks import PolicyValue, check_kind
-from agents.policy_agent import PolicyAgent, PolicyConfig, descend
-from agents.protocol import Metrics
-from agents.rollout import Rollout, gae, mean_episode_return
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.envs.vector_env import VMRVectorEnv
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PPOConfig(PolicyConfig):
     hidden: int = 64
     """Width of the networks."""
     network: str = "refinement"
-    """Kind of the networks, see `agents.networks.make_network`."""
+    """Kind of the networks, see `vmr_env.agents.networks.make_network`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from vmr_env.agents.base import Agent, Floats, Masks
+from vmr_env.agents.evaluation import Refined
 
-from agents.evaluation import Refined
-from agents.protocol import Agent, Floats, Masks
-from vmr_env import spans
-from vmr_env.actions import DiscreteActions
-from vmr_env.annotations import Annotation
-from vmr_env.baselines import fit_constant_window
-from vmr_env.cache import DecoderStateCache
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.annotations import Annotation
+from vmr_env.envs.actions import DiscreteActions
+from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.metrics.baselines import fit_constant_window
+from vmr_env.metrics.moments import spans
 
 Array = NDArray[Any]
 
@@ -106,7 +106,7 @@ def constant_window(
         train_samples: (n,), rows of that cache.
         test: where the test samples are; may be the same cache.
         test_samples: (K,), rows of that cache.
-        objective: what the window is best at, key of `vmr_env.baselines.OBJECTIVES`.
+        objective: what the window is best at, key of `vmr_env.metrics.baselines.OBJECTIVES`.
 
     Raises:
         DataError: the objective is unknown.

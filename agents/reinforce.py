@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from vmr_env.agents.base import Metrics
+from vmr_env.agents.networks import PolicyValue
+from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
+from vmr_env.agents.ppo import entropy
+from vmr_env.agents.rollout import gae, mean_episode_return
 
-from agents.networks import PolicyValue
-from agents.policy_agent import PolicyAgent, PolicyConfig, descend
-from agents.ppo import entropy
-from agents.protocol import Metrics
-from agents.rollout import gae, mean_episode_return
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.envs.vector_env import VMRVectorEnv
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from vmr_env.agents.base import Floats, Masks
+from vmr_env.agents.networks import PolicyValue
 
-from agents.networks import PolicyValue
-from agents.protocol import Floats, Masks
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.envs.vector_env import VMRVectorEnv
 
 
 class Rollout(NamedTuple):

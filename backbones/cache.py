@@ -1,6 +1,6 @@
 """Decoder-state caches: a frozen detector run once over all samples, so that RL never has to run it again.
 
-    python -m backbones.cache runs/captions/best --annotations val.jsonl --clips features/clips \\
+    python -m vmr_env.backbones.cache runs/captions/best --annotations val.jsonl --clips features/clips \\
         --text features/text --split val --out caches/val
 
 The samples are done in parts, each written in one step beside the target, so an interrupted build goes on
@@ -22,19 +22,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
+from vmr_env.backbones.base import Detector, DetectorOutput, GirlDetrDetector
+from vmr_env.backbones.dataset import MomentDataset
+from vmr_env.backbones.features.sources import add_source_arguments, open_sources, read_samples
+from vmr_env.backbones.frozen import add_model_arguments, open_model
+from vmr_env.backbones.girl_detr.head import FOREGROUND
+from vmr_env.backbones.girl_detr.spans import cxw_to_span
 
-from backbones.adapters import Detector, DetectorOutput, GirlDetrDetector
-from backbones.dataset import MomentDataset
-from backbones.frozen import add_model_arguments, open_model
-from backbones.girl_detr.head import FOREGROUND
-from backbones.girl_detr.spans import cxw_to_span
-from backbones.sources import add_source_arguments, open_sources, read_samples
-from vmr_env.annotations import Annotation
-from vmr_env.cache_batch import CacheBatch
-from vmr_env.cache_format import Ragged
-from vmr_env.cache_writer import CacheWriter
+from vmr_env.caches.batch import CacheBatch
+from vmr_env.caches.format import Ragged
+from vmr_env.caches.writer import CacheWriter
+from vmr_env.data.annotations import Annotation
 from vmr_env.errors import DataError, Problem
-from vmr_env.files import PathLike
+from vmr_env.files.text import PathLike
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -226,7 +226,7 @@ def _batch(rows: Sequence[Annotation], arrays: Mapping[str, NDArray[Any]]) -> Ca
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: build a decoder-state cache from a trained or an official checkpoint."""
-    parser = argparse.ArgumentParser(prog="python -m backbones.cache", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vmr_env.backbones.cache", description=main.__doc__)
     add_model_arguments(parser)
     add_source_arguments(parser)
     parser.add_argument("--split", required=True, help="name of the split")

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from vmr_env.backbones.augment import Augmentation, Timeline
+from vmr_env.backbones.features.official import l2_normalised
+from vmr_env.backbones.features.similarity import SimilarityChannels
+from vmr_env.backbones.features.store import Features, array_problem
+from vmr_env.backbones.girl_detr.targets import Targets
 
-from backbones.augment import Augmentation, Timeline
-from backbones.feature_store import Features, array_problem
-from backbones.features import l2_normalised
-from backbones.girl_detr.targets import Targets
-from backbones.similarity import SimilarityChannels
-from vmr_env.annotations import Annotation
+from vmr_env.data.annotations import Annotation
 from vmr_env.errors import DataError, Problem
 
 Floats = NDArray[np.float32]

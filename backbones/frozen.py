@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 import torch
+from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, load_official, read_manifest
+from vmr_env.backbones.girl_detr.model import GirlDetr
+from vmr_env.backbones.recipes import Recipe, get_recipe
 
-from backbones.configs import Recipe, get_recipe
-from backbones.girl_detr.checkpoint import load_checkpoint, load_official, read_manifest
-from backbones.girl_detr.model import GirlDetr
 from vmr_env.errors import DataError, Problem
 
 
@@ -41,6 +41,6 @@ def recipe_of(folder: Path) -> Recipe:
     """The recipe that a checkpoint of ours was trained by."""
     notes = read_manifest(folder)["notes"]
     if "recipe" not in notes:
-        message = "name no recipe; expected weights from backbones.train"
+        message = "name no recipe; expected weights from vmr_env.backbones.train"
         raise DataError(Problem(str(folder), None, "notes", message))
     return Recipe.from_dict(notes["recipe"], str(folder))

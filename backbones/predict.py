@@ -1,6 +1,6 @@
 """A trained model on samples: predictions in the field's format, and their metrics.
 
-    python -m backbones.predict runs/captions/best --annotations val.jsonl --clips features/clips \\
+    python -m vmr_env.backbones.predict runs/captions/best --annotations val.jsonl --clips features/clips \\
         --text features/text --out val_preds.jsonl
 """
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from vmr_env.backbones.dataset import MomentDataset
+from vmr_env.backbones.features.sources import add_source_arguments, open_sources, read_samples
+from vmr_env.backbones.frozen import add_model_arguments, open_model
+from vmr_env.backbones.girl_detr.inference import WindowSettings, saliency_curves, windows
+from vmr_env.backbones.girl_detr.model import GirlDetr, GirlDetrOutput
 
-from backbones.dataset import MomentDataset
-from backbones.frozen import add_model_arguments, open_model
-from backbones.girl_detr.inference import WindowSettings, saliency_curves, windows
-from backbones.girl_detr.model import GirlDetr, GirlDetrOutput
-from backbones.sources import add_source_arguments, open_sources, read_samples
+from vmr_env.data.predictions import Prediction, write_predictions
 from vmr_env.errors import DataError
-from vmr_env.metrics import evaluate
-from vmr_env.predictions import Prediction, write_predictions
+from vmr_env.metrics.moments import evaluate
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def predict(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: write a submission file and print its metrics."""
-    parser = argparse.ArgumentParser(prog="python -m backbones.predict", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vmr_env.backbones.predict", description=main.__doc__)
     add_model_arguments(parser)
     add_source_arguments(parser)
     parser.add_argument(

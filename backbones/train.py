@@ -1,9 +1,9 @@
 """Supervised training of GIRL-DETR.
 
-    python -m backbones.train qvhighlights-captions --annotations test.jsonl --clips features/clips \\
+    python -m vmr_env.backbones.train qvhighlights-captions --annotations test.jsonl --clips features/clips \\
         --text features/text --out runs/captions
 
-trains the named recipe (`backbones.configs`), sets a tenth of the videos aside for selection unless
+trains the named recipe (`vmr_env.backbones.recipes`), sets a tenth of the videos aside for selection unless
 `--select-annotations` names others, and writes to the output folder:
 
     best/           weights of the best evaluation (of the moving average, where the recipe has one)
@@ -27,19 +27,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from vmr_env.backbones.dataset import Batch, MomentDataset
+from vmr_env.backbones.features.sources import add_source_arguments, open_sources, read_samples
+from vmr_env.backbones.girl_detr.checkpoint import save_checkpoint
+from vmr_env.backbones.girl_detr.losses import SupervisedCriterion
+from vmr_env.backbones.girl_detr.model import GirlDetr
+from vmr_env.backbones.girl_detr.schedules import learning_rate
+from vmr_env.backbones.predict import predict
+from vmr_env.backbones.recipes import Recipe, get_recipe
 
-from backbones.configs import Recipe, get_recipe
-from backbones.dataset import Batch, MomentDataset
-from backbones.girl_detr.checkpoint import save_checkpoint
-from backbones.girl_detr.losses import SupervisedCriterion
-from backbones.girl_detr.model import GirlDetr
-from backbones.girl_detr.schedules import learning_rate
-from backbones.predict import predict
-from backbones.sources import add_source_arguments, open_sources, read_samples
-from vmr_env.annotations import Annotation
+from vmr_env.data.annotations import Annotation
+from vmr_env.data.splits import split_by_video
 from vmr_env.errors import DataError, Problem
-from vmr_env.metrics import evaluate
-from vmr_env.splits import split_by_video
+from vmr_env.metrics.moments import evaluate
 
 SELECTION_SHARE = 0.1
 SELECTION_SEED = 0
@@ -291,8 +291,8 @@ def tensorboard_log(folder: Path) -> Callable[[Mapping[str, float], int], None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: train a named recipe."""
-    parser = argparse.ArgumentParser(prog="python -m backbones.train", description=main.__doc__)
-    parser.add_argument("recipe", help="name of a recipe (backbones.configs)")
+    parser = argparse.ArgumentParser(prog="python -m vmr_env.backbones.train", description=main.__doc__)
+    parser.add_argument("recipe", help="name of a recipe (vmr_env.backbones.recipes)")
     parser.add_argument(
         "--out", type=Path, required=True, help="output folder; a run found there is continued"
     )

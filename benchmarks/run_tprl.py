@@ -31,13 +31,12 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-
-from agents.committee import Configured, MakeAgent, Progress
-from agents.stepwise_scenes import SceneBatches
-from backbones.configs import get_recipe
-from backbones.embedded import RECIPE, Sizes, build_embedded
-from benchmarks.experiment import Experiment, Unit, cross_validation, run_units, train_test
-from benchmarks.head_methods import (
+from vmr_env.agents.ensemble.cross_fitting import Configured, MakeAgent, Progress
+from vmr_env.agents.stepwise.data import SceneBatches
+from vmr_env.backbones.recipes import get_recipe
+from vmr_env.backbones.simulated.embedded import RECIPE, Sizes, build_embedded
+from vmr_env.benchmarks.experiment.experiment import Experiment, Unit, cross_validation, run_units, train_test
+from vmr_env.benchmarks.experiment.head_methods import (
     BACKBONE_METHODS,
     HEAD_AGENTS,
     ablations,
@@ -45,25 +44,26 @@ from benchmarks.head_methods import (
     configured,
     parse_options,
 )
-from benchmarks.methods import EnvironmentMethod, Fold, Method, Settings, check_weights
-from benchmarks.report import report
-from benchmarks.stepwise_method import STEPWISE_AGENTS
-from benchmarks.unfrozen import Features
-from vmr_env.actions import FREE
-from vmr_env.cache import DecoderStateCache
+from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Fold, Method, Settings, check_weights
+from vmr_env.benchmarks.experiment.stepwise_method import STEPWISE_AGENTS
+from vmr_env.benchmarks.experiment.unfrozen import Features
+from vmr_env.benchmarks.report.files import report
+
+from vmr_env.caches.from_predictions import build_prediction_cache
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.caches.sources import simulated_source
+from vmr_env.data.profiles import get_profile
+from vmr_env.envs.actions import FREE
 from vmr_env.errors import DataError, Problem, shorten
-from vmr_env.files import write_text
-from vmr_env.prediction_cache import build_prediction_cache
-from vmr_env.profiles import get_profile
-from vmr_env.sources import simulated_source
+from vmr_env.files.text import write_text
 
 AGENTS: dict[str, str] = {
-    "expected_gain": "agents.expected_gain:ExpectedGain",
-    "ppo": "agents.ppo:PPO",
-    "reinforce": "agents.reinforce:Reinforce",
-    "grpo": "agents.grpo:GRPO",
-    "sb3_ppo": "agents.sb3:SB3PPO",
-    "sb3_a2c": "agents.sb3:SB3A2C",
+    "expected_gain": "vmr_env.agents.expected_gain:ExpectedGain",
+    "ppo": "vmr_env.agents.ppo:PPO",
+    "reinforce": "vmr_env.agents.reinforce:Reinforce",
+    "grpo": "vmr_env.agents.grpo:GRPO",
+    "sb3_ppo": "vmr_env.agents.sb3.vec_env:SB3PPO",
+    "sb3_a2c": "vmr_env.agents.sb3.vec_env:SB3A2C",
 }
 EMBEDDABLE = (RECIPE,)
 """Recipes that need no data but their seeds."""
@@ -72,7 +72,7 @@ DEFAULT_AGENTS = ("expected_gain", "ppo", "reinforce")
 
 BACKBONE_AGENTS = (*HEAD_AGENTS, *DEFAULT_AGENTS, "grpo", "sb3_ppo")
 BESIDE = "girl_detr"
-"""Where `backbones.embedded` puts the weights, beside the caches."""
+"""Where `vmr_env.backbones.simulated.embedded` puts the weights, beside the caches."""
 
 NOT_RUN = "Not run: head + last decoder layer, head + everything. They need features (--features)."
 
@@ -81,7 +81,7 @@ _LEAST = {"folds": 2, "seeds": 1, "members": 2, "evaluations": 1, "rounds": 1, "
 """Smallest sensible value of each number on the command line."""
 
 _PROTOCOL = ("rounds", "update", "act", "state_dict", "load_state_dict")
-"""What an agent's class has; see `agents.protocol`."""
+"""What an agent's class has; see `vmr_env.agents.base`."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

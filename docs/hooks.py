@@ -34,7 +34,7 @@ def table(name: str) -> str:
 
 def help_of(name: str) -> str:
     """Help text of a command, `vmr-env` first."""
-    from benchmarks.cli import main
+    from vmr_env.benchmarks.cli.main import main
 
     command: click.Command = main
     context = click.Context(main, info_name="vmr-env", max_content_width=100)

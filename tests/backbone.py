@@ -4,16 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from backbones.adapters import ClipMemory, GirlDetrDetector
-from backbones.cache import build_cache
-from backbones.configs import Recipe, get_recipe
-from backbones.dataset import MomentDataset
-from backbones.feature_store import FeatureStore
-from backbones.girl_detr.checkpoint import load_checkpoint, save_checkpoint
-from backbones.girl_detr.model import GirlDetr
-from backbones.simulated import write_simulated
-from vmr_env.annotations import read_annotations
-from vmr_env.profiles import get_profile
+from vmr_env.backbones.base import ClipMemory, GirlDetrDetector
+from vmr_env.backbones.cache import build_cache
+from vmr_env.backbones.dataset import MomentDataset
+from vmr_env.backbones.features.store import FeatureStore
+from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, save_checkpoint
+from vmr_env.backbones.girl_detr.model import GirlDetr
+from vmr_env.backbones.recipes import Recipe, get_recipe
+from vmr_env.backbones.simulated.features import write_simulated
+
+from vmr_env.data.annotations import read_annotations
+from vmr_env.data.profiles import get_profile
 
 
 class Backbone(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vmr_env.cache import CacheBatch, Ragged, write_cache
+from vmr_env.caches.reader import CacheBatch, Ragged, write_cache
 
 ARGUMENTS: dict[str, Any] = {
     "dataset": "charades",

@@ -10,12 +10,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
-
-from backbones.girl_detr.checkpoint import official_model
-from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.model import GirlDetr, GirlDetrOutput
-from backbones.girl_detr.official import config_from_options, official_name
-from backbones.girl_detr.targets import Targets
+from vmr_env.backbones.girl_detr.checkpoint import official_model
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.model import GirlDetr, GirlDetrOutput
+from vmr_env.backbones.girl_detr.official import config_from_options, official_name
+from vmr_env.backbones.girl_detr.targets import Targets
 
 INPUTS = ("src_vid", "src_vid_mask", "src_txt", "src_txt_mask")
 

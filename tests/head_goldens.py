@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-
-from agents.tprl_losses import Moments
-from backbones.girl_detr.head import DetectionHead
+from vmr_env.agents.tprl.losses import Moments
+from vmr_env.backbones.girl_detr.head import DetectionHead
 
 
 def load_head(goldens: Path) -> DetectionHead:

@@ -3,11 +3,11 @@
 from typing import Any
 
 import numpy as np
+from vmr_env.agents.ensemble.cross_fitting import Selection
+from vmr_env.benchmarks.report.html import Given, Page, gather
 
-from agents.committee import Selection
-from benchmarks.html_report import Given, Page, gather
-from vmr_env.annotations import Annotation
-from vmr_env.predictions import Prediction
+from vmr_env.data.annotations import Annotation
+from vmr_env.data.predictions import Prediction
 
 HOSTILE = "</script><script>document.title='broken'</script> & <b>bold</b>"
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from caches import ARGUMENTS, random_batch
 
-from vmr_env.cache import DecoderStateCache, Ragged, write_cache
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.caches.reader import DecoderStateCache, Ragged, write_cache
+from vmr_env.envs.vector_env import VMRVectorEnv
 
 MISSING_CLIPS = 3
 """How much too early every first proposal of `short_cache` ends."""

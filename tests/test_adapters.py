@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from vmr_env.backbones.base import DetectorOutput
+from vmr_env.backbones.cache import build_cache
+from vmr_env.backbones.dataset import Batch, DatasetSettings, MomentDataset
+from vmr_env.backbones.features.store import FeatureStore
+from vmr_env.backbones.recipes import get_recipe
+from vmr_env.backbones.simulated import embedded
+from vmr_env.backbones.simulated.embedded import Sizes, build_embedded
+from vmr_env.backbones.simulated.features import write_simulated
 
-from backbones import embedded
-from backbones.adapters import DetectorOutput
-from backbones.cache import build_cache
-from backbones.configs import get_recipe
-from backbones.dataset import Batch, DatasetSettings, MomentDataset
-from backbones.embedded import Sizes, build_embedded
-from backbones.feature_store import FeatureStore
-from backbones.simulated import write_simulated
-from vmr_env.annotations import read_annotations
-from vmr_env.cache import DecoderStateCache
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.annotations import read_annotations
+from vmr_env.data.profiles import get_profile
 from vmr_env.errors import DataError
-from vmr_env.profiles import get_profile
 
 
 class MomentDetr(nn.Module):

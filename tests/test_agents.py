@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 from refinement import environment, short_cache, user_cache_in
+from vmr_env.agents.base import Agent
+from vmr_env.agents.checkpoint import load_run, save_run
+from vmr_env.agents.evaluation import refine
+from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
+from vmr_env.agents.policy_agent import PolicyAgent
+from vmr_env.agents.ppo import PPO, PPOConfig, entropy
+from vmr_env.agents.reinforce import Reinforce, ReinforceConfig
+from vmr_env.agents.sb3.vec_env import SB3A2C, SB3PPO
 
-from agents.evaluation import refine
-from agents.expected_gain import ExpectedGain, ExpectedGainConfig
-from agents.policy_agent import PolicyAgent
-from agents.ppo import PPO, PPOConfig, entropy
-from agents.protocol import Agent
-from agents.reinforce import Reinforce, ReinforceConfig
-from agents.run_state import load_run, save_run
-from agents.sb3 import SB3A2C, SB3PPO
-from vmr_env.cache import DecoderStateCache
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.envs.vector_env import VMRVectorEnv
 
 Make = Callable[[VMRVectorEnv, int], Agent]
 

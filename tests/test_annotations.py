@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmr_env.annotations import Annotation, annotations_from, read_annotations, read_charades_text
-from vmr_env.durations import read_durations
+from vmr_env.data.annotations import Annotation, annotations_from, read_annotations, read_charades_text
+from vmr_env.data.durations import read_durations
 from vmr_env.errors import DataError, DataWarning
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from bad_input import Case, assert_refused, files_no_reader_takes
 
-from vmr_env.annotations import read_annotations, read_charades_text
-from vmr_env.durations import read_durations
+from vmr_env.data.annotations import read_annotations, read_charades_text
+from vmr_env.data.durations import read_durations
 from vmr_env.errors import DataError
 
 GOOD: dict[str, Any] = {

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from caches import ARGUMENTS, make_cache, random_batch
 
-from vmr_env.cache import (
+from vmr_env.caches.reader import (
     CacheBatch,
     CacheWriter,
     DecoderStateCache,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from bad_input import Case, assert_refused
 
-from vmr_env.annotations import Annotation
+from vmr_env.data.annotations import Annotation
+from vmr_env.data.predictions import Prediction
 from vmr_env.errors import DataError
-from vmr_env.metrics import evaluate, per_query, write_result
-from vmr_env.predictions import Prediction
+from vmr_env.metrics.moments import evaluate, per_query, write_result
 
 
 def truth(qid: Any = 1, **changes: Any) -> dict[str, Any]:

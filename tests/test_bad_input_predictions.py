@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from bad_input import Case, assert_refused, files_no_reader_takes
 
+from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
 from vmr_env.errors import DataError
-from vmr_env.predictions import Prediction, read_predictions, write_predictions
 
 GOOD: dict[str, Any] = {
     "qid": 1,

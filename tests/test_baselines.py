@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmr_env.annotations import Annotation, read_annotations
-from vmr_env.baselines import baselines, constant_window, fit_constant_window, random_window
+from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.errors import DataError
-from vmr_env.metrics import evaluate
+from vmr_env.metrics.baselines import baselines, constant_window, fit_constant_window, random_window
+from vmr_env.metrics.moments import evaluate
 
 SPLITS = {
     "Charades-STA test": ("charades_sta/charades_sta_train.jsonl.gz", "charades_sta/charades_sta_test.jsonl"),

@@ -15,8 +15,9 @@ from caches import ARGUMENTS, make_cache, random_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmr_env import cache_table, cache_writer
-from vmr_env.cache import (
+from vmr_env.caches import table as cache_table
+from vmr_env.caches import writer as cache_writer
+from vmr_env.caches.reader import (
     CacheBatch,
     CacheWriter,
     DecoderStateCache,

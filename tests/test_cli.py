@@ -13,15 +13,15 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import vmr_env.backbones.features.text
+import vmr_env.benchmarks.run_tprl
 from caches import make_cache
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from vmr_env.backbones.features.store import FeatureStoreWriter
+from vmr_env.benchmarks.cli import main as cli
 
-import backbones.text
-import benchmarks.run_tprl
-from backbones.feature_store import FeatureStoreWriter
-from benchmarks import cli
-from vmr_env.cache import DecoderStateCache
+from vmr_env.caches.reader import DecoderStateCache
 
 
 def run(*arguments: object, keys: str | None = None) -> Result:
@@ -167,7 +167,7 @@ def test_forwarded_commands_keep_their_options_and_their_codes(
         asked.append(list(arguments))
         return 130
 
-    monkeypatch.setattr("benchmarks.run_tprl.main", main)
+    monkeypatch.setattr("vmr_env.benchmarks.run_tprl.main", main)
     assert run("train", "--agents", "ppo", "--out", "x").exit_code == 130
     assert asked == [["--agents", "ppo", "--out", "x"]]
     for command in (["train"], ["encode", "text"], ["encode", "captions"], ["cache", "checkpoint"]):
@@ -207,7 +207,10 @@ def test_shells_complete_commands_options_and_ids() -> None:
     assert completions("play", "VMR-TACoS-S") == [f"VMR-TACoS-Stage{number}-v0" for number in (1, 2, 3)]
     # Of options that belong to other parsers, too: those that their help tells.
     assert completions("train", "--ag") == ["--agents", "--agent"]
-    for command, module in ((["train"], benchmarks.run_tprl), (["encode", "text"], backbones.text)):
+    for command, module in (
+        (["train"], vmr_env.benchmarks.run_tprl),
+        (["encode", "text"], vmr_env.backbones.features.text),
+    ):
         with pytest.raises(SystemExit), redirect_stdout(StringIO()) as told:
             module.main(["--help"])
         assert set(completions(*command, "--")) == set(

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from caches import ARGUMENTS, random_batch
 
-from vmr_env.cache import write_cache
+from vmr_env.caches.reader import write_cache
 
 pytestmark = pytest.mark.filterwarnings("default")  # what other libraries warn about is theirs
 
@@ -218,8 +218,9 @@ def test_sb3_contrib_maskable_ppo_takes_possible_actions_only(options: dict[str,
 @pytest.mark.skipif(not MODERN, reason="the native environment needs Gymnasium 1.1")
 def test_sb3_contrib_maskable_ppo_learns_from_the_native_environment(options: dict[str, Any]) -> None:
     contrib = pytest.importorskip("sb3_contrib")
-    from agents.sb3 import NativeVecEnv
-    from vmr_env.vector_env import VMRVectorEnv
+    from vmr_env.agents.sb3.vec_env import NativeVecEnv
+
+    from vmr_env.envs.vector_env import VMRVectorEnv
 
     env = NativeVecEnv(VMRVectorEnv(4, stage=1, autoreset_mode="SameStep", **options))
     model = contrib.MaskablePPO("MlpPolicy", env, n_steps=8, batch_size=16, n_epochs=1, seed=0, device="cpu")
@@ -274,7 +275,7 @@ def test_zoo_searches_settings(options: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("rl_zoo3")
     search = ["-optimize", "--n-trials", "1", "--n-jobs", "1", "--n-evaluations", "1", "--eval-episodes", "2"]
     judged = f"source:'{options['source']}'", "samples:range(15,20)"
-    fast = "--hyperparams", "n_envs:2", "vec_env_wrapper:'agents.sb3.native'"
+    fast = "--hyperparams", "n_envs:2", "vec_env_wrapper:'vmr_env.agents.sb3.vec_env.native'"
     done = zoo("ppo", options, tmp_path, "-n", "64", *search, "--eval-env-kwargs", *judged, *fast)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Number of finished trials:  1" in done.stdout

@@ -9,12 +9,12 @@ from caches import random_batch
 from hypothesis import given
 from hypothesis import strategies as st
 from refinement import environment, user_cache_in, written
+from vmr_env.agents.networks import ActionClips, RefinementNetwork
 
-from agents.networks import ActionClips, RefinementNetwork
-from vmr_env.actions import MOVES
-from vmr_env.cache import DecoderStateCache
-from vmr_env.clip_features import EDGE_CLIPS, ClipSums, clip_sums_of
-from vmr_env.timeline import CELLS
+from vmr_env.caches.boundary_features import CELLS
+from vmr_env.caches.clip_sums import EDGE_CLIPS, ClipSums, clip_sums_of
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.envs.actions import MOVES
 
 PAIRS = [(start, end) for start in MOVES for end in MOVES if (start, end) != (0, 0)]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from vmr_env.benchmarks.experiment.results import BOOTSTRAP_SEED, MEASURES, differences
+from vmr_env.benchmarks.report.combine import combine, combined_differences, main
 
-from benchmarks.combine import combine, combined_differences, main
-from benchmarks.results import BOOTSTRAP_SEED, MEASURES, differences
-from vmr_env.annotations import Annotation
-from vmr_env.predictions import Prediction, write_predictions
+from vmr_env.data.annotations import Annotation
+from vmr_env.data.predictions import Prediction, write_predictions
 
 QUERIES = 24
 

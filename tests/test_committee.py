@@ -9,23 +9,30 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+import vmr_env.agents.ensemble.cross_fitting
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vmr_env.agents.base import Agent, Floats, Masks, Metrics
+from vmr_env.agents.ensemble.cross_fitting import (
+    Committee,
+    Configured,
+    Progress,
+    cross_fit,
+    load_committee,
+    save_committee,
+)
+from vmr_env.agents.evaluation import refine
+from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
+from vmr_env.agents.ppo import PPO
+from vmr_env.agents.reinforce import Reinforce
+from vmr_env.agents.sb3.vec_env import SB3PPO
 
-import agents.committee
-from agents.committee import Committee, Configured, Progress, cross_fit, load_committee, save_committee
-from agents.evaluation import refine
-from agents.expected_gain import ExpectedGain, ExpectedGainConfig
-from agents.ppo import PPO
-from agents.protocol import Agent, Floats, Masks, Metrics
-from agents.reinforce import Reinforce
-from agents.sb3 import SB3PPO
 from tests.caches import ARGUMENTS, random_batch
-from vmr_env.cache import DecoderStateCache, Ragged, write_cache
+from vmr_env.caches.reader import DecoderStateCache, Ragged, write_cache
+from vmr_env.data.profiles import get_profile
+from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.errors import DataError
-from vmr_env.profiles import get_profile
-from vmr_env.simulator import simulate
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.simulation.simulator import simulate
 
 LATER = 31
 """The discrete action that moves both boundaries a clip later."""
@@ -140,7 +147,7 @@ def test_the_detector_is_kept_whatever_the_actions_are(late: DecoderStateCache) 
 
 
 def test_a_gain_within_its_own_noise_is_no_gain() -> None:
-    choose, vids = agents.committee._choose, [f"v{i}" for i in range(20)]
+    choose, vids = vmr_env.agents.ensemble.cross_fitting._choose, [f"v{i}" for i in range(20)]
     noisy = np.tile([1.0, -0.9], 10)[None]  # mean 0.05, standard error 0.21
     assert choose(noisy, vids) is None
     assert choose(np.concatenate([noisy, np.full((1, 20), 0.01)]), vids) is None  # the best mean is judged
@@ -149,7 +156,7 @@ def test_a_gain_within_its_own_noise_is_no_gain() -> None:
 
 
 def test_queries_of_one_video_are_no_evidence_of_their_own() -> None:
-    choose = agents.committee._choose
+    choose = vmr_env.agents.ensemble.cross_fitting._choose
     gains = np.repeat([0.5, -0.3, -0.2, 0.3], 25)[None]  # mean 0.075
     assert choose(gains, [f"v{i}" for i in range(100)]) == 0  # standard error 0.03
     assert choose(gains, [f"v{i // 25}" for i in range(100)]) is None  # 0.17, of four videos
@@ -159,7 +166,9 @@ def test_quality_is_the_mean_of_the_metrics() -> None:
     """Moments that grow may gain tIoU on average and lose recall; that is no gain."""
     tiou = np.array([0.2, 0.5, 0.6, 0.7, 1.0])
     r1 = [np.mean([one >= threshold for one in tiou]) for threshold in (0.5, 0.7)]
-    assert agents.committee.quality(tiou).mean() == pytest.approx((tiou.mean() + sum(r1)) / 3)
+    assert vmr_env.agents.ensemble.cross_fitting.quality(tiou).mean() == pytest.approx(
+        (tiou.mean() + sum(r1)) / 3
+    )
 
 
 def test_what_does_not_learn_is_judged_once(late: DecoderStateCache) -> None:
@@ -174,7 +183,10 @@ def test_members_are_judged_on_videos_that_they_have_not_seen(
     learnt: list[set[str]] = []
     judged: list[set[str]] = []
     rows: list[int] = []
-    environment, run = agents.committee.training_environment, agents.committee.refine
+    environment, run = (
+        vmr_env.agents.ensemble.cross_fitting.training_environment,
+        vmr_env.agents.ensemble.cross_fitting.refine,
+    )
 
     def note_learnt(make: Any, cache: Any, samples: np.ndarray, options: Any) -> VMRVectorEnv:
         learnt.append({vids[i] for i in samples})
@@ -185,8 +197,8 @@ def test_members_are_judged_on_videos_that_they_have_not_seen(
         rows.extend(samples.tolist())
         return run(act, cache, samples, options)
 
-    monkeypatch.setattr(agents.committee, "training_environment", note_learnt)
-    monkeypatch.setattr(agents.committee, "refine", note_judged)
+    monkeypatch.setattr(vmr_env.agents.ensemble.cross_fitting, "training_environment", note_learnt)
+    monkeypatch.setattr(vmr_env.agents.ensemble.cross_fitting, "refine", note_judged)
     training = np.arange(5, 45)
     cross_fit(Rule, simulated, training, members=4, evaluations=1, seed=0, options=OPTIONS)
     assert len(learnt) == len(judged) == 4
@@ -216,7 +228,7 @@ def test_too_few_members_or_videos(late: DecoderStateCache) -> None:
 @given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=6))
 @settings(max_examples=60, deadline=None)
 def test_plurality_is_the_most_common_vote_and_on_ties_the_first(votes: list[list[int]]) -> None:
-    chosen = agents.committee._plurality(np.array(votes))
+    chosen = vmr_env.agents.ensemble.cross_fitting._plurality(np.array(votes))
     # Counter keeps the order of first occurrence among equally many.
     expected = [Counter(column).most_common(1)[0][0] for column in zip(*votes, strict=True)]
     assert chosen.tolist() == expected
@@ -224,9 +236,11 @@ def test_plurality_is_the_most_common_vote_and_on_ties_the_first(votes: list[lis
 
 def test_joint_votes_are_counted_whole_and_real_ones_averaged() -> None:
     joint = np.array([[[0, 1]], [[0, 2]], [[3, 2]], [[3, 2]]])
-    assert agents.committee._plurality(joint).tolist() == [[3, 2]]  # not [0, 2], a vote of one
+    assert vmr_env.agents.ensemble.cross_fitting._plurality(joint).tolist() == [
+        [3, 2]
+    ]  # not [0, 2], a vote of one
     real = np.array([[[0.0, 1.0]], [[1.0, 0.0]]], np.float32)
-    mean = agents.committee._plurality(real)
+    mean = vmr_env.agents.ensemble.cross_fitting._plurality(real)
     assert (mean.tolist(), mean.dtype) == ([[0.5, 0.5]], np.float32)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vmr_env.curriculum import SCHEDULES, STAGES, coefficients, get_schedule, get_stage, three_stages
+from vmr_env.envs.curriculum import SCHEDULES, STAGES, coefficients, get_schedule, get_stage, three_stages
 
 OFFICIAL = {
     "charades": "charadesSTA (train_rl.sh)",

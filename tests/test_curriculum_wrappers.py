@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
+from vmr_env.agents.sb3.curriculum import CurriculumCallback
+from vmr_env.agents.sb3.vec_env import NativeVecEnv
 
-from agents.sb3 import NativeVecEnv
-from agents.sb3_curriculum import CurriculumCallback
 from tests.caches import ARGUMENTS, random_batch
-from vmr_env.cache import DecoderStateCache, write_cache
-from vmr_env.curriculum import Plateau, Progression, StepSchedule
-from vmr_env.env import VMREnv
-from vmr_env.vector_env import VMRVectorEnv
-from vmr_env.vector_wrappers import VectorCurriculumWrapper
-from vmr_env.wrappers import CurriculumWrapper
+from vmr_env.caches.reader import DecoderStateCache, write_cache
+from vmr_env.envs.curriculum import Plateau, Progression, StepSchedule
+from vmr_env.envs.env import VMREnv
+from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.envs.vector_wrappers import VectorCurriculumWrapper
+from vmr_env.envs.wrappers import CurriculumWrapper
 
 
 @pytest.fixture(scope="module")

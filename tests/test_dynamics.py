@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from refinement import user_cache_in
 
-from vmr_env import spans as span_functions
-from vmr_env.actions import COARSE_TO_FINE, MOVES, DiscreteActions
-from vmr_env.cache import DecoderStateCache
-from vmr_env.curriculum import STAGES
-from vmr_env.env import VMREnv
-from vmr_env.rewards import POTENTIALS, overlaps
-from vmr_env.timeline import CURVES, INSIDE_FEATURES, KERNELS, POINT_FEATURES, SPAN_FEATURES
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.caches.boundary_features import CURVES, INSIDE_FEATURES, KERNELS, POINT_FEATURES, SPAN_FEATURES
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.envs.actions import COARSE_TO_FINE, MOVES, DiscreteActions
+from vmr_env.envs.curriculum import STAGES
+from vmr_env.envs.env import VMREnv
+from vmr_env.envs.rewards import POTENTIALS, overlaps
+from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.metrics.moments import spans as span_functions
 
 Span = tuple[float, float]
 
@@ -315,7 +315,7 @@ def test_a_span_that_ends_before_it_starts_overlaps_nothing() -> None:
 
 
 class SlowTimeline:
-    """What `vmr_env.timeline` documents, one number at a time."""
+    """What `vmr_env.caches.boundary_features` documents, one number at a time."""
 
     def __init__(self, cache: DecoderStateCache, sample: int, cells: int) -> None:
         self.cells = cells

@@ -5,16 +5,16 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint
+from vmr_env.backbones.girl_detr.weights import state_sha256
+from vmr_env.backbones.recipes import get_recipe
+from vmr_env.backbones.simulated.embedded import RECIPE, Sizes, build_embedded
 
-from backbones.configs import get_recipe
-from backbones.embedded import RECIPE, Sizes, build_embedded
-from backbones.girl_detr.checkpoint import load_checkpoint
-from backbones.girl_detr.weights import state_sha256
-from vmr_env.cache import DecoderStateCache
-from vmr_env.sources import simulated_source
-from vmr_env.spans import tiou
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.caches.sources import simulated_source
+from vmr_env.metrics.spans import tiou
 
-SHIPPED = Path(__file__).resolve().parents[1] / "vmr_env" / "data" / RECIPE
+SHIPPED = Path(__file__).resolve().parents[1] / "vmr_env" / "assets" / RECIPE
 
 
 @pytest.mark.filterwarnings("ignore:no cache given")

@@ -27,15 +27,15 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from refinement import user_cache_in
 from walks import trajectory_hash, walk
 
-from vmr_env.actions import FREE
-from vmr_env.cache import write_cache
-from vmr_env.env import VMREnv
-from vmr_env.profiles import PROFILES
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.caches.reader import write_cache
+from vmr_env.data.profiles import PROFILES
+from vmr_env.envs.actions import FREE
+from vmr_env.envs.env import VMREnv
+from vmr_env.envs.vector_env import VMRVectorEnv
 
 IDS = sorted(name for name in registry if name.startswith("VMR-"))
 MODES = ("discrete", "multidiscrete", "continuous")
-NO_RENDERING = importlib.util.find_spec("vmr_env.rendering") is None
+NO_RENDERING = importlib.util.find_spec("vmr_env.rendering.ansi") is None
 
 Make = Callable[..., Any]
 
@@ -351,7 +351,7 @@ def test_every_data_set_has_its_ids() -> None:
 def test_gymnasium_checker_is_content(
     name: str, sources: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmr_env.window.Window", MagicMock())  # there may be no desktop
+    monkeypatch.setattr("vmr_env.rendering.window.Window", MagicMock())  # there may be no desktop
     env = gymnasium.make(name, source=source_of(name, sources))
     check_env(env.unwrapped, skip_render_check=NO_RENDERING)
     spec = env.spec
@@ -581,7 +581,7 @@ def test_wrong_vector_actions_change_nothing(source: str, actions: Any) -> None:
 
 
 def test_old_gymnasium_is_named() -> None:
-    code = "import gymnasium.vector as v; del v.AutoresetMode; import vmr_env.vector_env"
+    code = "import gymnasium.vector as v; del v.AutoresetMode; import vmr_env.envs.vector_env"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

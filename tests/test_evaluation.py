@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from caches import random_batch
 from refinement import environment, user_cache_in, written
+from vmr_env.agents import evaluation
+from vmr_env.agents.evaluation import KINDS, USES, Refined, refine, shares_of_uses, submission, trace
+from vmr_env.agents.references import StopAtOnce
 
-from agents import evaluation
-from agents.evaluation import KINDS, USES, Refined, refine, shares_of_uses, submission, trace
-from agents.references import StopAtOnce
-from vmr_env.annotations import read_annotations
-from vmr_env.cache import DecoderStateCache
-from vmr_env.env import VMREnv
-from vmr_env.metrics import evaluate
-from vmr_env.prediction_cache import build_prediction_cache
-from vmr_env.predictions import read_predictions, write_predictions
-from vmr_env.profiles import get_profile
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.caches.from_predictions import build_prediction_cache
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.annotations import read_annotations
+from vmr_env.data.predictions import read_predictions, write_predictions
+from vmr_env.data.profiles import get_profile
+from vmr_env.envs.env import VMREnv
+from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.metrics.moments import evaluate
 
 # R1@0.3, R1@0.5, R1@0.7, mIoU, mAP@0.5, mAP@0.75, mAP, published for the detector's prediction file.
 FIGURES = {"qvhighlights_val.moment_detr": (67.48, 53.94, 34.84, 49.21, 54.96, 31.01, 32.2)}

@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 import torch
 from girl_detr_cases import arrays, assert_equal, config_of, inputs_of, model_of, run, state_of
+from vmr_env.backbones.girl_detr.checkpoint import (
+    load_checkpoint,
+    load_official,
+    read_manifest,
+    save_checkpoint,
+)
+from vmr_env.backbones.girl_detr.config import REPAIRS, GirlDetrConfig
+from vmr_env.backbones.girl_detr.model import GirlDetr
+from vmr_env.backbones.girl_detr.weights import freeze, state_sha256, tensor_sha256
 
-from backbones.girl_detr.checkpoint import load_checkpoint, load_official, read_manifest, save_checkpoint
-from backbones.girl_detr.config import REPAIRS, GirlDetrConfig
-from backbones.girl_detr.model import GirlDetr
-from backbones.girl_detr.weights import freeze, state_sha256, tensor_sha256
 from vmr_env.errors import DataError
 
 SMALL = GirlDetrConfig(

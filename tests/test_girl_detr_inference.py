@@ -11,10 +11,9 @@ import torch
 from girl_detr_cases import arrays, config_of, run, state_of
 from hypothesis import given
 from hypothesis import strategies as st
-
-from backbones.girl_detr.checkpoint import official_model
-from backbones.girl_detr.head import Detections
-from backbones.girl_detr.inference import (
+from vmr_env.backbones.girl_detr.checkpoint import official_model
+from vmr_env.backbones.girl_detr.head import Detections
+from vmr_env.backbones.girl_detr.inference import (
     Windows,
     WindowSettings,
     post_process,
@@ -22,7 +21,7 @@ from backbones.girl_detr.inference import (
     suppress,
     windows,
 )
-from backbones.girl_detr.model import GirlDetr, GirlDetrOutput
+from vmr_env.backbones.girl_detr.model import GirlDetr, GirlDetrOutput
 
 DATASETS = {
     "hl": WindowSettings(clip_seconds=2, longest=150),

@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from backbones.girl_detr.cmi import CrossBranch
-from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.decoder import AnchorCrossAttention
-from backbones.girl_detr.kernels import BLOCK, dropout, last_state, prelu
-from backbones.girl_detr.layers import (
+from vmr_env.backbones.girl_detr.cmi import CrossBranch
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.decoder import AnchorCrossAttention
+from vmr_env.backbones.girl_detr.kernels import BLOCK, dropout, last_state, prelu
+from vmr_env.backbones.girl_detr.layers import (
     Attention,
     FeedForward,
     attend,
@@ -17,8 +16,8 @@ from backbones.girl_detr.layers import (
     kept_channels,
     split_heads,
 )
-from backbones.girl_detr.model import GirlDetr
-from backbones.girl_detr.projections import ProjectionBlock
+from vmr_env.backbones.girl_detr.model import GirlDetr
+from vmr_env.backbones.girl_detr.projections import ProjectionBlock
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.999])

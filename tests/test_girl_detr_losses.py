@@ -13,17 +13,16 @@ from girl_detr_cases import config_of, inputs_of, model_of, run, targets_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-
-from backbones.girl_detr.config import REPAIRS, GirlDetrConfig
-from backbones.girl_detr.head import Detections
-from backbones.girl_detr.losses import SupervisedCriterion
-from backbones.girl_detr.matcher import match, matching_cost
-from backbones.girl_detr.model import GirlDetr, GirlDetrOutput
-from backbones.girl_detr.official import official_name
-from backbones.girl_detr.saliency_losses import saliency_terms
-from backbones.girl_detr.schedules import learning_rate
-from backbones.girl_detr.spans import cxw_to_span, overlaps
-from backbones.girl_detr.targets import Targets
+from vmr_env.backbones.girl_detr.config import REPAIRS, GirlDetrConfig
+from vmr_env.backbones.girl_detr.head import Detections
+from vmr_env.backbones.girl_detr.losses import SupervisedCriterion
+from vmr_env.backbones.girl_detr.matcher import match, matching_cost
+from vmr_env.backbones.girl_detr.model import GirlDetr, GirlDetrOutput
+from vmr_env.backbones.girl_detr.official import official_name
+from vmr_env.backbones.girl_detr.saliency_losses import saliency_terms
+from vmr_env.backbones.girl_detr.schedules import learning_rate
+from vmr_env.backbones.girl_detr.spans import cxw_to_span, overlaps
+from vmr_env.backbones.girl_detr.targets import Targets
 
 LOSS = 1e-4  # relative tolerances of the goldens' README
 GRADIENT = 1e-3

@@ -23,14 +23,13 @@ from girl_detr_cases import (
     state_of,
 )
 from torch import Tensor, nn
-
-from backbones.girl_detr.checkpoint import official_model
-from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.encoder import Memory
-from backbones.girl_detr.head import DetectionHead
-from backbones.girl_detr.model import GirlDetr
-from backbones.girl_detr.official import official_name
-from backbones.girl_detr.positions import clip_positions
+from vmr_env.backbones.girl_detr.checkpoint import official_model
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.encoder import Memory
+from vmr_env.backbones.girl_detr.head import DetectionHead
+from vmr_env.backbones.girl_detr.model import GirlDetr
+from vmr_env.backbones.girl_detr.official import official_name
+from vmr_env.backbones.girl_detr.positions import clip_positions
 
 TINY = ("tiny", "tiny_nogate")
 

@@ -11,15 +11,15 @@ import torch
 from girl_detr_cases import inputs_of, run, sample
 from test_girl_detr_repairs import SIZES, difference, lengthened, shaken
 from torch import Tensor
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.decoder import Decoder
+from vmr_env.backbones.girl_detr.losses import SupervisedCriterion
+from vmr_env.backbones.girl_detr.model import GirlDetr
+from vmr_env.backbones.girl_detr.query_selection import QuerySelection, clip_span_iou, selection_loss
+from vmr_env.backbones.girl_detr.targets import Targets
 
-from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.decoder import Decoder
-from backbones.girl_detr.losses import SupervisedCriterion
-from backbones.girl_detr.model import GirlDetr
-from backbones.girl_detr.query_selection import QuerySelection, clip_span_iou, selection_loss
-from backbones.girl_detr.targets import Targets
-from vmr_env import spans as span_functions
 from vmr_env.errors import DataError
+from vmr_env.metrics.moments import spans as span_functions
 
 CONFIG = GirlDetrConfig(**SIZES, query_selection=True)
 LENGTHS = (7, 4, 1)

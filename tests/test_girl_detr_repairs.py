@@ -6,18 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+import vmr_env.backbones.girl_detr
 from girl_detr_cases import inputs_of, run, sample
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, pad
-
-import backbones.girl_detr
-from backbones.girl_detr.branches import MomentSaliency
-from backbones.girl_detr.config import REPAIRS, Behaviour, GirlDetrConfig
-from backbones.girl_detr.head import Detections
-from backbones.girl_detr.losses import SupervisedCriterion
-from backbones.girl_detr.model import GirlDetr, GirlDetrOutput
-from backbones.girl_detr.refinement import FeatureRefinement
-from backbones.girl_detr.targets import Targets
+from vmr_env.backbones.girl_detr.branches import MomentSaliency
+from vmr_env.backbones.girl_detr.config import REPAIRS, Behaviour, GirlDetrConfig
+from vmr_env.backbones.girl_detr.head import Detections
+from vmr_env.backbones.girl_detr.losses import SupervisedCriterion
+from vmr_env.backbones.girl_detr.model import GirlDetr, GirlDetrOutput
+from vmr_env.backbones.girl_detr.refinement import FeatureRefinement
+from vmr_env.backbones.girl_detr.targets import Targets
 
 SIZES: dict[str, Any] = {
     "hidden_dim": 16,
@@ -261,6 +260,6 @@ def test_each_repair_alone(goldens: Path, name: str) -> None:
 
 
 def test_repairs_are_documented() -> None:
-    documentation = backbones.girl_detr.__doc__
+    documentation = vmr_env.backbones.girl_detr.__doc__
     assert documentation is not None
     assert {name for name in REPAIRS if f"`{name}`" in documentation} == REPAIRS.keys()

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from vmr_env.agents.evaluation import refine
+from vmr_env.agents.grpo import GRPO, Experience, GRPOConfig
 
-from agents.evaluation import refine
-from agents.grpo import GRPO, Experience, GRPOConfig
-from vmr_env.cache import DecoderStateCache
-from vmr_env.profiles import get_profile
-from vmr_env.simulator import simulate
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.profiles import get_profile
+from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.simulation.simulator import simulate
 
 Seen = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 

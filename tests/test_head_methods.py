@@ -9,20 +9,20 @@ import pytest
 import torch
 from backbone import Backbone, make_backbone, open_features
 from safetensors.torch import load_file, save_file
+from vmr_env.agents.evaluation import USES
+from vmr_env.agents.tprl.head_training import uses
+from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, save_checkpoint
+from vmr_env.backbones.girl_detr.inference import WindowSettings
+from vmr_env.backbones.predict import predict
+from vmr_env.benchmarks.cli import graft
+from vmr_env.benchmarks.experiment.experiment import train_test
+from vmr_env.benchmarks.experiment.head_methods import ablations, configured, head_config, parse_options
+from vmr_env.benchmarks.experiment.methods import HeadMethod, Settings
+from vmr_env.benchmarks.run_tprl import main
 
-from agents.evaluation import USES
-from agents.head_training import uses
-from backbones.girl_detr.checkpoint import load_checkpoint, save_checkpoint
-from backbones.girl_detr.inference import WindowSettings
-from backbones.predict import predict
-from benchmarks import graft
-from benchmarks.experiment import train_test
-from benchmarks.head_methods import ablations, configured, head_config, parse_options
-from benchmarks.methods import HeadMethod, Settings
-from benchmarks.run_tprl import main
-from vmr_env.cache import DecoderStateCache
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.predictions import read_predictions
 from vmr_env.errors import DataError
-from vmr_env.predictions import read_predictions
 
 QUICK = ["--members", "2", "--evaluations", "1", "--rounds", "1", "--jobs", "1", "--seeds", "1"]
 SHORT = [

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from test_tprl import new_head, same, write_states
-
-from agents.head_policy import (
+from vmr_env.agents.tprl.data import Batch, StateBatches
+from vmr_env.agents.tprl.head_policy import (
     Drawn,
     HeadPolicy,
     HeadPolicyConfig,
@@ -17,13 +17,13 @@ from agents.head_policy import (
     head_policy_config,
     potentials,
 )
-from agents.head_training import cross_fit_head
-from agents.tprl_batches import Batch, StateBatches
-from agents.tprl_losses import Moments
-from agents.tprl_validation import Validator, propose
-from vmr_env.cache import DecoderStateCache
-from vmr_env.curriculum import STAGES, Stage
-from vmr_env.spans import tiou
+from vmr_env.agents.tprl.head_training import cross_fit_head
+from vmr_env.agents.tprl.losses import Moments
+from vmr_env.agents.tprl.validation import Validator, propose
+
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.envs.curriculum import STAGES, Stage
+from vmr_env.metrics.spans import tiou
 
 Pair = tuple[DecoderStateCache, DecoderStateCache]
 

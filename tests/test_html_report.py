@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from pages import BETTER, DETECTOR, HOSTILE, QUERIES, TRUTH, WORSE, page
+from vmr_env.agents.tprl.config import default_config, with_stages
+from vmr_env.agents.tprl.head_policy import head_policy_config
+from vmr_env.benchmarks.cli import main as cli
+from vmr_env.benchmarks.report import plots
+from vmr_env.benchmarks.report.figures import stage_lengths, staged_curve
+from vmr_env.benchmarks.report.html import PAGE_FILE, render, write_report
 
-from agents.head_policy import head_policy_config
-from agents.tprl_config import default_config, with_stages
-from benchmarks import cli, plots
-from benchmarks.html_report import PAGE_FILE, render, write_report
-from benchmarks.page_figures import stage_lengths, staged_curve
-from vmr_env.curriculum import get_schedule
+from vmr_env.envs.curriculum import get_schedule
 from vmr_env.errors import DataError
-from vmr_env.spans import tiou
+from vmr_env.metrics.spans import tiou
 
 PAGE = page()
 TEXT = render(PAGE)

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from pages import QUERIES, page
-
-from benchmarks.html_report import render
+from vmr_env.benchmarks.report.html import render
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install '.[dev]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

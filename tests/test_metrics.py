@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmr_env.annotations import Annotation, read_annotations
-from vmr_env.metrics import Result, evaluate, per_query, table, write_result
-from vmr_env.predictions import Prediction, read_predictions
+from vmr_env.data.annotations import Annotation, read_annotations
+from vmr_env.data.predictions import Prediction, read_predictions
+from vmr_env.metrics.moments import Result, evaluate, per_query, table, write_result
 
 # R1@0.3, @0.5, @0.7, mIoU, mAP@0.5, @0.75, mAP, short, middle, long mAP, and VeryGood mAP and HIT@1: what the
 # official programs print for these files.

@@ -8,13 +8,13 @@ import pytest
 import torch
 from caches import random_batch
 from refinement import environment, user_cache_in, written
+from vmr_env.agents.networks import ActionFeatures, FlatNetwork, RefinementNetwork, Standardise
 
-from agents.networks import ActionFeatures, FlatNetwork, RefinementNetwork, Standardise
-from vmr_env.actions import MOVES
-from vmr_env.cache import DecoderStateCache
-from vmr_env.timeline import CELLS, INTEGRALS
-from vmr_env.timeline_files import timelines_of
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.caches.boundary_features import CELLS, INTEGRALS
+from vmr_env.caches.boundary_tables import timelines_of
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.envs.actions import MOVES
+from vmr_env.envs.vector_env import VMRVectorEnv
 
 PAIRS = [pair for pair in product(MOVES, MOVES) if pair != (0, 0)]
 STATES = 24

@@ -39,21 +39,22 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_every_module_and_data_file_is_inside(wheel: zipfile.ZipFile) -> None:
     expected = {
-        path.relative_to(ROOT).as_posix()
+        ("" if name == "vmr_env" else "vmr_env/") + path.relative_to(ROOT).as_posix()
         for name in PACKAGES
         for path in (ROOT / name).rglob("*")
         if path.is_file()
         and (
             path.suffix == ".py"
             or path.name == "py.typed"
-            or path.is_relative_to(ROOT / "vmr_env" / "data")
-            or path.is_relative_to(ROOT / "benchmarks" / "templates")
+            or path.is_relative_to(ROOT / "vmr_env" / "assets")
+            or path.is_relative_to(ROOT / "benchmarks" / "report" / "templates")
             or path.is_relative_to(ROOT / "benchmarks" / "zoo")
         )
     }
     inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert inside == expected
-    assert {f"{name}/py.typed" for name in PACKAGES[:3]} <= inside
+    assert {f"{name}/py.typed" for name in ("vmr_env", "vmr_env/agents", "vmr_env/backbones")} <= inside
+    assert {name.split("/")[0] for name in inside} == {"vmr_env"}
 
 
 def test_what_it_requires_is_what_is_declared(wheel: zipfile.ZipFile) -> None:
@@ -81,4 +82,4 @@ def test_the_command_is_installed(wheel: zipfile.ZipFile) -> None:
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
     points = configparser.ConfigParser()
     points.read_string(wheel.read(name).decode())
-    assert dict(points["console_scripts"]) == {"vmr-env": "benchmarks.cli:main"}
+    assert dict(points["console_scripts"]) == {"vmr-env": "vmr_env.benchmarks.cli.main:main"}

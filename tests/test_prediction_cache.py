@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmr_env.annotations import Annotation, read_annotations
-from vmr_env.cache import DecoderStateCache
+from vmr_env.caches.from_predictions import build_prediction_cache
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.annotations import Annotation, read_annotations
+from vmr_env.data.predictions import read_predictions
+from vmr_env.data.profiles import PROFILES
 from vmr_env.errors import DataError
-from vmr_env.prediction_cache import build_prediction_cache
-from vmr_env.predictions import read_predictions
-from vmr_env.profiles import PROFILES
-from vmr_env.spans import best_tiou
+from vmr_env.metrics.spans import best_tiou
 
 CHARADES, QVHIGHLIGHTS, TACOS = (PROFILES[name] for name in ("charades", "qvhighlights", "tacos"))
 

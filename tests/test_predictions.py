@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmr_env.data.predictions import Prediction, predictions_from, read_predictions, write_predictions
 from vmr_env.errors import DataError
-from vmr_env.predictions import Prediction, predictions_from, read_predictions, write_predictions
 
 
 def row(**changes: Any) -> dict[str, Any]:

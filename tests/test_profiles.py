@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmr_env.annotations import read_annotations
-from vmr_env.profiles import PROFILES, get_profile
+from vmr_env.data.annotations import read_annotations
+from vmr_env.data.profiles import PROFILES, get_profile
 
 TRAIN = {
     "charades": "charades_sta/charades_sta_train.jsonl.gz",

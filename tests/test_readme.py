@@ -12,16 +12,16 @@ import gymnasium
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from vmr_env.agents.evaluation import refine, submission
+from vmr_env.benchmarks.cli import main as cli
+from vmr_env.benchmarks.run_tprl import main, parse
 
-from agents.evaluation import refine, submission
-from benchmarks import cli
-from benchmarks.run_tprl import main, parse
-from vmr_env.cache import DecoderStateCache
-from vmr_env.metrics import evaluate
-from vmr_env.prediction_cache import build_prediction_cache
-from vmr_env.predictions import write_predictions
-from vmr_env.profiles import get_profile
-from vmr_env.simulator import simulate
+from vmr_env.caches.from_predictions import build_prediction_cache
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.predictions import write_predictions
+from vmr_env.data.profiles import get_profile
+from vmr_env.metrics.moments import evaluate
+from vmr_env.simulation.simulator import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 from caches import random_batch
 from refinement import environment, short_cache, user_cache_in, written
+from vmr_env.agents.checkpoint import load_run, save_run
+from vmr_env.agents.evaluation import refine, submission
+from vmr_env.agents.references import GreedyOracle, RandomAgent, StopAtOnce, constant_window
 
-from agents.evaluation import refine, submission
-from agents.references import GreedyOracle, RandomAgent, StopAtOnce, constant_window
-from agents.run_state import load_run, save_run
-from vmr_env import baselines
-from vmr_env.annotations import Annotation
-from vmr_env.cache import DecoderStateCache
-from vmr_env.env import VMREnv
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.annotations import Annotation
+from vmr_env.envs.env import VMREnv
 from vmr_env.errors import DataError
-from vmr_env.metrics import evaluate
+from vmr_env.metrics.moments import baselines, evaluate
 
 
 @pytest.fixture(scope="module")

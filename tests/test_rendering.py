@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vmr_env.cache import write_cache
-from vmr_env.env import VMREnv
-from vmr_env.picture import HEIGHT, WIDTH, render_rgb
-from vmr_env.rendering import Scene, render_ansi
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.caches.reader import write_cache
+from vmr_env.envs.env import VMREnv
+from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.rendering.ansi import Scene, render_ansi
+from vmr_env.rendering.rgb import HEIGHT, WIDTH, render_rgb
 
 TRUTH, CURRENT, START = (0, 158, 115), (0, 114, 178), (230, 159, 0)  # Okabe and Ito's
 SALIENCY_LIKE = (212, 141, 180)
@@ -258,7 +258,7 @@ def test_pictures_repeat_and_rendering_changes_nothing(source: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["PIL", "matplotlib"])
 def test_missing_packages_are_named_with_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vmr_env import picture
+    from vmr_env.rendering.ansi import rgb as picture
 
     picture._fonts.cache_clear()
     monkeypatch.setitem(sys.modules, missing, None)
@@ -320,7 +320,7 @@ def test_window_shows_every_step(source: Path, monkeypatch: pytest.MonkeyPatch) 
     desktop = Desktop()
     monkeypatch.setitem(sys.modules, "tkinter", desktop)  # type: ignore[arg-type]  # a stand-in
     waits: list[float] = []
-    monkeypatch.setattr("vmr_env.window.time.sleep", waits.append)
+    monkeypatch.setattr("vmr_env.rendering.window.time.sleep", waits.append)
     shown, drawn = make(source, "human"), make(source, "rgb_array")
     expected = []
     for env in (shown, drawn):

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-
-from benchmarks.results import (
+from vmr_env.benchmarks.experiment.results import (
     BOOTSTRAP_SEED,
     MEASURES,
     Difference,
@@ -14,8 +13,9 @@ from benchmarks.results import (
     query_scores,
     table,
 )
-from vmr_env.annotations import Annotation
-from vmr_env.predictions import Prediction
+
+from vmr_env.data.annotations import Annotation
+from vmr_env.data.predictions import Prediction
 
 
 def _annotations(rng: np.random.Generator, n: int) -> list[Annotation]:

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refinement import environment, short_cache, user_cache_in
 from torch import Tensor
+from vmr_env.agents.networks import RefinementNetwork
+from vmr_env.agents.rollout import Collector, Rollout, gae, mean_episode_return
 
-from agents.networks import RefinementNetwork
-from agents.rollout import Collector, Rollout, gae, mean_episode_return
-from vmr_env.cache import DecoderStateCache
+from vmr_env.caches.reader import DecoderStateCache
 
 
 @pytest.fixture(scope="module")

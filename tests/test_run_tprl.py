@@ -7,28 +7,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vmr_env.benchmarks.run_tprl
+from vmr_env.agents.ensemble.cross_fitting import Configured, load_committee
+from vmr_env.agents.evaluation import refine, submission
+from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
+from vmr_env.benchmarks.experiment.experiment import Experiment
+from vmr_env.benchmarks.run_tprl import main
 
-import benchmarks.run_tprl
-from agents.committee import Configured, load_committee
-from agents.evaluation import refine, submission
-from agents.expected_gain import ExpectedGain, ExpectedGainConfig
-from benchmarks.experiment import Experiment
-from benchmarks.run_tprl import main
 from tests.caches import ARGUMENTS, random_batch
-from vmr_env.annotations import Annotation
-from vmr_env.cache import DecoderStateCache, write_cache
-from vmr_env.metrics import evaluate
-from vmr_env.predictions import read_predictions, write_predictions
-from vmr_env.profiles import get_profile
-from vmr_env.simulator import simulate
+from vmr_env.caches.reader import DecoderStateCache, write_cache
+from vmr_env.data.annotations import Annotation
+from vmr_env.data.predictions import read_predictions, write_predictions
+from vmr_env.data.profiles import get_profile
+from vmr_env.metrics.moments import evaluate
+from vmr_env.simulation.simulator import simulate
 
 QUICK = ["--members", "2", "--evaluations", "1", "--rounds", "1", "--jobs", "1"]
 SMALL = ["--agent", "own_agent:Small", "--agent", "own_agent:SmallPPO"]
 MY_AGENT = """
 import numpy as np
-from agents.expected_gain import ExpectedGain
-from agents.ppo import PPO
-from agents.protocol import Agent
+from vmr_env.agents.expected_gain import ExpectedGain
+from vmr_env.agents.ppo import PPO
+from vmr_env.agents.base import Agent
 
 class Small(ExpectedGain):
     num_envs = 8
@@ -418,6 +418,6 @@ def test_another_run_is_neither_overwritten_nor_mixed(
 def test_missing_packages_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(benchmarks.run_tprl.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(vmr_env.benchmarks.run_tprl.importlib.util, "find_spec", lambda _: None)
     assert main([]) == 2
     assert "tensorboard: is missing, expected `pip install vmr-env[bench]`" in capsys.readouterr().err

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from backbones.annotation_features import (
+from vmr_env.backbones.features.annotations import (
     Action,
     DetectorNoise,
     build_annotation_store,
@@ -13,11 +12,12 @@ from backbones.annotation_features import (
     read_actions,
     simulate_detector,
 )
-from backbones.feature_store import FeatureStore
-from backbones.simulated import OBJECTS, VERBS, Simulator, World, write_simulated
-from vmr_env.annotations import Annotation, read_annotations
+from vmr_env.backbones.features.store import FeatureStore
+from vmr_env.backbones.simulated.features import OBJECTS, VERBS, Simulator, World, write_simulated
+
+from vmr_env.data.annotations import Annotation, read_annotations
+from vmr_env.data.profiles import PROFILES, get_profile
 from vmr_env.errors import DataError, DataWarning
-from vmr_env.profiles import PROFILES, get_profile
 
 QUIET = DetectorNoise(miss=0, confusion=0, jitter_seconds=0, jitter_share=0, false_rate=0, score_noise=0)
 

@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmr_env.annotations import Annotation
-from vmr_env.cache import DecoderStateCache
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.annotations import Annotation
+from vmr_env.data.predictions import Prediction
+from vmr_env.data.profiles import PROFILES, DatasetProfile
 from vmr_env.errors import DataError
-from vmr_env.metrics import evaluate
-from vmr_env.predictions import Prediction
-from vmr_env.profiles import PROFILES, DatasetProfile
-from vmr_env.simulated_detector import _averaged, _better_siblings
-from vmr_env.simulated_videos import draw_samples
-from vmr_env.simulator import DEFAULT_SAMPLES, simulate, simulated_batch, simulated_cache
-from vmr_env.simulator_config import CONFIGS, SimulatorConfig
-from vmr_env.spans import best_tiou
+from vmr_env.metrics.moments import evaluate
+from vmr_env.metrics.spans import best_tiou
+from vmr_env.simulation.config import CONFIGS, SimulatorConfig
+from vmr_env.simulation.detector import _averaged, _better_siblings
+from vmr_env.simulation.simulator import DEFAULT_SAMPLES, simulate, simulated_batch, simulated_cache
+from vmr_env.simulation.videos import draw_samples
 
 NAMES = sorted(PROFILES)
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vmr_env import spans
-from vmr_env.annotations import read_annotations
-from vmr_env.predictions import read_predictions
+from vmr_env.data.annotations import read_annotations
+from vmr_env.data.predictions import read_predictions
+from vmr_env.metrics.moments import spans
 
 Span = tuple[float, float]
 # Few distinct points, so that touching, equal and empty spans are common.

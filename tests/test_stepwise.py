@@ -10,13 +10,13 @@ import torch
 from head_goldens import load_moments
 from safetensors.torch import load_file
 from torch import Tensor
+from vmr_env.agents.stepwise.data import SceneBatches
+from vmr_env.agents.stepwise.objectives import gae, match, oracle_loss, step_rewards, tiou
+from vmr_env.agents.stepwise.policy import MAX_ACTION, DiscretePolicy, Rollout, Scene, moved, observe
+from vmr_env.agents.stepwise.trainer import StepwiseConfig, StepwiseTrainer, new_policy, walk
+from vmr_env.agents.tprl.losses import Moments
 
-from agents.stepwise import StepwiseConfig, StepwiseTrainer, new_policy, walk
-from agents.stepwise_objectives import gae, match, oracle_loss, step_rewards, tiou
-from agents.stepwise_policy import MAX_ACTION, DiscretePolicy, Rollout, Scene, moved, observe
-from agents.stepwise_scenes import SceneBatches
-from agents.tprl_losses import Moments
-from vmr_env.cache import CacheBatch, DecoderStateCache, Ragged, write_cache
+from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
 from vmr_env.errors import DataError
 
 ALL = {"gate": True, "memory": True, "iou_head": True}

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from backbone import Backbone, make_backbone
 from safetensors.torch import load_file
+from vmr_env.agents.stepwise.trainer import new_policy, walk
+from vmr_env.benchmarks.experiment.stepwise_method import STEPWISE_AGENTS, stepwise_config
+from vmr_env.benchmarks.run_tprl import main
 
-from agents.stepwise import new_policy, walk
-from benchmarks.run_tprl import main
-from benchmarks.stepwise_method import STEPWISE_AGENTS, stepwise_config
-from vmr_env.cache import DecoderStateCache
-from vmr_env.predictions import read_predictions
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.predictions import read_predictions
 
 SHORT = [
     option

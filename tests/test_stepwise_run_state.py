@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from vmr_env.agents.checkpoint import load_run, save_run
 
-from agents.run_state import load_run, save_run
 from vmr_env.errors import DataError
 
 RUN = {"seed": 1, "config": {"lr": 0.5, "stages": (1, 2)}}

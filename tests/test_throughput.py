@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from refinement import short_cache, user_cache_in
-
-from benchmarks import throughput
+from vmr_env.benchmarks.speed import throughput
 
 
 def test_works_take_turns_and_the_first_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

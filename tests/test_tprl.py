@@ -10,17 +10,17 @@ import pytest
 import torch
 from head_goldens import load_head, load_moments, load_states
 from torch import Tensor
+from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config
+from vmr_env.agents.tprl.data import Batch, StateBatches
+from vmr_env.agents.tprl.losses import Moments
+from vmr_env.agents.tprl.trainer import TprlTrainer
+from vmr_env.agents.tprl.validation import Validator, official_score, propose, submission_times
+from vmr_env.backbones.girl_detr.head import DetectionHead
 
-from agents.tprl import TprlTrainer
-from agents.tprl_batches import Batch, StateBatches
-from agents.tprl_config import TprlConfig, default_config, paper_config
-from agents.tprl_losses import Moments
-from agents.tprl_validation import Validator, official_score, propose, submission_times
-from backbones.girl_detr.head import DetectionHead
-from vmr_env.cache import CacheBatch, DecoderStateCache, Ragged, write_cache
-from vmr_env.curriculum import Coefficients, three_stages
+from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
+from vmr_env.data.profiles import get_profile
+from vmr_env.envs.curriculum import Coefficients, three_stages
 from vmr_env.errors import DataError
-from vmr_env.profiles import get_profile
 
 STEPS = {  # name of the record -> stage, coefficients, estimator
     "stage1": (Coefficients(1, 0.0, 0.0), "score_greedy"),

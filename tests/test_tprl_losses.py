@@ -12,10 +12,9 @@ from head_goldens import load_head, load_moments, load_states
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-
-from agents import tprl_losses as losses
-from agents.tprl_losses import Moments
-from backbones.girl_detr.head import DetectionHead, Detections
+from vmr_env.agents.tprl import losses
+from vmr_env.agents.tprl.losses import Moments
+from vmr_env.backbones.girl_detr.head import DetectionHead, Detections
 
 TARGETS = {"single": "single", "close": "close_spans"}  # entry of the record -> target file
 

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-
-from agents.tprl_batches import StateBatches
-from agents.tprl_config import paper_config
-from benchmarks import tprl_speed
+from vmr_env.agents.tprl.config import paper_config
+from vmr_env.agents.tprl.data import StateBatches
+from vmr_env.benchmarks.speed import tprl as tprl_speed
 
 
 def test_figures_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

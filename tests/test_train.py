@@ -8,20 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from vmr_env.backbones import cache, predict, train
+from vmr_env.backbones.dataset import MomentDataset
+from vmr_env.backbones.features.store import FeatureStore
+from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, read_manifest
+from vmr_env.backbones.recipes import RECIPES, Recipe, get_recipe
+from vmr_env.backbones.simulated.features import write_simulated
+from vmr_env.backbones.train import (
+    Trainer,
+    parse_options,
+    selection_score,
+    split_for_selection,
+    update_average,
+)
 
-from backbones import cache, predict, train
-from backbones.configs import RECIPES, Recipe, get_recipe
-from backbones.dataset import MomentDataset
-from backbones.feature_store import FeatureStore
-from backbones.girl_detr.checkpoint import load_checkpoint, read_manifest
-from backbones.simulated import write_simulated
-from backbones.train import Trainer, parse_options, selection_score, split_for_selection, update_average
-from vmr_env.annotations import read_annotations
-from vmr_env.cache import DecoderStateCache
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.annotations import read_annotations
+from vmr_env.data.predictions import read_predictions
+from vmr_env.data.profiles import get_profile
 from vmr_env.errors import DataError
-from vmr_env.metrics import evaluate
-from vmr_env.predictions import read_predictions
-from vmr_env.profiles import get_profile
+from vmr_env.metrics.moments import evaluate
 
 TINY = get_recipe("charades-simulated").with_options(
     {

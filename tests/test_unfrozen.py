@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 from backbone import Backbone, make_backbone
+from vmr_env.agents.tprl.config import default_config, with_stages
+from vmr_env.agents.tprl.data import StateBatches
+from vmr_env.agents.tprl.trainer import TprlTrainer
+from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint
+from vmr_env.benchmarks.experiment.experiment import train_test
+from vmr_env.benchmarks.experiment.head_methods import ablations
+from vmr_env.benchmarks.experiment.methods import Settings, ranked
+from vmr_env.benchmarks.experiment.unfrozen import Features, Unfrozen, UnfrozenMethod, _parameters, _Samples
 
-from agents.tprl import TprlTrainer
-from agents.tprl_batches import StateBatches
-from agents.tprl_config import default_config, with_stages
-from backbones.girl_detr.checkpoint import load_checkpoint
-from benchmarks.experiment import train_test
-from benchmarks.head_methods import ablations
-from benchmarks.methods import Settings, ranked
-from benchmarks.unfrozen import Features, Unfrozen, UnfrozenMethod, _parameters, _Samples
-from vmr_env.cache import DecoderStateCache
+from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.errors import DataError
 
 CONFIG = replace(with_stages(default_config("charades"), (0, 0, 1)), ema=0.0, start_is_candidate=False)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from test_metrics import RESULTS, truth_of
 
-from vmr_env.annotations import read_annotations
+from vmr_env.data.annotations import read_annotations
+from vmr_env.data.predictions import read_predictions
+from vmr_env.data.validation import validate_annotations, validate_predictions
 from vmr_env.errors import DataError, Problem
-from vmr_env.predictions import read_predictions
-from vmr_env.validation import validate_annotations, validate_predictions
 
 
 def write(path: Path, *rows: dict[str, Any] | str) -> Path:

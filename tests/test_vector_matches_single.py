@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from refinement import user_cache_in
 from walks import varied_actions
 
-from vmr_env.cache import write_cache
-from vmr_env.env import VMREnv
-from vmr_env.vector_env import VMRVectorEnv
+from vmr_env.caches.reader import write_cache
+from vmr_env.envs.env import VMREnv
+from vmr_env.envs.vector_env import VMRVectorEnv
 
 N, STEPS = 6, 16
 SEEDS: list[int | None] = [11, 5, 5, 900, 0, 7]

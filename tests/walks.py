@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.env import VMREnv
+from vmr_env.envs.env import VMREnv
 
 
 def walk(env: VMREnv, seed: int, steps: int) -> Iterator[tuple[Any, ...]]:

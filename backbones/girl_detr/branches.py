@@ -9,11 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.encoder import Memory
-from backbones.girl_detr.head import Detections
-from backbones.girl_detr.kernels import last_state
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.encoder import Memory
+from vmr_env.backbones.girl_detr.head import Detections
+from vmr_env.backbones.girl_detr.kernels import last_state
 
 
 class Saliency(nn.Module):

@@ -20,11 +20,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.model import GirlDetr
+from vmr_env.backbones.girl_detr.official import config_from_options, official_name
+from vmr_env.backbones.girl_detr.weights import state_sha256
 
-from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.model import GirlDetr
-from backbones.girl_detr.official import config_from_options, official_name
-from backbones.girl_detr.weights import state_sha256
 from vmr_env.errors import DataError, Problem, shorten
 
 PathLike = str | os.PathLike[str]

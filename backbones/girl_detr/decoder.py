@@ -4,9 +4,8 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-
-from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.layers import (
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.layers import (
     MLP,
     Dropout,
     FeedForward,
@@ -15,8 +14,8 @@ from backbones.girl_detr.layers import (
     residual,
     split_heads,
 )
-from backbones.girl_detr.positions import span_positions
-from backbones.girl_detr.tgg import TextGuidedGating
+from vmr_env.backbones.girl_detr.positions import span_positions
+from vmr_env.backbones.girl_detr.tgg import TextGuidedGating
 
 ANCHOR_WIDTH_FLOOR = 0.01
 

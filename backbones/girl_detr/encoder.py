@@ -4,9 +4,8 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-
-from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.layers import Attention, Dropout, FeedForward, recomputed, residual
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.layers import Attention, Dropout, FeedForward, recomputed, residual
 
 
 class Memory(NamedTuple):

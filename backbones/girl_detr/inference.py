@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-
-from backbones.girl_detr.model import GirlDetrOutput
-from backbones.girl_detr.spans import cxw_to_span
+from vmr_env.backbones.girl_detr.model import GirlDetrOutput
+from vmr_env.backbones.girl_detr.spans import cxw_to_span
 
 Windows = NDArray[np.float64]
 """``(K, 3)``: start and end in seconds, score."""

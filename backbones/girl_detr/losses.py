@@ -4,15 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-
-from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.head import FOREGROUND, Detections
-from backbones.girl_detr.matcher import Matches, match
-from backbones.girl_detr.model import GirlDetrOutput
-from backbones.girl_detr.query_selection import selection_loss
-from backbones.girl_detr.saliency_losses import alignment_term, saliency_terms
-from backbones.girl_detr.spans import cxw_to_span, overlaps
-from backbones.girl_detr.targets import Targets
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.head import FOREGROUND, Detections
+from vmr_env.backbones.girl_detr.matcher import Matches, match
+from vmr_env.backbones.girl_detr.model import GirlDetrOutput
+from vmr_env.backbones.girl_detr.query_selection import selection_loss
+from vmr_env.backbones.girl_detr.saliency_losses import alignment_term, saliency_terms
+from vmr_env.backbones.girl_detr.spans import cxw_to_span, overlaps
+from vmr_env.backbones.girl_detr.targets import Targets
 
 
 class SupervisedCriterion:

@@ -5,18 +5,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from backbones.girl_detr.branches import ContrastiveProjections, MomentSaliency, Saliency
-from backbones.girl_detr.cmi import CrossMasks, CrossModalInteraction
-from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.decoder import Decoder, DecoderStates
-from backbones.girl_detr.encoder import Encoder, Memory
-from backbones.girl_detr.head import DetectionHead, Detections
-from backbones.girl_detr.layers import recomputed
-from backbones.girl_detr.positions import TextPositions, clip_positions
-from backbones.girl_detr.projections import InputProjection
-from backbones.girl_detr.query_selection import QuerySelection
-from backbones.girl_detr.refinement import FeatureRefinement
+from vmr_env.backbones.girl_detr.branches import ContrastiveProjections, MomentSaliency, Saliency
+from vmr_env.backbones.girl_detr.cmi import CrossMasks, CrossModalInteraction
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.decoder import Decoder, DecoderStates
+from vmr_env.backbones.girl_detr.encoder import Encoder, Memory
+from vmr_env.backbones.girl_detr.head import DetectionHead, Detections
+from vmr_env.backbones.girl_detr.layers import recomputed
+from vmr_env.backbones.girl_detr.positions import TextPositions, clip_positions
+from vmr_env.backbones.girl_detr.projections import InputProjection
+from vmr_env.backbones.girl_detr.query_selection import QuerySelection
+from vmr_env.backbones.girl_detr.refinement import FeatureRefinement
 
 
 @dataclass(frozen=True)

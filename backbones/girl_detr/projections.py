@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from backbones.girl_detr.layers import Dropout
+from vmr_env.backbones.girl_detr.layers import Dropout
 
 
 class ProjectionBlock(nn.Module):

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-
-from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.spans import cxw_to_span
-from backbones.girl_detr.targets import Targets
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.spans import cxw_to_span
+from vmr_env.backbones.girl_detr.targets import Targets
 
 SUPPRESSED = 1e4
 """Taken off the logit of a span that overlaps a chosen one; more than logits differ by."""

@@ -6,9 +6,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.layers import Dropout, cosine
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.layers import Dropout, cosine
 
 # The official model adds log(mask + 1e-45) to the similarity; in float32, 1e-45 is the smallest subnormal
 # number, so padded clips get this. Written out, it does not depend on how the machine treats subnormals (Q5).

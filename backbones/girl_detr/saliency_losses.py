@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from backbones.girl_detr.config import GirlDetrConfig
-from backbones.girl_detr.layers import cosine
-from backbones.girl_detr.model import GirlDetrOutput
-from backbones.girl_detr.targets import Targets
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.layers import cosine
+from vmr_env.backbones.girl_detr.model import GirlDetrOutput
+from vmr_env.backbones.girl_detr.targets import Targets
 
 RANKS = 12  # labels run from 0 to 12, the sum of three annotators' 0 to 4
 RANK_TEMPERATURE = 0.5

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-
-from backbones.girl_detr.model import GirlDetr
+from vmr_env.backbones.girl_detr.model import GirlDetr
 
 
 def freeze(model: GirlDetr, *, train_head: bool = False) -> GirlDetr:

@@ -1,0 +1,64 @@
+"""What an agent is: the little that the trainer and the benchmarks ask of one.
+
+An own algorithm subclasses `Agent`, or has the same attributes and methods; `benchmarks/run_tprl.py` takes it
+by name:
+
+    python benchmarks/run_tprl.py --agent my_package.my_module:MyAgent
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmr_env.envs.vector_env import VMRVectorEnv
+
+Floats = NDArray[np.float32]
+Masks = NDArray[np.bool_]
+Metrics = dict[str, float]
+
+
+class Agent(ABC):
+    """Base of all agents.
+
+    Attributes:
+        rounds: how many times the trainer calls `update`; 0 for an agent that does not learn.
+        num_envs: episodes that run side by side in training.
+        env_options: arguments of `VMRVectorEnv` that this agent wants, in training and evaluation alike.
+        config_class: dataclass of the settings that it takes as `config`, if any; for `run_tprl.py --set`.
+
+    Args:
+        env: where it learns; its samples are training samples only, and finished episodes restart in the same
+        step.
+        seed: fixes everything random in the agent.
+    """
+
+    rounds: int = 0
+    num_envs: ClassVar[int] = 256
+    env_options: ClassVar[Mapping[str, Any]] = {}
+    config_class: ClassVar[type | None] = None
+
+    def __init__(self, env: VMRVectorEnv, seed: int) -> None:
+        self.env = env
+        self.seed = seed
+
+    @abstractmethod
+    def act(self, observations: Floats, masks: Masks) -> NDArray[Any]:
+        """The best actions, without exploration: (N, width) observations, (N, A) possible actions -> (N,
+        …)."""
+
+    def update(self) -> Metrics:
+        """One round of learning; returns figures to log, named `charts/…` or `losses/…`."""
+        raise NotImplementedError(f"{type(self).__name__} has rounds > 0 but no update")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs: tensors, arrays, numbers, strings, and dicts and lists of
+        them."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; an agent without a state takes an empty one."""
+        if state:
+            raise NotImplementedError(f"{type(self).__name__} has a state but no load_state_dict")

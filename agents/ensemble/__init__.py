@@ -1,0 +1,1 @@
+"""Cross-fitted ensembles of agents."""

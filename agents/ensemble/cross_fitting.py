@@ -1,0 +1,350 @@
+"""Cross-fitted training: a committee whose members check each other, so that no video is wasted on selection.
+
+The training videos are cut into K parts. Member k learns on all parts but k and is judged on part k, which it
+has not seen. Together the members judge every training sample once, out of fold. That tells after how many
+rounds to stop, and whether the agent improves on the detector at all; if it does not, the committee leaves
+the detector's moments alone. Test samples take no part.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from vmr_env.agents.base import Agent, Floats, Masks, Metrics
+from vmr_env.agents.checkpoint import load_run, save_run
+from vmr_env.agents.evaluation import Refined, refine, shares_of_uses
+
+from vmr_env.caches.reader import DecoderStateCache, video_folds
+from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.files.text import PathLike
+
+Array = NDArray[Any]
+MakeAgent = Callable[[VMRVectorEnv, int], Agent]
+
+_CHECKPOINT = "committee"
+
+
+@dataclass(frozen=True)
+class Configured:
+    """Makes agents of a class with other settings than its own; stands where the class could."""
+
+    agent: Callable[..., Agent]
+    """The class."""
+    config: Any
+    """Its third argument."""
+
+    def __call__(self, env: VMRVectorEnv, seed: int) -> Agent:
+        """A new agent."""
+        return self.agent(env, seed, self.config)
+
+    @property
+    def num_envs(self) -> int:
+        """As the class has it."""
+        return getattr(self.agent, "num_envs", Agent.num_envs)
+
+    @property
+    def env_options(self) -> Mapping[str, Any]:
+        """As the class has them."""
+        options: Mapping[str, Any] = getattr(self.agent, "env_options", {})
+        return options
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is; given to whoever watches it."""
+
+    member: int
+    round: int
+    rounds: int
+    steps: int
+    """Environment steps so far, of all members."""
+    metrics: Metrics
+    gain: float | None
+    """Mean gain in `quality` on the samples held out, when it was just measured."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the out-of-fold judgement said."""
+
+    rounds: tuple[int, ...]
+    """Rounds after which the members were judged."""
+    gains: tuple[float, ...]
+    """Mean gain in `quality` over all training samples, out of fold, after each of them."""
+    chosen: int
+    """Rounds of learning that the committee keeps; 0 if it leaves the detector's moments alone."""
+    steps: int
+    """Environment steps of all members together, as far as the agent reports them in `charts/steps`."""
+    uses: tuple[tuple[float, ...], ...] = ()
+    """What was made of the detector's moments then: shares of `vmr_env.agents.evaluation.USES`. Empty where nobody
+    recorded it."""
+
+
+class Committee:
+    """Agents that act together: by their mean policy where they tell probabilities, else by plurality.
+
+    Args:
+        members: the agents; none at all stops at once, as the detector itself.
+        options: environment arguments under which they act.
+    """
+
+    def __init__(self, members: Sequence[Agent], options: Mapping[str, Any]) -> None:
+        self.members, self.options = list(members), dict(options)
+        if not self.members:
+            self.options["actions"] = "discrete"  # the one mode with an action that stops
+
+    def act(self, observations: Floats, masks: Masks) -> Array:
+        """(N, width) observations, (N, A) possible actions -> (N,) or (N, …) actions."""
+        if not self.members:
+            return np.full(len(masks), masks.shape[1] - 1)  # the last discrete action stops
+        policies = [
+            member.probabilities(observations, masks)
+            for member in self.members
+            if hasattr(member, "probabilities")
+        ]
+        if len(policies) == len(self.members):
+            best: Array = np.sum(policies, axis=0).argmax(axis=1)
+            return best
+        return _plurality(np.stack([member.act(observations, masks) for member in self.members]))
+
+
+def _plurality(votes: Array) -> Array:
+    """What most of (K, N, …) actions say, of equally many the first member's side; of floats the mean."""
+    if votes.dtype.kind not in "iu":
+        mean: Array = votes.mean(axis=0).astype(votes.dtype)
+        return mean
+    flat = votes.reshape(len(votes), votes.shape[1], -1)
+    same = (flat[:, None] == flat[None]).all(-1).sum(0)  # (K, N): how many agree with each member
+    chosen: Array = votes[same.argmax(axis=0), np.arange(votes.shape[1])]
+    return chosen
+
+
+def cross_fit(
+    make: MakeAgent,
+    cache: DecoderStateCache,
+    samples: Array,
+    *,
+    members: int,
+    evaluations: int,
+    seed: int,
+    options: Mapping[str, Any],
+    rounds: int | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Committee, Selection]:
+    """Train a committee on samples of a cache.
+
+    Args:
+        make: makes an agent for an environment and a seed.
+        cache: where the samples are.
+        samples: (n,), training samples.
+        members: K, at least 2.
+        evaluations: how often a member is judged; an agent that does not learn is judged once.
+        seed: fixes everything.
+        options: environment arguments.
+        rounds: of learning; None for the agent's own number.
+        watch: called after every round.
+
+    Raises:
+        ValueError: fewer than two members.
+        DataError: fewer training videos than members.
+    """
+    if members < 2:
+        raise ValueError(
+            f"members is {members}, expected at least 2: each is judged on what the others learn from"
+        )
+    vids = cache.vids()
+    part_of = video_folds([vids[i] for i in samples], members, seed)
+    order = np.concatenate([samples[part_of == member] for member in range(members)])  # as they are judged
+    agents, snapshots, gains, answers, steps = [], [], [], [], 0
+    judged_after: tuple[int, ...] = ()
+    for member in range(members):
+        learn, judge = samples[part_of != member], samples[part_of == member]
+        agent = make(training_environment(make, cache, learn, options), seed * members + member)
+        learns = agent.rounds > 0
+        if learns and rounds is not None:
+            agent.rounds = rounds
+        last = max(agent.rounds, 1)  # what does not learn is judged after one round of nothing
+        judged_after = _evaluation_rounds(last, evaluations if learns else 1)
+        kept, judged, refined = [], [], []
+        for number in range(1, last + 1):
+            metrics = agent.update() if learns else {}
+            gain = None
+            if number in judged_after:
+                refined.append(refine(agent.act, cache, judge, options))
+                kept.append(copy.deepcopy(agent.state_dict()))
+                judged.append(quality(refined[-1].after) - quality(refined[-1].before))
+                gain = float(judged[-1].mean())
+            steps += int(metrics.get("charts/steps", 0))
+            watch(Progress(member, number, last, steps, metrics, gain))
+        agents.append(agent)
+        snapshots.append(kept)
+        gains.append(judged)
+        answers.append(refined)
+    judged_all = np.concatenate([np.stack(member) for member in gains], axis=1)  # (evaluations, n)
+    chosen = _choose(judged_all, [vids[i] for i in order])
+    selection = Selection(
+        judged_after,
+        tuple(judged_all.mean(axis=1).tolist()),
+        0 if chosen is None else judged_after[chosen],
+        steps,
+        tuple(_uses(cache, of_members) for of_members in zip(*answers, strict=True)),
+    )
+    if chosen is None:
+        return Committee([], options), selection
+    for agent, kept in zip(agents, snapshots, strict=True):
+        agent.load_state_dict(kept[chosen])
+    return Committee(agents, options), selection
+
+
+def _uses(cache: DecoderStateCache, parts: Sequence[Refined]) -> tuple[float, ...]:
+    """Shares of `vmr_env.agents.evaluation.USES`; a boundary counts as moved from half a clip on."""
+    samples, windows, proposals = (np.concatenate(columns) for columns in list(zip(*parts, strict=True))[:3])
+    before = cache.spans[samples, 0] * cache.durations[samples, None].astype(np.float64)
+    return shares_of_uses(before, windows, proposals > 0, cache.manifest["clip_seconds"] / 2)
+
+
+def quality(tiou: Array) -> Array:
+    """What members are judged by: the mean of a moment's tIoU and of its hits at tIoU 0.5 and 0.7.
+
+    So its mean over queries is that of mIoU, R1@0.5 and R1@0.7. By tIoU alone, moments that grow towards the
+    average length count as better, also where recall pays for it.
+    """
+    return (tiou + (tiou >= 0.5) + (tiou >= 0.7)) / 3
+
+
+def training_environment(
+    make: MakeAgent, cache: DecoderStateCache, samples: Array, options: Mapping[str, Any]
+) -> VMRVectorEnv:
+    """Where an agent that ``make`` makes learns.
+
+    Raises:
+        ValueError: an option is none of those expected.
+    """
+    return VMRVectorEnv(
+        getattr(make, "num_envs", Agent.num_envs),
+        cache.manifest["dataset"],
+        source=cache,
+        samples=samples,
+        autoreset_mode="SameStep",
+        **options,
+    )
+
+
+def _evaluation_rounds(rounds: int, evaluations: int) -> tuple[int, ...]:
+    """Evenly spread rounds, the last one among them."""
+    return tuple(sorted({round(rounds * (i + 1) / evaluations) for i in range(evaluations)} - {0}))
+
+
+def _choose(gains: Array, vids: Sequence[str]) -> int | None:
+    """Which evaluation to keep, from out-of-fold gains; None to leave everything alone.
+
+    The best mean wins, if it is at least one standard error above 0. Queries of one video stand and fall
+    together, so the error is that of a mean over videos, as clusters (Liang and Zeger, 1986).
+
+    Args:
+        gains: (evaluations, n).
+        vids: n, whose video each sample is of.
+    """
+    means = gains.mean(axis=1)
+    best = int(means.argmax())
+    _, video = np.unique(vids, return_inverse=True)
+    of_videos = np.bincount(video, weights=gains[best] - means[best])
+    error = np.linalg.norm(of_videos) / gains.shape[1]
+    return best if means[best] > error else None
+
+
+def save_committee(
+    path: Path, committee: Committee, cache: DecoderStateCache, run: Mapping[str, Any]
+) -> None:
+    """Keep a trained committee in one file, written in one step.
+
+    Args:
+        path: the file.
+        committee: what to keep.
+        cache: what it was trained on.
+        run: how it came to be: seed, settings, versions.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    state = {
+        "options": committee.options,
+        "members": [
+            {
+                "class": _class_name(member),
+                "width": member.env.observer.width,
+                "state": _storable(member.state_dict()),
+            }
+            for member in committee.members
+        ],
+    }
+    save_run(path, _CHECKPOINT, {**run, "dataset": cache.manifest["dataset"]}, state)
+
+
+def load_committee(path: PathLike, make: MakeAgent, cache: DecoderStateCache) -> Committee:
+    """A committee from its file; `refine(committee.act, cache, samples, committee.options)` applies it.
+
+    Args:
+        path: the file.
+        make: what made its members, such as their class, or `Configured` where they had other settings.
+        cache: of the same data set, with the same kinds of observations.
+
+    Raises:
+        DataError: the file is no committee's, its members are of another class or have other settings, or the
+            cache does not fit.
+    """
+    state = load_run(Path(path), _CHECKPOINT, {"dataset": cache.manifest["dataset"]})
+    members = []
+    for seed, kept in enumerate(state["members"]):
+        env = training_environment(make, cache, np.arange(len(cache)), state["options"])
+        agent = make(env, seed)
+        for what, was, now in (
+            ("class", kept["class"], _class_name(agent)),
+            ("width", kept["width"], env.observer.width),
+        ):
+            if was != now:
+                message = f"is {was}, expected {now}, as the agent and cache to load it with have it"
+                raise DataError(Problem(str(path), None, what, message))
+        try:
+            agent.load_state_dict(_restored(kept["state"]))
+        except (RuntimeError, KeyError, ValueError) as error:
+            message = (
+                f"does not fit, expected that of an agent with the same settings ({shorten(str(error))})"
+            )
+            raise DataError(Problem(str(path), None, "state", message)) from error
+        members.append(agent)
+    return Committee(members, state["options"])
+
+
+_ARRAY = "numpy.ndarray"
+"""Marks an array, which is kept as a tensor: safe loading knows nothing of NumPy."""
+
+
+def _storable(value: Any) -> Any:
+    """A state without NumPy's types."""
+    if isinstance(value, np.ndarray):
+        return {_ARRAY: torch.from_numpy(value.copy())}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: _storable(part) for key, part in value.items()}
+    return [_storable(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _restored(value: Any) -> Any:
+    """The state with its arrays again."""
+    if isinstance(value, dict):
+        if value.keys() == {_ARRAY}:
+            return value[_ARRAY].numpy()
+        return {key: _restored(part) for key, part in value.items()}
+    return [_restored(part) for part in value] if isinstance(value, list) else value
+
+
+def _class_name(agent: Agent) -> str:
+    return f"{type(agent).__module__}:{type(agent).__qualname__}"

@@ -1,0 +1,1 @@
+"""The published step-wise refinement agent."""

@@ -1,0 +1,65 @@
+"""Batches of scenes for the step-wise agent, straight from a memory-mapped cache."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from vmr_env.agents.stepwise.policy import Scene
+from vmr_env.agents.tprl.data import padded_moments
+from vmr_env.agents.tprl.losses import Moments
+
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.errors import DataError, Problem
+from vmr_env.metrics.spans import to_cxw
+
+
+class SceneBatches:
+    """Batches of scenes and moments from a cache that holds clip features and text of one width.
+
+    Args:
+        cache: Where the samples are.
+        rows: Samples of the cache that take part, in this order; None for all.
+
+    Raises:
+        DataError: The cache has no clip features or text, or their widths differ.
+    """
+
+    def __init__(self, cache: DecoderStateCache, rows: NDArray[np.integer] | None = None) -> None:
+        if cache.clips is None or cache.text is None:
+            message = "no clip features and text, expected a cache written with the backbone's refined clips"
+            raise DataError(Problem(str(cache.path), None, "clips", message))
+        if (clips := cache.clips.values.shape[1]) != (text := cache.text.shape[1]):
+            message = f"{text} values, expected {clips} as clips have"
+            raise DataError(Problem(str(cache.path), None, "text", message))
+        self.cache, self.d = cache, clips
+        self.rows = np.arange(len(cache)) if rows is None else np.asarray(rows, np.intp)
+        self._clips, self._text = cache.clips, cache.text
+
+    def take(self, rows: NDArray[np.integer]) -> tuple[Scene, Moments]:
+        """The samples at ``rows (B,)``."""
+        cache, offsets = self.cache, self._clips.offsets
+        counts = offsets[rows + 1] - offsets[rows]
+        column = np.arange(counts.max())
+        mask = column < counts[:, None]
+        clips = self._clips.values[offsets[rows][:, None] + column * mask].astype(np.float32, copy=False)
+        scene = Scene(
+            torch.from_numpy(clips * mask[..., None]),
+            torch.from_numpy(mask.astype(np.float32)),
+            torch.from_numpy(np.take(self._text, rows, axis=0).astype(np.float32, copy=False)),
+            torch.from_numpy(to_cxw(np.take(cache.spans, rows, axis=0))),
+            torch.from_numpy(np.take(cache.scores, rows, axis=0)),
+        )
+        return scene, padded_moments(cache, rows)
+
+    def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[Scene, Moments]]:
+        """Every sample once, in random order; the last batch may be smaller."""
+        yield from self._batches(batch_size, rng.permutation(self.rows))
+
+    def ordered(self, batch_size: int) -> Iterator[tuple[Scene, Moments]]:
+        """Every sample once, in the order of `rows`."""
+        yield from self._batches(batch_size, self.rows)
+
+    def _batches(self, batch_size: int, order: NDArray[np.integer]) -> Iterator[tuple[Scene, Moments]]:
+        for first in range(0, len(order), batch_size):
+            yield self.take(order[first : first + batch_size])

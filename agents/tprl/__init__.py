@@ -1,0 +1,1 @@
+"""TPRL: three-stage progressive reinforcement learning of a detection head."""

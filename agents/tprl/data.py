@@ -1,0 +1,97 @@
+"""Batches of decoder states and moments, straight from a memory-mapped cache."""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from vmr_env.agents.tprl.losses import Moments
+
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.errors import DataError, Problem
+from vmr_env.metrics.spans import to_cxw
+
+VideoLength = Literal["duration", "clips"]
+
+
+class Batch(NamedTuple):
+    """What one step of TPRL needs of B samples."""
+
+    states: Tensor  # (B, Q, D) float32
+    references: Tensor  # (B, Q, 2) float32: centre, width
+    moments: Moments  # (B, M, 2), M the most moments of a sample of this batch
+
+
+class StateBatches:
+    """Batches of a cache that has decoder states; only their order (8 bytes each) grows with the samples.
+
+    Args:
+        cache: Open cache of a backbone with a detection head.
+        length: What moments are normalised by: "duration" as at inference, or "clips", the number of clips
+            times their length, as GIRL-DETR's training does (the two differ by up to a clip).
+        rows: Samples of the cache that take part, in this order; None for all.
+
+    Raises:
+        DataError: The cache has no decoder states or references, or samples with fewer proposals than others.
+    """
+
+    def __init__(
+        self,
+        cache: DecoderStateCache,
+        length: VideoLength = "duration",
+        rows: NDArray[np.integer] | None = None,
+    ) -> None:
+        where = str(cache.path)
+        if cache.states is None or cache.references is None:
+            message = "no decoder states and references, expected a cache written by a backbone"
+            raise DataError(Problem(where, None, "states", message))
+        if (fewest := int(cache.counts.min())) < cache.states.shape[1]:
+            message = f"a sample has {fewest} proposals, expected {cache.states.shape[1]} for every sample"
+            raise DataError(Problem(where, None, "counts", message))
+        self.cache = cache
+        self.rows = np.arange(len(cache)) if rows is None else np.asarray(rows, np.intp)
+        self._states, self._references = cache.states, cache.references
+        self._length: VideoLength = length
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, rows: NDArray[np.integer]) -> Batch:
+        """The samples of the cache at ``rows (B,)``, in that order."""
+        states = np.take(self._states, rows, axis=0).astype(np.float32, copy=False)
+        references = np.take(self._references, rows, axis=0)
+        return Batch(
+            torch.from_numpy(states),
+            torch.from_numpy(references),
+            padded_moments(self.cache, rows, self._length),
+        )
+
+    def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """Every sample once, in random order; the last batch may be smaller."""
+        order = rng.permutation(self.rows)
+        for first in range(0, len(order), batch_size):
+            yield self.take(order[first : first + batch_size])
+
+    def ordered(self, batch_size: int) -> Iterator[Batch]:
+        """Every sample once, in the order of `rows`."""
+        for first in range(0, len(self), batch_size):
+            yield self.take(self.rows[first : first + batch_size])
+
+
+def padded_moments(
+    cache: DecoderStateCache, rows: NDArray[np.integer], length: VideoLength = "duration"
+) -> Moments:
+    """Moments of the samples at ``rows (B,)``, padded to the most that one of them has."""
+    offsets, values = cache.moments.offsets, cache.moments.values
+    first = offsets[rows]
+    counts = offsets[rows + 1] - first
+    column = np.arange(counts.max())
+    mask = column < counts[:, None]
+    # Padding repeats a sample's first moment: finite, inside the array, and masked.
+    bounds = values[first[:, None] + column * mask]
+    if length == "clips":
+        seconds = cache.n_clips[rows] * cache.manifest["clip_seconds"]
+        bounds = bounds * (cache.durations[rows] / seconds).astype(np.float32)[:, None, None]
+    return Moments(torch.from_numpy(to_cxw(bounds)), torch.from_numpy(mask))

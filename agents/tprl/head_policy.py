@@ -1,0 +1,277 @@
+"""The detection head as a stochastic policy, trained by REINFORCE, PPO or GRPO through the three stages.
+
+An episode is one decision on one sample: which proposal, by a softmax of the class layer's log-odds, and
+where its boundaries go, by a Gaussian around the span layers' own output. The curriculum's table
+(`vmr_env.envs.curriculum.STAGES`) says where an episode starts, whether the choice is free, and which potential is
+rewarded: the reward is the potential of the span drawn less that of the detector's span at the start, as in
+the environments. Without noise the policy is the detector itself, so the trained head goes back into it.
+
+The three algorithms are one update, and differ in numbers: how many refinements of a sample are drawn, how
+often they are used, and what they are compared with.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from vmr_env.agents.tprl.data import Batch
+from vmr_env.agents.tprl.head_config import HeadConfig, Rule
+from vmr_env.agents.tprl.head_training import HeadTrainer
+from vmr_env.agents.tprl.losses import Moments, log_odds
+
+from vmr_env.envs.curriculum import STAGES, Stage
+from vmr_env.envs.rewards import get_potential, overlaps
+
+Baseline = Literal["value", "group"]
+
+_LEAST_STD = 1e-4  # of a group's rewards: a group without differences teaches nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadPolicyConfig(HeadConfig):
+    """Settings of `HeadPolicyTrainer`."""
+
+    epochs: tuple[int, int, int] = (2, 4, 34)
+    """Epochs of each stage; 0 leaves a stage out."""
+    group: int = 1
+    """Refinements that are drawn of each sample."""
+    passes: int = 1
+    """Gradient steps on the refinements of a batch; with 1 the ratio of probabilities is 1 throughout."""
+    ratio_clip: float = 0.2
+    """How far the ratio of probabilities may leave 1."""
+    baseline: Baseline = "value"
+    """What a reward is compared with: "value" is a learnt linear function of the sample's mean decoder state,
+    "group" the mean of the sample's other rewards, in units of their deviation."""
+    kl: float = 0.0
+    """Coefficient of the Kullback-Leibler divergence from the head as it came."""
+    std: float = 0.1
+    """Deviation of each boundary at the start, in lengths of the proposal; it is learnt."""
+    std_lr: float = 1e-2
+    """Learning rate of the deviations and of the value."""
+
+    def rules(self) -> Iterator[Rule]:
+        """What must hold of the numbers."""
+        yield from HeadConfig.rules(self)
+        lengths = len(self.epochs) == len(STAGES) and min(self.epochs) >= 0 < sum(self.epochs)
+        yield "epochs", lengths, "three lengths, not all 0"
+        yield "group", self.group >= (2 if self.baseline == "group" else 1), "at least 1, or 2 for a group"
+        yield "passes", self.passes >= 1, "at least 1"
+        yield "ratio_clip", 0 < self.ratio_clip < 1, "in (0, 1)"
+        yield "kl", self.kl >= 0, "at least 0"
+        yield "std", self.std > 0, "above 0"
+        yield "std_lr", self.std_lr > 0, "above 0"
+
+
+def head_policy_config(algorithm: str) -> HeadPolicyConfig:
+    """Settings of "reinforce" (Williams, 1992), "ppo" (Schulman et al., 2017) or "grpo" (Shao et al., 2024).
+
+    Raises:
+        ValueError: There is no such algorithm.
+    """
+    common: dict[str, Any] = {
+        "batch_size": 128,
+        "lr": 2e-4,
+        "weight_decay": 0.0,
+        "clip": 1.0,
+        "ema": 0.99,
+        "target_length": "duration",
+        "evaluate_every": 1,
+        "selection": "quality",
+        "start_is_candidate": True,
+    }
+    algorithms: dict[str, dict[str, Any]] = {
+        "reinforce": {},
+        "ppo": {"passes": 4},
+        "grpo": {"passes": 2, "group": 8, "baseline": "group", "kl": 0.02},
+    }
+    if algorithm not in algorithms:
+        raise ValueError(f"algorithm must be one of {sorted(algorithms)}, got {algorithm!r}")
+    return HeadPolicyConfig(**common, **algorithms[algorithm])
+
+
+class Said(NamedTuple):
+    """What the policy says of B samples."""
+
+    log_pi: Tensor
+    """(B, Q), log-probabilities of choosing each proposal."""
+    bounds: Tensor
+    """(B, Q, 2), means of (start, end)."""
+    values: Tensor
+    """(B,), expected reward."""
+
+
+class Drawn(NamedTuple):
+    """G refinements of each of B samples, and what became of them."""
+
+    choice: Tensor
+    """(B, G) int64, the proposal moved."""
+    bounds: Tensor
+    """(B, G, 2), the boundaries drawn, before they are put in order and cut to the video."""
+    scale: Tensor
+    """(B, G), lengths of the proposals, in whose units the noise is."""
+    log_probs: Tensor
+    """(B, G), under the policy that drew them."""
+    advantages: Tensor
+    """(B, G)."""
+    rewards: Tensor
+    """(B, G)."""
+
+
+class HeadPolicy(nn.Module):
+    """A detection head, the deviation of its boundaries, and a value.
+
+    Args:
+        head: As for `HeadTrainer`.
+        std: Deviation at the start, in lengths of the proposal.
+    """
+
+    def __init__(self, head: nn.Module, std: float) -> None:
+        super().__init__()
+        self.head = head
+        self.log_std = nn.Parameter(torch.full((2,), math.log(std)))
+        self.value = nn.Linear(head.get_parameter("class_embed.weight").shape[1], 1)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+
+    def forward(self, states: Tensor, references: Tensor) -> Said:
+        """``(B, Q, D)`` decoder states, ``(B, Q, 2)`` references."""
+        out = self.head(states, references)
+        values: Tensor = self.value(states.mean(1))[:, 0]
+        return Said(torch.log_softmax(log_odds(out.logits), -1), bounds_of(out.spans), values)
+
+    def log_prob(self, said: Said, drawn: Drawn, *, chooses: bool) -> Tensor:
+        """Log-probability of refinements, ``(B, G)``; of their choice too where the policy makes it."""
+        std = self.log_std.exp() * drawn.scale[..., None]
+        away = (drawn.bounds - take(said.bounds, drawn.choice)) / std
+        moves = -(0.5 * away.square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+        return moves + said.log_pi.gather(1, drawn.choice) if chooses else moves
+
+
+class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
+    """Trains the policy; arguments as for `HeadTrainer`.
+
+    Attributes:
+        policy: What learns; its head is `head`.
+    """
+
+    kind = "head-policy"
+    figures = ("reward", "policy", "value", "kl", "std")
+
+    def __init__(self, head: nn.Module, config: HeadPolicyConfig, seed: int = 0) -> None:
+        super().__init__(head, config, seed)
+        self._first = HeadPolicy(self.came, config.std)
+        self.policy = HeadPolicy(self.head, config.std)
+        beside = [self.policy.log_std, *self.policy.value.parameters()]
+        self._optimizer.add_param_group({"params": beside, "lr": config.std_lr, "weight_decay": 0.0})
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all stages."""
+        return sum(self.config.epochs)
+
+    def start_epoch(self, epoch: int) -> Stage:
+        """The stage of an epoch (from 0); seeds the draws of its steps."""
+        self._seed_draws(epoch)
+        at = int(np.searchsorted(np.cumsum(self.config.epochs), epoch, side="right"))
+        return list(STAGES.values())[at]
+
+    def stage_of(self, now: Stage) -> int:
+        """Number of the stage."""
+        return now.number
+
+    def _extra(self) -> nn.Module:
+        return self.policy
+
+    def step(self, batch: Batch, now: Stage) -> list[Tensor]:
+        """Draw refinements of a batch of samples and learn from them."""
+        config, chooses = self.config, "switch" in now.actions
+        drawn = self.draw(batch, now)
+        came = None
+        if config.kl:
+            with torch.no_grad():
+                came = self._first(batch.states, batch.references)
+        for _ in range(config.passes):
+            said: Said = self.policy(batch.states, batch.references)
+            ratio = (self.policy.log_prob(said, drawn, chooses=chooses) - drawn.log_probs).exp()
+            limited = ratio.clamp(1 - config.ratio_clip, 1 + config.ratio_clip)
+            gain = torch.minimum(ratio * drawn.advantages, limited * drawn.advantages).mean()
+            value = (said.values[:, None] - drawn.rewards).square().mean()
+            kl = torch.zeros(()) if came is None else self._divergence(said, came, drawn, chooses)
+            self._descend(config.kl * kl + value - gain)
+        std = self.policy.log_std.exp().mean()
+        return [figure.detach() for figure in (drawn.rewards.mean(), -gain, value, kl, std)]
+
+    @torch.no_grad()
+    def draw(self, batch: Batch, stage: Stage) -> Drawn:
+        """Refinements of each sample under the current policy, and how much better than expected they are."""
+        config = self.config
+        said: Said = self.policy(batch.states, batch.references)
+        start = self._starts(said.log_pi, stage)
+        if "switch" in stage.actions:
+            choice = self._drawn_from(said.log_pi, config.group)
+        else:
+            choice = start[:, None].expand(-1, config.group)
+        mean = take(said.bounds, choice)
+        scale = (mean[..., 1] - mean[..., 0]).clamp(min=1e-3)
+        noise = torch.randn(mean.shape, generator=self._generator)
+        bounds = mean + self.policy.log_std.exp() * scale[..., None] * noise
+        came = self._first(batch.states, batch.references).bounds
+        rewards = potentials(stage.reward, bounds, batch.moments)
+        rewards -= potentials(stage.reward, take(came, start[:, None]), batch.moments)
+        if config.baseline == "group":
+            spread = rewards.std(1, keepdim=True).clamp(min=_LEAST_STD)
+            advantages = (rewards - rewards.mean(1, keepdim=True)) / spread
+        else:
+            advantages = rewards - said.values[:, None]
+            advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+        drawn = Drawn(choice, bounds, scale, torch.empty(0), advantages, rewards)
+        return drawn._replace(log_probs=self.policy.log_prob(said, drawn, chooses="switch" in stage.actions))
+
+    def _starts(self, log_pi: Tensor, stage: Stage) -> Tensor:
+        """The proposal at which each episode starts, ``(B,)``: any of the stage's best few."""
+        best = log_pi.topk(min(stage.start_k, log_pi.shape[1])).indices
+        at = torch.randint(best.shape[1], (len(best), 1), generator=self._generator)
+        return best.gather(1, at)[:, 0]
+
+    def _drawn_from(self, log_pi: Tensor, count: int) -> Tensor:
+        return torch.multinomial(log_pi.exp(), count, replacement=True, generator=self._generator)
+
+    def _divergence(self, said: Said, came: Said, drawn: Drawn, chooses: bool) -> Tensor:
+        """Divergence of the policy from the one that came, whose deviation is taken as the current one's."""
+        std = self.policy.log_std.detach().exp() * drawn.scale[..., None]
+        shift = (take(said.bounds, drawn.choice) - take(came.bounds, drawn.choice)) / std
+        kl = 0.5 * shift.square().sum(-1).mean()
+        if chooses:
+            kl = kl + (said.log_pi.exp() * (said.log_pi - came.log_pi)).sum(-1).mean()
+        return kl
+
+
+def bounds_of(spans: Tensor) -> Tensor:
+    """(centre, width) ``(..., 2)`` -> (start, end)."""
+    centre, half = spans[..., 0], spans[..., 1] / 2
+    return torch.stack([centre - half, centre + half], -1)
+
+
+def take(values: Tensor, choice: Tensor) -> Tensor:
+    """``(B, Q, 2)`` at ``(B, G)`` -> ``(B, G, 2)``."""
+    return values.gather(1, choice[..., None].expand(-1, -1, 2))
+
+
+def potentials(name: str, bounds: Tensor, moments: Moments) -> Tensor:
+    """The environments' potential of that name of spans ``(B, G, 2)``: ``(B, G)``.
+
+    Boundaries are put in order and cut to the video first.
+    """
+    b, g, _ = bounds.shape
+    ordered = bounds.clamp(0, 1).sort(-1).values.reshape(b * g, 2).T.numpy()
+    of_sample = bounds_of(moments.spans)
+    # Padding repeats a moment and so leaves maxima alone (`tprl_batches.padded_moments`).
+    repeated = of_sample.repeat_interleave(g, 0).permute(1, 2, 0).numpy()  # (M, 2, B * G)
+    low, high = repeated[:, 0], repeated[:, 1]
+    tiou = overlaps(ordered[0], ordered[1], low, high).max(0)
+    result = get_potential(name)(tiou, ordered, np.stack([low, high]))
+    return torch.from_numpy(np.asarray(result, np.float32)).reshape(b, g)

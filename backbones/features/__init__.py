@@ -1,0 +1,1 @@
+"""Clip and query features: files, stores, encoders."""

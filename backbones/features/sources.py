@@ -1,0 +1,80 @@
+"""Opening the features that a recipe needs, from feature stores or from the official layout."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmr_env.backbones.dataset import EmptyClips
+from vmr_env.backbones.features.official import TEXT_ARRAY, OfficialFeatures
+from vmr_env.backbones.features.store import Features, FeatureStore
+from vmr_env.backbones.recipes import Recipe
+
+from vmr_env.data.annotations import Annotation, read_annotations
+from vmr_env.errors import DataError, Problem
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Opened features.
+
+    Attributes:
+        clips: clip features by vid.
+        text: token features by qid.
+        kind: where the clip features come from: "real", "annotation-derived" or "simulated".
+        names: names of the clip features, for manifests.
+    """
+
+    clips: Features
+    text: Features
+    kind: str
+    names: tuple[str, ...]
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that name annotations and features."""
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        action="append",
+        required=True,
+        help="samples (.jsonl, .jsonl.gz); may repeat",
+    )
+    parser.add_argument("--clips", type=Path, help="feature store of clips (not for blind recipes)")
+    parser.add_argument("--text", type=Path, help="feature store of text tokens")
+    parser.add_argument("--features", type=Path, help="root of the official layout, instead of the stores")
+
+
+def read_samples(paths: Sequence[Path]) -> list[Annotation]:
+    """Annotations of all files; moments that end after their video are cut there, with a warning."""
+    return [row for path in paths for row in read_annotations(path, past_end="clip")]
+
+
+def open_sources(recipe: Recipe, options: argparse.Namespace, rows: Sequence[Annotation]) -> Sources:
+    """Open what the options of `add_source_arguments` name.
+
+    Raises:
+        DataError: an option is missing, or a store cannot be opened.
+    """
+    if options.features is not None:
+        text: Features = OfficialFeatures(
+            tuple(options.features / name for name in recipe.text_folders), TEXT_ARRAY, recipe.text_prefix
+        )
+    else:
+        text = FeatureStore(_required(options.text, "--text or --features"))
+    if recipe.blind:
+        durations = {row.vid: row.duration for row in rows}
+        return Sources(EmptyClips(durations, recipe.data.clip_seconds), text, "real", ())
+    if options.features is not None:
+        clips = OfficialFeatures(tuple(options.features / name for name in recipe.video_folders))
+        return Sources(clips, text, "real", recipe.video_folders)
+    store = FeatureStore(_required(options.clips, "--clips or --features"))
+    return Sources(
+        store, text, store.source, (str(store.manifest["origin"].get("features", store.path.name)),)
+    )
+
+
+def _required(path: Path | None, option: str) -> Path:
+    if path is None:
+        raise DataError(Problem("arguments", None, option, "is missing; the recipe needs it"))
+    return path

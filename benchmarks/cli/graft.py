@@ -1,0 +1,64 @@
+"""A trained head put back into its backbone: a checkpoint like any other, for features and caches alike.
+
+    python -m vmr_env.benchmarks.cli.graft runs/captions/best runs/tprl/units/tprl-seed0-fold0.safetensors \\
+        --out runs/captions/tprl
+    python -m vmr_env.backbones.predict runs/captions/tprl --annotations val.jsonl …
+
+Nothing but the head differs from the backbone's own weights.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, read_manifest, save_checkpoint
+
+from vmr_env.errors import DataError, Problem
+
+
+def graft(weights: Path, head: Path, out: Path) -> str:
+    """Write the backbone in `weights` with another head to the folder `out`; returns the hash of its weights.
+
+    Args:
+        weights: Folder of a backbone.
+        head: What a run of `run_tprl.py` kept of a method that trains the head.
+        out: Folder to write.
+
+    Raises:
+        DataError: A file cannot be read or written, or the head is none of this backbone's.
+    """
+    model, described = load_checkpoint(weights), read_manifest(weights)
+    try:
+        tensors = load_file(head)
+    except (OSError, SafetensorError) as error:
+        raise DataError(Problem(str(head), None, None, f"no readable safetensors file ({error})")) from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.head.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        message = f"has {found}, expected {expected} as the backbone's head"
+        raise DataError(Problem(str(head), None, None, message))
+    model.head.load_state_dict(tensors)
+    notes = {**described["notes"], "backbone_sha256": described["sha256"], "head": head.name}
+    return save_checkpoint(out, model, notes)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: put a trained head back into its backbone."""
+    parser = argparse.ArgumentParser(prog="python -m vmr_env.benchmarks.cli.graft", description=main.__doc__)
+    parser.add_argument("weights", type=Path, help="folder of the backbone's weights")
+    parser.add_argument("head", type=Path, help="the trained head (.safetensors)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    options = parser.parse_args(arguments)
+    try:
+        print(f"{options.out}: sha256 {graft(options.weights, options.head, options.out)}")
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Experiments: data, runs, methods, results."""

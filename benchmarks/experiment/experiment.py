@@ -1,0 +1,298 @@
+"""An experiment: which data are learnt from and judged on, and the units of work that it consists of.
+
+A unit is one agent, one seed, one fold. Its result is a file, written in one step, with what was learnt
+beside it; a run that was interrupted goes on with the units that have none, to the same numbers.
+"""
+
+import json
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from vmr_env.agents.ensemble.cross_fitting import Progress, Selection
+from vmr_env.agents.evaluation import Refined, Steps
+from vmr_env.benchmarks.experiment.methods import Answers, Fold, Method, Outcome, Ranked, Settings
+
+import vmr_env
+from vmr_env.caches.reader import DecoderStateCache, video_folds
+from vmr_env.errors import DataError, Problem
+from vmr_env.files.text import write_text
+
+FOLD_SEED = 0
+_POLL = 0.2  # seconds between looks at what worker processes tell
+
+
+def train_test(
+    train: DecoderStateCache, test: DecoderStateCache, select: DecoderStateCache | None = None
+) -> list[Fold]:
+    """All of one cache to learn from, all of another to be judged on, and perhaps a third to choose by.
+
+    Raises:
+        DataError: two share videos, or training and test are of different data sets or numbers of models.
+    """
+    videos = set(train.vids())
+    for other in (test, select):
+        if other is not None and (shared := videos & set(other.vids())):
+            message = f"shares {len(shared)} videos with another cache, {min(shared)!r} among them"
+            raise DataError(Problem(str(other.path), None, "vid", f"{message}; expected none"))
+        videos |= set(test.vids())
+    for what, learnt, judged in (
+        ("dataset", train.manifest["dataset"], test.manifest["dataset"]),
+        ("number of models", len(train.manifest["models"]), len(test.manifest["models"])),
+    ):
+        if learnt != judged:
+            message = f"is {judged}, expected {learnt} as in the training cache"
+            raise DataError(Problem(str(test.path), None, what, message))
+    return [Fold(train, np.arange(len(train)), test, np.arange(len(test)), select)]
+
+
+def cross_validation(cache: DecoderStateCache, folds: int) -> list[Fold]:
+    """Folds by video: each sample is judged once, by what was learnt from the other videos.
+
+    Raises:
+        DataError: fewer videos than folds.
+    """
+    fold_of = video_folds(cache.vids(), folds, FOLD_SEED)
+    return [
+        Fold(cache, np.flatnonzero(fold_of != k), cache, np.flatnonzero(fold_of == k)) for k in range(folds)
+    ]
+
+
+class Unit(NamedTuple):
+    """One training."""
+
+    agent: str
+    seed: int
+    fold: int
+
+    @property
+    def name(self) -> str:
+        """Its name, also of its files."""
+        return f"{self.agent.replace(':', '.')}-seed{self.seed}-fold{self.fold}"
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """Outcome of one unit, and how long it took."""
+
+    outcome: Outcome
+    seconds: float
+
+    @property
+    def selection(self) -> Selection:
+        """How training went."""
+        return self.outcome.selection
+
+
+class Experiment:
+    """Agents times seeds times folds, with results in a folder.
+
+    Args:
+        folder: where results are kept.
+        folds: the data.
+        agents: name -> how it learns.
+        seeds: how many.
+        settings: see `Settings`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        folds: Sequence[Fold],
+        agents: Mapping[str, Method],
+        seeds: int,
+        settings: Settings,
+    ) -> None:
+        self.folder, self.folds, self.agents = folder, folds, agents
+        self.seeds, self.settings = seeds, settings
+
+    def units(self) -> Iterator[Unit]:
+        """All units, seeds slowest, so that an interrupted run has whole seeds of every agent."""
+        for seed in range(self.seeds):
+            for agent in self.agents:
+                for fold in range(len(self.folds)):
+                    yield Unit(agent, seed, fold)
+
+    def path(self, unit: Unit) -> Path:
+        """Result file of a unit; what was learnt lies beside it (`.pt` or `.safetensors`).
+
+        The file is a JSON object: "selection" (`vmr_env.agents.ensemble.cross_fitting.Selection`), "seconds", "frozen"
+        (`methods.Outcome`), and either "ranked" (columns of `methods.Ranked`), or "refined" and "steps"
+        (columns of `vmr_env.agents.evaluation.Refined` and `Steps`). The first versions wrote neither steps nor the
+        uses of a selection.
+        """
+        return self.folder / "units" / f"{unit.name}.json"
+
+    def is_done(self, unit: Unit) -> bool:
+        """Whether the unit has its result."""
+        return self.path(unit).exists()
+
+    def run(self, unit: Unit, watch: Callable[[Progress], None] = lambda progress: None) -> UnitResult:
+        """Do a unit; keep its result, and what was learnt."""
+        path = self.path(unit)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {**unit._asdict(), "settings": asdict(self.settings), "version": vmr_env.__version__}
+        seed = unit.seed * len(self.folds) + unit.fold
+        began = time.perf_counter()
+        outcome = self.agents[unit.agent].run(
+            self.folds[unit.fold], seed, self.settings, path.with_suffix(""), about, watch
+        )
+        result = UnitResult(outcome, time.perf_counter() - began)
+        self._write(path, result)
+        return result
+
+    def _write(self, path: Path, result: UnitResult) -> None:
+        outcome = result.outcome
+        content = {
+            "selection": asdict(result.selection),
+            "seconds": result.seconds,
+            "frozen": outcome.frozen,
+        }
+        for table in (outcome.answers, outcome.steps):
+            if table is not None:
+                columns = {name: column.tolist() for name, column in table._asdict().items()}
+                content[type(table).__name__.lower()] = columns
+        write_text(path, json.dumps(content))
+
+    def read(self, unit: Unit) -> UnitResult:
+        """Result of a unit that is done."""
+        content: dict[str, Any] = json.loads(self.path(unit).read_text())
+        selection = content["selection"]
+        return UnitResult(
+            Outcome(
+                _answers(content),
+                Selection(
+                    tuple(selection["rounds"]),
+                    tuple(selection["gains"]),
+                    selection["chosen"],
+                    selection["steps"],
+                    tuple(map(tuple, selection.get("uses", ()))),
+                ),
+                content["frozen"],
+                _steps(content),
+            ),
+            content["seconds"],
+        )
+
+    def results(self, agent: str, seed: int) -> list[UnitResult] | None:
+        """Results of all folds for one seed; None while one is missing."""
+        units = [Unit(agent, seed, fold) for fold in range(len(self.folds))]
+        return [self.read(unit) for unit in units] if all(map(self.is_done, units)) else None
+
+
+def _answers(content: Mapping[str, Any]) -> Answers:
+    if "ranked" in content:
+        columns = content["ranked"]
+        return Ranked(np.array(columns["samples"], np.intp), np.array(columns["windows"], np.float64))
+    columns = content["refined"]
+    return Refined(
+        np.array(columns["samples"], np.intp),
+        np.array(columns["windows"], np.float64).reshape(-1, 2),
+        np.array(columns["proposals"], np.intp),
+        np.array(columns["before"], np.float64),
+        np.array(columns["after"], np.float64),
+    )
+
+
+def _steps(content: Mapping[str, Any]) -> Steps | None:
+    if "steps" not in content:
+        return None
+    columns = content["steps"]
+    return Steps(
+        np.array(columns["samples"], np.intp),
+        np.array(columns["kinds"], np.intp),
+        np.array(columns["windows"], np.float64).reshape(-1, 2),
+        np.array(columns["proposals"], np.intp),
+    )
+
+
+OneKind = TypeVar("OneKind", bound=Answers | Steps)
+
+
+def merge(parts: Sequence[OneKind]) -> OneKind:
+    """Answers, or steps, of all folds as one, in the order of their samples."""
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.argsort(columns[0], kind="stable")
+    return type(parts[0])(*(column[order] for column in columns))
+
+
+def run_units(
+    experiment: Experiment,
+    units: Sequence[Unit],
+    jobs: int,
+    watch: Callable[[Unit, Progress], None],
+    finished: Callable[[Unit], None],
+) -> None:
+    """Do units in as many processes as `jobs` says; the numbers do not depend on it.
+
+    Args:
+        experiment: what the units are of.
+        units: which to do.
+        jobs: 1 does them in this process.
+        watch: called after every round of every unit.
+        finished: called when a unit has its result.
+
+    Raises:
+        KeyboardInterrupt: interrupted; worker processes have ended.
+    """
+    if jobs == 1:
+        for unit in units:
+            experiment.run(unit, partial(watch, unit))
+            finished(unit)
+        return
+    context = multiprocessing.get_context("spawn")
+    told, stop = context.SimpleQueue(), context.Event()
+    arguments = experiment, told, stop
+    with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=arguments) as pool:
+        try:
+            with _interrupts_ignored():  # workers inherit it: they are told by `stop` alone
+                running = {pool.submit(_work, unit) for unit in units}
+            while running:
+                done, running = wait(running, _POLL, FIRST_COMPLETED)
+                while not told.empty():
+                    watch(*told.get())
+                for future in done:
+                    finished(future.result())
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_worker: tuple[Experiment, Any, Any]
+
+
+def _start_worker(experiment: Experiment, told: Any, stop: Any) -> None:
+    global _worker
+    _worker = experiment, told, stop
+    torch.set_num_threads(1)
+
+
+def _work(unit: Unit) -> Unit:
+    experiment, told, stop = _worker
+
+    def watch(progress: Progress) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        told.put((unit, progress))
+
+    experiment.run(unit, watch)
+    return unit

@@ -1,0 +1,122 @@
+"""Methods that look behind a backbone's proposals, by name, and their options on the command line."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config, with_stages
+from vmr_env.agents.tprl.head_config import HeadConfig
+from vmr_env.agents.tprl.head_policy import head_policy_config
+from vmr_env.benchmarks.experiment.methods import HeadMethod, Method
+from vmr_env.benchmarks.experiment.stepwise_method import STEPWISE_AGENTS, StepwiseMethod, stepwise_config
+from vmr_env.benchmarks.experiment.unfrozen import UNFROZEN, Features, UnfrozenMethod
+
+from vmr_env.envs.curriculum import SCHEDULES, three_stages
+from vmr_env.errors import DataError, Problem
+
+HEAD_AGENTS = ("tprl", "tprl_paper", "head_reinforce", "head_ppo", "head_grpo")
+"""TPRL with our settings and with the published ones, and the head as a policy under three algorithms."""
+
+BACKBONE_METHODS = (*HEAD_AGENTS, *STEPWISE_AGENTS)
+"""Those and the published step-wise agents, which move proposals by the backbone's clip features."""
+
+Config = TypeVar("Config")
+"""A dataclass."""
+
+
+def backbone_method(name: str, dataset: str, weights: Path, options: Mapping[str, Any]) -> Method:
+    """One of `BACKBONE_METHODS` for a data set, with other values of some settings.
+
+    Raises:
+        DataError: There is no such setting, or its value is not as expected.
+    """
+    if name in STEPWISE_AGENTS:
+        return StepwiseMethod(configured(stepwise_config(name, dataset), options))
+    return HeadMethod(configured(head_config(name, dataset), options), weights)
+
+
+def head_config(name: str, dataset: str) -> HeadConfig:
+    """Settings of one of `HEAD_AGENTS` for a data set."""
+    if name == "tprl":
+        return default_config(dataset)
+    if name == "tprl_paper":
+        return paper_config(dataset)
+    return head_policy_config(name.removeprefix("head_"))
+
+
+def parse_options(given: Sequence[str], agents: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Options as "agent.name=value", values in JSON or plain text: by agent, by name.
+
+    Raises:
+        DataError: One is not of that form.
+    """
+    options: dict[str, dict[str, Any]] = {}
+    for text in given:
+        path, equals, value = text.partition("=")
+        agent, dot, name = path.rpartition(".")
+        if not (equals and dot and agent in agents):
+            message = f"is {text!r}, expected agent.name=value with an agent of {', '.join(agents)}"
+            raise DataError(Problem("--set", None, None, message))
+        try:
+            options.setdefault(agent, {})[name] = json.loads(value)
+        except ValueError:
+            options.setdefault(agent, {})[name] = value
+    return options
+
+
+def configured(config: Config, options: Mapping[str, Any]) -> Config:
+    """The settings with other values; "epochs" of TPRL are the lengths of the three stages.
+
+    Raises:
+        DataError: There is no such setting, or its value is not as expected.
+    """
+    known = {field.name for field in fields(cast(Any, config))}
+    if isinstance(config, TprlConfig):
+        known = known - {"schedule"} | {"epochs"}
+    if unknown := sorted(set(options) - known):
+        message = f"has {unknown[0]!r}, expected some of {', '.join(sorted(known))}"
+        raise DataError(Problem("--set", None, None, message))
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    try:
+        if isinstance(config, TprlConfig) and "epochs" in options:
+            return cast(Config, replace(with_stages(config, options.pop("epochs")), **options))
+        return cast(Config, replace(cast(Any, config), **options))
+    except (TypeError, ValueError) as error:
+        raise DataError(Problem("--set", None, None, str(error))) from error
+
+
+def ablations(dataset: str, weights: Path, features: Features | None = None) -> dict[str, Method]:
+    """TPRL's variants on one backbone: by name, the default and the published settings among them.
+
+    Each differs from the default in what its name says, and in nothing else. Leaving a stage out gives its
+    epochs to the next one, so the budget stays. Variants that unfreeze more than the head need features.
+    """
+    ours = default_config(dataset)
+    one, two, three = (phase.epochs for phase in ours.schedule.phases)
+    variants: dict[str, HeadConfig] = {
+        "tprl": ours,
+        "stage 3 from the start": with_stages(ours, (0, 0, one + two + three)),
+        "no stage 1": with_stages(ours, (0, one + two, three)),
+        "no stage 2": with_stages(ours, (one, 0, two + three)),
+        "reward: steps": replace(ours, reward="step"),
+        "reward: tIoU + steps": replace(ours, reward="iou_step"),
+        "baseline: score-greedy, sampled": replace(ours, estimator="score_greedy"),
+        "baseline: IoU-greedy, sampled": replace(ours, estimator="iou_greedy"),
+        "baseline: mean, sampled": replace(ours, estimator="loo_mean"),
+        "baseline: group-relative": replace(ours, estimator="grpo"),
+        "policy: softmax of probabilities": replace(ours, policy_input="probability", temperature=0.5),
+        "regression: published weights": replace(ours, weighting="improvement", top_k=3, distance="l1"),
+        "official coefficients": replace(
+            ours,
+            class_lr=None,
+            schedule=three_stages(SCHEDULES[dataset].rl_coef, (one, two, three), cosine=True),
+        ),
+        "tprl_paper": paper_config(dataset),
+    }
+    methods: dict[str, Method] = {name: HeadMethod(config, weights) for name, config in variants.items()}
+    if features is not None:
+        for unfrozen in UNFROZEN:
+            methods[f"head + {unfrozen}"] = UnfrozenMethod(ours, weights, features, unfrozen)
+    return methods

@@ -1,0 +1,320 @@
+"""How a unit of an experiment gets from training samples to answers for test samples.
+
+`EnvironmentMethod` trains an agent in the environments; it answers with one refined moment for each sample.
+`HeadMethod` trains the backbone's own detection head on its cached decoder states; it answers with all
+proposals, ranked anew. The rest of the backbone is frozen: hashes of its tensors before and after tell.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from vmr_env.agents.ensemble.cross_fitting import (
+    Configured,
+    MakeAgent,
+    Progress,
+    Selection,
+    cross_fit,
+    save_committee,
+    training_environment,
+)
+from vmr_env.agents.evaluation import USES, Refined, Steps, submission, trace
+from vmr_env.agents.tprl.config import TprlConfig
+from vmr_env.agents.tprl.data import StateBatches
+from vmr_env.agents.tprl.head_config import HeadConfig
+from vmr_env.agents.tprl.head_policy import HeadPolicyConfig, HeadPolicyTrainer
+from vmr_env.agents.tprl.head_training import TRAINED, Figures, HeadResult, HeadTrainer, cross_fit_head
+from vmr_env.agents.tprl.trainer import TprlTrainer
+from vmr_env.agents.tprl.validation import propose
+from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, read_manifest
+from vmr_env.backbones.girl_detr.model import GirlDetr
+from vmr_env.backbones.girl_detr.weights import tensor_sha256
+
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.predictions import Prediction
+from vmr_env.envs.actions import FREE
+from vmr_env.errors import DataError, Problem
+
+Watch = Callable[[Progress], None]
+
+_DECIMALS = 4  # of seconds and scores in submissions
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What one training learns from and is judged on."""
+
+    train: DecoderStateCache
+    train_samples: NDArray[np.intp]
+    test: DecoderStateCache
+    test_samples: NDArray[np.intp]
+    select: DecoderStateCache | None = None
+    """Samples by which methods that train the head choose their epoch; None for parts of the training
+    samples."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How methods are trained and judged."""
+
+    members: int
+    """Members of a committee; parts into which the training videos of a head are cut."""
+    evaluations: int
+    """How often each member of a committee is judged on the samples held out for it."""
+    proposals: int
+    """Proposals of a sample that take part in the environments."""
+    rounds: int | None
+    """Rounds of learning in the environments; None for the agent's own number."""
+    free: tuple[str, ...] = FREE
+    """Groups of actions that may be free in the environments."""
+    submission_times: bool = False
+    """Whether all answers, the detector's too, are rounded as in published submissions before they are
+    scored."""
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Arguments of the environments."""
+        return {"proposals": self.proposals, "free": list(self.free)}
+
+
+class Ranked(NamedTuple):
+    """All proposals of K samples, best first."""
+
+    samples: NDArray[np.intp]
+    """(K,), rows of the cache."""
+    windows: NDArray[np.float64]
+    """(K, Q, 3): start and end in seconds, score."""
+
+
+Answers: TypeAlias = Refined | Ranked
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method gave."""
+
+    answers: Answers
+    """To the test samples of the fold."""
+    selection: Selection
+    """How training went; rounds are epochs where a head was trained, and steps the samples learnt from."""
+    frozen: dict[str, dict[str, str]] = field(default_factory=dict)
+    """SHA-256 of every frozen tensor of the backbone "before" and "after"; empty where only its cached states
+    were there."""
+    steps: Steps | None = None
+    """Of the episodes that the answers come from; None where there were none, as for heads."""
+
+
+class Method(ABC):
+    """A way to learn; instances pickle, so that units can run in processes of their own."""
+
+    def describe(self) -> dict[str, Any]:
+        """Its settings, for reports; nothing for what has none of its own."""
+        return {}
+
+    def check(self, name: str, fold: Fold, settings: Settings) -> None:  # noqa: B027 - most have nothing to check
+        """Raise DataError, which calls the method by its name, where it does not go with these settings."""
+
+    @abstractmethod
+    def run(
+        self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
+    ) -> Outcome:
+        """Learn, keep what was learnt, and answer.
+
+        Args:
+            fold: The data.
+            seed: Fixes everything.
+            settings: See `Settings`.
+            keep: Path of what is kept, without its suffix.
+            about: What to note there.
+            watch: Called after every round.
+        """
+
+
+@dataclass(frozen=True)
+class EnvironmentMethod(Method):
+    """A committee of agents in the environments, kept as `.pt` (`vmr_env.agents.ensemble.cross_fitting`)."""
+
+    make: MakeAgent
+    """Makes an agent for an environment and a seed."""
+
+    def describe(self) -> dict[str, Any]:
+        """Its settings, where they are not the agent's own."""
+        return asdict(self.make.config) if isinstance(self.make, Configured) else {}
+
+    def check(self, name: str, fold: Fold, settings: Settings) -> None:
+        """Make an agent and drop it, so that what does not go together is told before anything is learnt.
+
+        Raises:
+            DataError: the agent, its settings and the environment's do not go together.
+        """
+        try:
+            self.make(
+                training_environment(self.make, fold.train, fold.train_samples, self._options(settings)), 0
+            )
+        except ValueError as error:
+            raise DataError(Problem(name, None, None, str(error))) from error
+
+    def _options(self, settings: Settings) -> dict[str, Any]:
+        """Arguments of the agent's environments."""
+        return {**settings.environment, **getattr(self.make, "env_options", {})}
+
+    def run(
+        self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
+    ) -> Outcome:
+        """See `Method`."""
+        committee, selection = cross_fit(
+            self.make,
+            fold.train,
+            fold.train_samples,
+            members=settings.members,
+            evaluations=settings.evaluations,
+            seed=seed,
+            options=self._options(settings),
+            rounds=settings.rounds,
+            watch=watch,
+        )
+        refined, steps = trace(committee.act, fold.test, fold.test_samples, committee.options)
+        save_committee(
+            keep.with_name(f"{keep.name}.pt"), committee, fold.train, {**about, "chosen": selection.chosen}
+        )
+        return Outcome(refined, selection, steps=steps)
+
+
+@dataclass(frozen=True)
+class HeadMethod(Method):
+    """The detection head, trained on cached decoder states and kept as `.safetensors`.
+
+    `vmr_env.benchmarks.cli.graft` puts a kept head back into its backbone.
+    """
+
+    config: HeadConfig
+    """Says which trainer: of TPRL or of the head's policy."""
+    weights: Path
+    """Folder of the backbone's weights."""
+
+    def describe(self) -> dict[str, Any]:
+        """Settings of the training."""
+        return asdict(self.config)
+
+    def run(
+        self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
+    ) -> Outcome:
+        """See `Method`."""
+        model = load_checkpoint(self.weights)
+        before = frozen_sha256(model)
+        result, steps = self._train(model, fold, seed, settings, watch)
+        model.head.load_state_dict(result.head)
+        save_file(result.head, keep.with_name(f"{keep.name}.safetensors"))
+        answers = ranked(fold.test, fold.test_samples, model)
+        return Outcome(
+            answers, selection_of(result, steps), {"before": before, "after": frozen_sha256(model)}
+        )
+
+    def trainer(self, model: GirlDetr, seed: int) -> HeadTrainer[Any, Any]:
+        """A trainer of the model's head."""
+        if isinstance(self.config, TprlConfig):
+            return TprlTrainer(model.head, self.config, seed)
+        if isinstance(self.config, HeadPolicyConfig):
+            return HeadPolicyTrainer(model.head, self.config, seed)
+        raise TypeError(f"config is {type(self.config).__name__}, expected TprlConfig or HeadPolicyConfig")
+
+    def _train(
+        self, model: GirlDetr, fold: Fold, seed: int, settings: Settings, watch: Watch
+    ) -> tuple[HeadResult, int]:
+        """The chosen head, and how many samples were learnt from."""
+        epochs, samples = self.trainer(model, seed).epochs, len(fold.train_samples)
+
+        def told(member: int, row: Figures) -> None:
+            losses = {name: value for name, value in row.items() if name.startswith("losses/")}
+            done = int(row["epoch"]) + 1
+            watch(Progress(member, done, epochs, done * samples, losses, None))
+
+        if fold.select is None:
+            result = cross_fit_head(
+                lambda each: self.trainer(model, each),
+                fold.train,
+                fold.train_samples,
+                members=settings.members,
+                seed=seed,
+                watch=told,
+            )
+            return result, epochs * samples * (settings.members - 1)
+        result = self.trainer(model, seed).fit(
+            fold.train,
+            fold.select,
+            train_rows=fold.train_samples,
+            progress=False,
+            watch=lambda row: told(0, row),
+        )
+        return result, epochs * samples
+
+
+def selection_of(result: HeadResult, steps: int) -> Selection:
+    """How the training of a head went, in the words of committees."""
+    start, *rows = result.history
+    return Selection(
+        tuple(int(row["epoch"]) + 1 for row in rows),
+        tuple((row["quality"] - start["quality"]) / 100 for row in rows),
+        result.epoch + 1,
+        steps,
+        tuple(tuple(row[f"uses/{name}"] for name in USES) for row in rows),
+    )
+
+
+def ranked(cache: DecoderStateCache, samples: NDArray[np.intp], model: GirlDetr) -> Ranked:
+    """What the model's head proposes for samples of a cache, cut to the video, best first."""
+    spans, scores = propose(model.head, StateBatches(cache, rows=samples))
+    return ranking(cache, samples, spans, scores)
+
+
+def ranking(
+    cache: DecoderStateCache,
+    samples: NDArray[np.intp],
+    spans: NDArray[np.float32],
+    scores: NDArray[np.float32],
+) -> Ranked:
+    """Spans ``(K, Q, 2)`` in units of the duration and scores ``(K, Q)`` as answers."""
+    seconds = (
+        np.clip(spans.astype(np.float64), 0, 1) * cache.durations[samples].astype(np.float64)[:, None, None]
+    )
+    order = np.argsort(-scores, axis=1, kind="stable")[..., None]
+    windows = np.concatenate([seconds, scores[..., None]], axis=-1)
+    return Ranked(samples, np.take_along_axis(windows, order, axis=1))
+
+
+def predictions(cache: DecoderStateCache, answers: Answers) -> list[Prediction]:
+    """Answers as a submission."""
+    if isinstance(answers, Refined):
+        return submission(cache, answers)
+    rows = []
+    for i, windows in zip(answers.samples.tolist(), answers.windows, strict=True):
+        sample = cache.sample(i)
+        saliency = None if cache.saliency is None else np.array(cache.saliency[i], np.float32)
+        rows.append(Prediction(sample.qid, sample.vid, sample.query, np.round(windows, _DECIMALS), saliency))
+    return rows
+
+
+def frozen_sha256(model: GirlDetr) -> dict[str, str]:
+    """SHA-256 of every tensor that training the head leaves alone, by name."""
+    learnt = tuple(f"head.{name}." for name in TRAINED)
+    return tensor_sha256(
+        {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(learnt)}
+    )
+
+
+def check_weights(weights: Path, cache: DecoderStateCache) -> None:
+    """Refuse weights that are not those which the cache was made with.
+
+    Raises:
+        DataError: The folder has no weights, or they are others; the cache has no decoder states.
+    """
+    StateBatches(cache, rows=np.arange(1))
+    found, expected = read_manifest(weights)["sha256"], cache.manifest["backbone"]["sha256"]
+    if found != expected:
+        message = f"is {found}, expected {expected}, of the backbone that made {cache.path}"
+        raise DataError(Problem(str(weights), None, "sha256", message))

@@ -1,0 +1,120 @@
+"""From refined moments to figures: official metrics, differences from the detector, and their uncertainty."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from vmr_env.data.annotations import Annotation
+from vmr_env.data.predictions import Prediction
+from vmr_env.metrics.moments import evaluate, per_query
+
+Floats = NDArray[np.float64]
+
+MEASURES = ("R1@0.5", "R1@0.7", "mIoU", "mAP")
+DRAWS = 2000
+BOOTSTRAP_SEED = 0
+
+
+class Difference(NamedTuple):
+    """A difference from the detector in percent points, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def figures(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) -> dict[str, float]:
+    """Official figures in percent."""
+    brief = evaluate(predictions, annotations)["brief"]
+    return {measure: brief[f"MR-full-{measure}"] for measure in MEASURES}
+
+
+def query_scores(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) -> pd.DataFrame:
+    """Scores of each query in percent, indexed by qid as text: `MEASURES` and `vid`."""
+    frame = per_query(predictions, annotations)
+    scores = pd.DataFrame({"vid": frame["vid"]})
+    scores["R1@0.5"] = 100.0 * (frame["iou"] >= 0.5)
+    scores["R1@0.7"] = 100.0 * (frame["iou"] >= 0.7)
+    scores["mIoU"] = 100.0 * frame["iou"]
+    scores["mAP"] = 100.0 * frame["ap"]
+    scores.index = pd.Index(frame["qid"].astype(str))
+    return scores
+
+
+def differences(
+    agents: Sequence[pd.DataFrame], detector: pd.DataFrame, draws: int = DRAWS
+) -> dict[str, Difference]:
+    """Mean difference of an agent's seeds from the detector, with a bootstrap interval over videos, seeds.
+
+    A draw takes as many videos and as many seeds as there are, with replacement; queries of one video stay
+    together.
+
+    Args:
+        agents: scores of each seed, as `query_scores` gives them.
+        detector: scores of the detector on the same queries.
+        draws: number of draws.
+    """
+    codes, videos = pd.factorize(detector["vid"])
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    weights = rng.multinomial(
+        len(videos), np.full(len(videos), 1 / len(videos)), size=draws
+    )  # (draws, videos)
+    seeds = rng.integers(len(agents), size=(draws, len(agents)))
+    queries = weights @ np.bincount(codes, minlength=len(videos))
+    result = {}
+    for measure in MEASURES:
+        gains = [
+            scores.loc[detector.index, measure].to_numpy() - detector[measure].to_numpy() for scores in agents
+        ]
+        by_video = np.stack(
+            [np.bincount(codes, gain, minlength=len(videos)) for gain in gains]
+        )  # (seeds, videos)
+        means = (weights @ by_video.T) / queries[:, None]  # (draws, seeds)
+        drawn = np.take_along_axis(means, seeds, axis=1).mean(axis=1)
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        result[measure] = Difference(float(np.mean(gains)), float(low), float(high))
+    return result
+
+
+class Curve(NamedTuple):
+    """Mean over trainings, with its 95 % interval: (X,) each."""
+
+    mean: Floats
+    low: Floats
+    high: Floats
+
+
+def mean_curve(
+    trainings: Sequence[tuple[Sequence[float], Sequence[float]]], at: Floats, draws: int = DRAWS
+) -> Curve:
+    """Mean of curves, each known at points of its own, with a bootstrap interval over trainings.
+
+    Args:
+        trainings: of each training its points, rising, and the values there; between them a line.
+        at: (X,), where to look.
+        draws: number of draws; with one training the interval is empty.
+    """
+    values = np.stack([np.interp(at, *training) for training in trainings])  # (trainings, X)
+    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975], axis=0)
+    return Curve(values.mean(axis=0), low, high)
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Rows of figures as a Markdown table; cells are numbers, `Difference`s or text."""
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = ["| agent | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | " + " | ".join(_cell(row.get(column)) for column in columns) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Difference):
+        return f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}]"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return "" if value is None else str(value)

@@ -1,0 +1,105 @@
+"""The published step-wise agent in the main job: every proposal is walked, scores and order stay."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from vmr_env.agents.ensemble.cross_fitting import Progress, Selection
+from vmr_env.agents.evaluation import KINDS, Steps
+from vmr_env.agents.stepwise.data import SceneBatches
+from vmr_env.agents.stepwise.trainer import (
+    Algorithm,
+    StepwiseConfig,
+    StepwiseResult,
+    StepwiseTrainer,
+    new_policy,
+    walk,
+)
+from vmr_env.agents.tprl.validation import Validator
+from vmr_env.benchmarks.experiment.methods import Fold, Method, Outcome, Settings, Watch, ranking
+
+from vmr_env.caches.reader import DecoderStateCache, video_folds
+from vmr_env.data.profiles import get_profile
+
+STEPWISE_AGENTS: Mapping[str, Algorithm] = {"stepwise_reinforce": "reinforce", "stepwise_ppo": "ppo"}
+"""The step-wise agent after its warm-up on an oracle, by its two algorithms."""
+
+
+def stepwise_config(name: str, dataset: str) -> StepwiseConfig:
+    """Published settings of one of `STEPWISE_AGENTS` for a data set."""
+    return StepwiseConfig(algorithm=STEPWISE_AGENTS[name], max_clips=get_profile(dataset).max_clips)
+
+
+@dataclass(frozen=True)
+class StepwiseMethod(Method):
+    """The step-wise agent on the frozen clip features of a cache, kept as `.safetensors`.
+
+    One part of the training videos in `Settings.members` is held out to choose the epoch, as published by
+    the gain of the proposals that match a moment.
+    """
+
+    config: StepwiseConfig
+
+    def describe(self) -> dict[str, Any]:
+        """See `Method`."""
+        return asdict(self.config)
+
+    def run(
+        self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
+    ) -> Outcome:
+        """See `Method`."""
+        cache = fold.train if fold.select is None else fold.select
+        train, select = fold.train_samples, None
+        if fold.select is None:
+            vids = fold.train.vids()
+            parts = video_folds([vids[row] for row in train], settings.members, seed)
+            train, select = train[parts != 0], train[parts == 0]
+        epochs = self.config.warm_up_epochs + self.config.epochs
+
+        def told(row: dict[str, float]) -> None:
+            losses = {name: value for name, value in row.items() if name.startswith("losses/")}
+            done = int(row["epoch"]) + 1
+            watch(Progress(0, done, epochs, done * len(train), losses, None))
+
+        width = SceneBatches(fold.train).d
+        result = StepwiseTrainer(self.config, width, seed).fit(
+            fold.train, cache, train_rows=train, validation_rows=select, progress=False, watch=told
+        )
+        policy = new_policy(self.config, width)
+        policy.load_state_dict(result.policy)
+        save_file(result.policy, keep.with_name(f"{keep.name}.safetensors"))
+        spans = walk(policy, fold.test, self.config.steps, fold.test_samples)
+        scores = fold.test.scores[fold.test_samples]
+        answers = ranking(fold.test, fold.test_samples, spans[:, :, -1], scores)
+        rows = SceneBatches(cache, select).rows
+        before = Validator(cache, "quality", rows)(cache.spans[rows], cache.scores[rows])["quality"]
+        steps = _steps(fold.test, fold.test_samples, spans[np.arange(len(spans)), scores.argmax(1)])
+        return Outcome(answers, _selection(result, before, epochs * len(train)), steps=steps)
+
+
+def _steps(cache: DecoderStateCache, samples: NDArray[np.intp], spans: NDArray[np.float32]) -> Steps:
+    """The walks ``(K, T + 1, 2)`` of the proposals that answer for samples ``(K,)``."""
+    count = spans.shape[1]
+    kinds = [KINDS.index("start")] + [KINDS.index("move")] * (count - 1)
+    seconds = spans.clip(0, 1) * cache.durations[samples].astype(np.float64)[:, None, None]
+    proposals = cache.scores[samples].argmax(1)
+    return Steps(
+        np.repeat(samples, count),
+        np.tile(np.array(kinds), len(samples)),
+        seconds.reshape(-1, 2).round(4),
+        np.repeat(proposals, count),
+    )
+
+
+def _selection(result: StepwiseResult, before: float, steps: int) -> Selection:
+    """How training went, in the words of committees."""
+    return Selection(
+        tuple(int(row["epoch"]) + 1 for row in result.history),
+        tuple((row["quality"] - before) / 100 for row in result.history),
+        result.epoch + 1,
+        steps,
+    )

@@ -1,0 +1,179 @@
+"""TPRL with more than the head unfrozen, for comparison: from features, as the states are no longer fixed."""
+
+import copy
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from vmr_env.agents.ensemble.cross_fitting import Progress
+from vmr_env.agents.tprl.config import TprlConfig
+from vmr_env.agents.tprl.data import Batch, padded_moments
+from vmr_env.agents.tprl.head_training import HeadResult, Rows, uses
+from vmr_env.agents.tprl.trainer import TprlTrainer
+from vmr_env.agents.tprl.validation import Validator
+from vmr_env.backbones.dataset import MomentDataset
+from vmr_env.backbones.features.store import FeatureStore
+from vmr_env.backbones.frozen import recipe_of
+from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, save_checkpoint
+from vmr_env.backbones.girl_detr.model import GirlDetr
+from vmr_env.benchmarks.experiment.methods import (
+    Fold,
+    Method,
+    Outcome,
+    Ranked,
+    Settings,
+    Watch,
+    frozen_sha256,
+    ranking,
+    selection_of,
+)
+
+from vmr_env.caches.reader import DecoderStateCache, video_folds
+from vmr_env.data.annotations import read_annotations
+from vmr_env.errors import DataError, Problem
+from vmr_env.metrics.spans import from_cxw
+
+Unfrozen = Literal["last decoder layer", "everything"]
+UNFROZEN: tuple[Unfrozen, ...] = ("last decoder layer", "everything")
+"""What can learn beside the head."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Samples of a cache with their features, in folders as `vmr_env.backbones.simulated.features` writes them.
+
+    Attributes:
+        train: folder with `annotations.jsonl`, `clips` and `text` of the training cache's samples.
+        test: the same of the test cache's.
+    """
+
+    train: Path
+    test: Path
+
+
+@dataclass(frozen=True)
+class UnfrozenMethod(Method):
+    """TPRL through the whole model, kept as a checkpoint folder.
+
+    One part of the training videos in `Settings.members` is held out to choose the epoch.
+    """
+
+    config: TprlConfig
+    weights: Path
+    """Folder of the backbone's weights."""
+    features: Features
+    unfrozen: Unfrozen
+    """What learns beside the head."""
+
+    def describe(self) -> dict[str, Any]:
+        """Settings of the training, and what is unfrozen."""
+        return {**asdict(self.config), "unfrozen": self.unfrozen}
+
+    def run(
+        self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
+    ) -> Outcome:
+        """See `Method`."""
+        model = load_checkpoint(self.weights)
+        before = frozen_sha256(model)
+        vids = fold.train.vids()
+        parts = video_folds([vids[row] for row in fold.train_samples], settings.members, seed)
+        train, select = fold.train_samples[parts != 0], fold.train_samples[parts == 0]
+        samples = _Samples(self.weights, self.features.train, fold.train)
+        result, chosen = self._fit(model, samples, train, select, seed, watch)
+        save_checkpoint(keep, chosen, {"unfrozen": self.unfrozen, **about})
+        test = _Samples(self.weights, self.features.test, fold.test)
+        answers = test.answers(chosen, fold.test_samples)
+        frozen = {"before": before, "after": frozen_sha256(chosen)}
+        return Outcome(answers, selection_of(result, self.config.schedule.epochs * len(train)), frozen)
+
+    def _fit(
+        self, model: GirlDetr, samples: "_Samples", train: Rows, select: Rows, seed: int, watch: Watch
+    ) -> tuple[HeadResult, GirlDetr]:
+        """The history of a training, and the averaged model that did best."""
+        trainer = TprlTrainer(model.head, self.config, seed)
+        average = copy.deepcopy(model).requires_grad_(False)
+        model.head, average.head = trainer.head, trainer.averaged  # type: ignore[assignment]
+        trainer.also_train(_parameters(model, self.unfrozen), _parameters(average, self.unfrozen))
+        validate = Validator(samples.cache, self.config.selection, select)
+        before = samples.proposals(average, select)
+        result = HeadResult({}, history=[{"epoch": -1.0, **validate(*before)}])
+        best = copy.deepcopy(average)
+        if self.config.start_is_candidate:
+            result.selection = result.history[0]["selection"]
+        for epoch in range(trainer.epochs):
+            now = trainer.start_epoch(epoch)
+            order = np.random.default_rng((seed, epoch)).permutation(train)
+            for first in range(0, len(order), self.config.batch_size):
+                rows = order[first : first + self.config.batch_size]
+                trainer.step(samples.batch(model, rows, self.config), now)
+            done = epoch + 1
+            if done % self.config.evaluate_every == 0 or done == trainer.epochs:
+                after = samples.proposals(average, select)
+                row = {
+                    "epoch": float(epoch),
+                    **validate(*after),
+                    **uses(before, after, samples.cache, select),
+                }
+                result.history.append(row)
+                if row["selection"] > result.selection:
+                    result.epoch, result.selection = epoch, row["selection"]
+                    best = copy.deepcopy(average)
+            watch(Progress(0, done, trainer.epochs, done * len(train), {}, None))
+        return result, best
+
+
+class _Samples:
+    """The samples of a cache with their features."""
+
+    def __init__(self, weights: Path, folder: Path, cache: DecoderStateCache) -> None:
+        annotations = read_annotations(folder / "annotations.jsonl", past_end="clip")
+        self.cache = cache
+        self._data = MomentDataset(
+            annotations,
+            FeatureStore(folder / "clips"),
+            FeatureStore(folder / "text"),
+            recipe_of(weights).data,
+        )
+        at = {str(row.qid): i for i, row in enumerate(annotations)}
+        missing = [qid for qid in cache.qids() if str(qid) not in at]
+        if missing:
+            message = f"lacks {len(missing)} samples of {cache.path}, {missing[0]!r} among them"
+            raise DataError(Problem(str(folder), None, "qid", message))
+        self._row_of = np.array([at[str(qid)] for qid in cache.qids()], np.intp)
+
+    def batch(self, model: GirlDetr, rows: Rows, config: TprlConfig) -> Batch:
+        """Decoder states of samples as the model gives them now, with gradients."""
+        batch = self._data.batch(self._row_of[rows].tolist(), random.Random(0))  # no labels are drawn
+        output = model.eval()(*batch.inputs)  # without dropout, as cached states are
+        moments = padded_moments(self.cache, rows, config.target_length)
+        return Batch(output.hs[-1], output.references[-1], moments)
+
+    @torch.no_grad()
+    def proposals(self, model: GirlDetr, rows: Rows) -> tuple[Floats, Floats]:
+        """Spans ``(K, Q, 2)`` as (start, end) and scores ``(K, Q)`` of samples."""
+        spans, scores = [], []
+        for first in range(0, len(rows), 100):
+            batch = self._data.batch(self._row_of[rows[first : first + 100]].tolist(), random.Random(0))
+            output = model.eval()(*batch.inputs)
+            spans.append(from_cxw(output.pred_spans.numpy()))
+            scores.append(output.detections.scores[-1].numpy())
+        return np.concatenate(spans), np.concatenate(scores)
+
+    def answers(self, model: GirlDetr, rows: Rows) -> Ranked:
+        """The model's proposals for samples of the cache."""
+        return ranking(self.cache, rows, *self.proposals(model, rows))
+
+
+def _parameters(model: GirlDetr, unfrozen: Unfrozen) -> list[nn.Parameter]:
+    """What learns beside the head's class and span layers."""
+    part: nn.Module = model.decoder.layers[-1] if unfrozen == "last decoder layer" else model
+    of_head = {id(parameter) for parameter in model.head.parameters()}
+    return [parameter for parameter in part.parameters() if id(parameter) not in of_head]

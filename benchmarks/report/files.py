@@ -1,0 +1,288 @@
+"""What a run leaves behind: table, figures as JSON, submissions and learning curves of all that is done.
+
+`results.json` is an object:
+
+    run         command, source, dataset, models, backbone (kind, sha256), manifests (sha256 of the caches'
+                manifest.json, which has those of all files), seeds, settings, versions, submission_times
+                (whether answers were rounded as in published submissions), notes (what was not run, and why)
+    detectors   name -> figures (`results.MEASURES`, percent)
+    references  name -> {figures, change}
+    agents      name -> {
+                    seeds          seeds that are done
+                    figures        for each of them
+                    change         measure -> {mean, low, high}, percent points: difference from the
+                                   detector `compared_with`, 95 % bootstrap over videos and seeds
+                    compared_with  name of a detector
+                    config         settings of a method that trains the head, else {}
+                    chosen_rounds  for each unit (seed by seed, its folds); 0 where the detector was kept
+                    frozen         backbone tensor -> {"before": sha256, "after": [sha256, …]}, the hashes
+                                   that all units found; {} where only cached states were there
+                    steps, seconds of all units together: environment steps, or samples learnt from
+                }
+
+Submissions are `submission-<agent>-seed<n>.jsonl`, and `submission-detector.jsonl` of what all are compared
+with; `units/` holds what `experiment.Experiment.path` says.
+"""
+
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from vmr_env.agents.ensemble.cross_fitting import Selection
+from vmr_env.agents.evaluation import Refined, refine, submission
+from vmr_env.agents.references import GreedyOracle, RandomAgent, StopAtOnce, constant_window
+from vmr_env.agents.tprl.validation import submission_times
+from vmr_env.benchmarks.experiment.experiment import Experiment, UnitResult, merge
+from vmr_env.benchmarks.experiment.methods import Fold, Ranked, predictions
+from vmr_env.benchmarks.experiment.results import MEASURES, differences, figures, query_scores, table
+from vmr_env.benchmarks.report.curves import draw_changes, draw_curves
+from vmr_env.benchmarks.report.html import PAGE_FILE, Given, gather, write_report
+from vmr_env.benchmarks.report.trajectories import Trail, trails
+
+import vmr_env
+from vmr_env.caches.writer import sha256_of
+from vmr_env.data.annotations import Annotation
+from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
+from vmr_env.data.profiles import DatasetProfile, get_profile
+from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.files.text import write_text
+from vmr_env.metrics.baselines import OBJECTIVES
+
+STOP_AT_ONCE = "stop at once"
+
+
+def truth_of(folds: Sequence[Fold]) -> list[Annotation]:
+    """Ground truth of all test samples."""
+    truth = []
+    for fold in folds:
+        for row in fold.test_samples:
+            sample = fold.test.sample(int(row))
+            truth.append(
+                Annotation(sample.qid, sample.vid, sample.query, sample.duration, sample.moments, None, None)
+            )
+    return truth
+
+
+def references(folds: Sequence[Fold], options: Mapping[str, Any]) -> dict[str, list[Prediction]]:
+    """Answers of what does not learn, to all test samples, under these arguments of the environments.
+
+    By name, as submissions.
+    """
+
+    def stop(fold: Fold, env: VMRVectorEnv) -> Refined:
+        return refine(StopAtOnce(env, 0).act, fold.test, fold.test_samples, options)
+
+    def chance(fold: Fold, env: VMRVectorEnv) -> Refined:
+        return refine(RandomAgent(env, 0).act, fold.test, fold.test_samples, options)
+
+    def oracle(fold: Fold, env: VMRVectorEnv) -> Refined:
+        agent = GreedyOracle(env, 0)
+        return refine(agent.act, fold.test, fold.test_samples, options, enter=agent.enter)
+
+    of_fold: dict[str, Callable[[Fold, VMRVectorEnv], Refined]] = {
+        STOP_AT_ONCE: stop,
+        "random": chance,
+        "greedy oracle (ceiling)": oracle,
+    }
+    envs = [VMRVectorEnv(1, fold.test.manifest["dataset"], source=fold.test, **options) for fold in folds]
+    parts = {
+        name: [refined(fold, env) for fold, env in zip(folds, envs, strict=True)]
+        for name, refined in of_fold.items()
+    }
+    for objective in OBJECTIVES:
+        parts[f"constant window (best {objective})"] = [
+            constant_window(fold.train, fold.train_samples, fold.test, fold.test_samples, objective)
+            for fold in folds
+        ]
+    return {name: submission(folds[0].test, merge(each)) for name, each in parts.items()}
+
+
+def detectors(folds: Sequence[Fold], files: Sequence[Path], stopped: list[Prediction]) -> dict[str, Any]:
+    """The detectors to compare with: each file as published; for caches, their first proposals."""
+    manifest = folds[0].test.manifest
+    if not files:
+        return {f"detector ({manifest['backbone']['kind']})": stopped}
+    return {
+        f"{name}, as published": read_predictions(file)
+        for name, file in zip(manifest["models"], files, strict=True)
+    }
+
+
+def report(
+    experiment: Experiment, detector_files: Sequence[Path], command: str, notes: Sequence[str] = ()
+) -> str:
+    """Write all that is known of the units that are done; returns the table.
+
+    Args:
+        experiment: its results are read from its folder, and written there.
+        detector_files: prediction files on the test data; none where these are caches.
+        command: what made the run.
+        notes: what else to tell, under the table.
+    """
+    truth = truth_of(experiment.folds)
+    profile = get_profile(experiment.folds[0].test.manifest["dataset"])
+    standing = references(experiment.folds, experiment.settings.environment)
+    if experiment.settings.submission_times:
+        standing = {name: rounded(answers, profile) for name, answers in standing.items()}
+    published = detectors(experiment.folds, detector_files, standing[STOP_AT_ONCE])
+    record: dict[str, Any] = {
+        "run": {**_provenance(experiment, command), "notes": list(notes)},
+        "detectors": {name: figures(answers, truth) for name, answers in published.items()},
+        "references": {},
+        "agents": {},
+    }
+    compared_with = max(published, key=lambda name: record["detectors"][name]["R1@0.7"])
+    detector = query_scores(published[compared_with], truth)
+    write_predictions(experiment.folder / "submission-detector.jsonl", published[compared_with])
+    rows: dict[str, Mapping[str, Any]] = dict(record["detectors"])
+    trainings: dict[str, list[Selection]] = {}
+    changes = {}
+    given: dict[str, dict[int, Given]] = {}
+
+    for name, answers in standing.items():
+        row = {"figures": figures(answers, truth)}
+        change = differences([query_scores(answers, truth)], detector)
+        record["references"][name] = row | {"change": _plain(change)}
+        rows[name] = row["figures"] | {f"Δ {measure}": change[measure] for measure in MEASURES}
+
+    for agent in experiment.agents:
+        results = {seed: experiment.results(agent, seed) for seed in range(experiment.seeds)}
+        done = {seed: units for seed, units in results.items() if units}
+        if not done:
+            continue
+        units = [unit for of_seed in done.values() for unit in of_seed]
+        answers_of_seeds = []
+        given[agent] = {}
+        for seed, of_seed in done.items():
+            merged = merge([unit.outcome.answers for unit in of_seed])
+            answers = predictions(experiment.folds[0].test, merged)
+            if experiment.settings.submission_times:
+                answers = rounded(answers, profile)
+            name = f"submission-{agent.replace(':', '.')}-seed{seed}.jsonl"
+            write_predictions(experiment.folder / name, answers)
+            answers_of_seeds.append(answers)
+            given[agent][seed] = Given(answers, trails_of(of_seed, experiment), isinstance(merged, Ranked))
+        each = [figures(answers, truth) for answers in answers_of_seeds]
+        change = differences([query_scores(answers, truth) for answers in answers_of_seeds], detector)
+        seconds, steps = sum(unit.seconds for unit in units), sum(unit.selection.steps for unit in units)
+        kept = sum(unit.selection.chosen == 0 for unit in units)
+        changes[agent] = change
+        rows[agent] = {
+            **{measure: float(np.mean([one[measure] for one in each])) for measure in MEASURES},
+            **{f"Δ {measure}": change[measure] for measure in MEASURES},
+            "seeds": f"{len(done)}/{experiment.seeds}",
+            "kept detector": f"{kept}/{len(units)}",
+            "steps/s": f"{steps / seconds:,.0f}" if steps else None,
+            "s": f"{seconds:.0f}",
+        }
+        record["agents"][agent] = {
+            "seeds": list(done),
+            "figures": each,
+            "change": _plain(change),
+            "compared_with": compared_with,
+            "config": experiment.agents[agent].describe(),
+            "frozen": frozen_tensors(units),
+            "chosen_rounds": [unit.selection.chosen for unit in units],
+            "steps": steps,
+            "seconds": seconds,
+        }
+        trainings[agent] = [unit.selection for unit in units]
+
+    heading = _heading(experiment, len(truth), compared_with)
+    text = "\n\n".join([heading, table(rows), *notes]) + "\n"
+    write_text(experiment.folder / "table.md", text)
+    write_text(experiment.folder / "results.json", json.dumps(record, indent=1) + "\n")
+    page = gather(heading, record, truth, published[compared_with], standing[STOP_AT_ONCE], given, trainings)
+    write_text(experiment.folder / PAGE_FILE, json.dumps(page))
+    write_report(experiment.folder)
+    if trainings:
+        manifest = experiment.folds[0].train.manifest
+        title = f"{manifest['dataset']}, source {manifest['source']}"
+        draw_curves(experiment.folder / "curves.png", trainings, title)
+        draw_changes(experiment.folder / "changes.png", changes, title)
+    return text
+
+
+def trails_of(units: Sequence[UnitResult], experiment: Experiment) -> Mapping[str, Trail] | None:
+    """Steps of one seed by qid, with times rounded as those of its answers; None where a fold has none."""
+    parts = [unit.outcome.steps for unit in units if unit.outcome.steps is not None]
+    if len(parts) < len(units):
+        return None
+    steps, cache = merge(parts), experiment.folds[0].test
+    if experiment.settings.submission_times:
+        profile = get_profile(cache.manifest["dataset"])
+        steps = steps._replace(windows=submission_times(steps.windows, profile))
+    return trails(steps, cache)
+
+
+def rounded(answers: Sequence[Prediction], profile: DatasetProfile) -> list[Prediction]:
+    """Windows moved as in published submissions (`tprl_validation.submission_times`)."""
+    rows = []
+    for row in answers:
+        windows = row.windows.copy()
+        windows[:, :2] = submission_times(windows[:, :2], profile)
+        rows.append(replace(row, windows=windows))
+    return rows
+
+
+def frozen_tensors(units: Sequence[UnitResult]) -> dict[str, Any]:
+    """Hashes of the frozen tensors over all units, by name: before, and all that were found afterwards."""
+    found = [unit.outcome.frozen for unit in units if unit.outcome.frozen]
+    if not found:
+        return {}
+    return {
+        name: {"before": before, "after": sorted({of_unit["after"][name] for of_unit in found})}
+        for name, before in found[0]["before"].items()
+    }
+
+
+def _plain(change: Mapping[str, Any]) -> dict[str, Any]:
+    return {measure: value._asdict() for measure, value in change.items()}
+
+
+def _heading(experiment: Experiment, queries: int, compared_with: str) -> str:
+    manifest = experiment.folds[0].test.manifest
+    folds = len(experiment.folds)
+    seeds = f"{experiment.seeds} seed{'s' if experiment.seeds > 1 else ''}"
+    times = "Times rounded as in published submissions. " if experiment.settings.submission_times else ""
+    protocol = f"{folds} folds by video" if folds > 1 else "train and test data apart"
+    return (
+        f"Source of the data: {manifest['source']}. {manifest['dataset']}, {', '.join(manifest['models'])}, "
+        f"{protocol}, {queries:,} test queries, {seeds}, "
+        f"{experiment.settings.members} members a committee. {times}"
+        f"Δ are differences from {compared_with}, with 95 % bootstrap intervals over videos and seeds."
+    )
+
+
+def _provenance(experiment: Experiment, command: str) -> dict[str, Any]:
+    fold = experiment.folds[0]
+    manifest = fold.train.manifest
+    caches = {"train": fold.train, "test": fold.test, "select": fold.select}
+    return {
+        "command": command,
+        "source": manifest["source"],
+        "dataset": manifest["dataset"],
+        "models": manifest["models"],
+        "backbone": manifest["backbone"],
+        "manifests": {
+            name: sha256_of(cache.path / "manifest.json")
+            for name, cache in caches.items()
+            if cache is not None
+        },
+        "seeds": experiment.seeds,
+        "settings": asdict(experiment.settings),
+        "submission_times": experiment.settings.submission_times,
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "gymnasium": gymnasium.__version__,
+            "torch": torch.__version__,
+            "vmr_env": vmr_env.__version__,
+        },
+    }

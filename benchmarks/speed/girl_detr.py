@@ -1,0 +1,140 @@
+"""Cost of GIRL-DETR on one CPU thread against the official implementation, and memory at TACoS lengths.
+
+    python benchmarks/speed/girl_detr.py [--repeats 6] [--behaviour repaired] [--memory] [--json FILE]
+
+The official figures were measured once, on one thread of a 2-core machine: a supervised step (forward,
+losses, backward, clipping, AdamW) and an inference forward of its default configuration, batch 32, 75 clips,
+32 tokens.
+Ours are CPU time of the same work; ratios mean something on a similar, idle machine only.
+"""
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from vmr_env.backbones.girl_detr.config import REPAIRS, GirlDetrConfig
+from vmr_env.backbones.girl_detr.losses import SupervisedCriterion
+from vmr_env.backbones.girl_detr.model import GirlDetr
+from vmr_env.backbones.girl_detr.targets import Targets
+
+OFFICIAL_SECONDS = {"step": 2.8, "inference": 0.75}
+REQUIRED_RATIO = {"step": 2.0, "inference": 2.5}
+BATCH, CLIPS, TOKENS = 32, 75, 32
+TACOS_CLIPS, TACOS_GIGABYTES = 1000, 6.0
+
+
+def batch(config: GirlDetrConfig, clips: int) -> tuple[tuple[Tensor, ...], Targets]:
+    """Unit feature rows at full length, one moment per sample."""
+    generator = torch.Generator().manual_seed(0)
+    video = F.normalize(torch.randn(BATCH, clips, config.v_feat_dim, generator=generator), dim=-1)
+    text = F.normalize(torch.randn(BATCH, TOKENS, config.t_feat_dim, generator=generator), dim=-1)
+    labels = torch.zeros(BATCH, clips)
+    labels[:, clips // 4 : clips // 2] = 1
+    inside = torch.tensor([[clips // 4, clips // 3]] * BATCH)
+    outside = torch.tensor([[0, clips - 1]] * BATCH)
+    targets = Targets([torch.tensor([[0.375, 0.25]])] * BATCH, labels, inside, outside)
+    return (video, torch.ones(BATCH, clips), text, torch.ones(BATCH, TOKENS)), targets
+
+
+def training_step(model: GirlDetr, clips: int) -> Callable[[], None]:
+    """One supervised step, to be called again and again."""
+    inputs, targets = batch(model.config, clips)
+    criterion = SupervisedCriterion(model.config)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
+
+    def step() -> None:
+        model.train()
+        optimiser.zero_grad()
+        torch.autograd.backward(criterion(model(*inputs), targets, 0)["total"])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimiser.step()
+
+    return step
+
+
+def inference(model: GirlDetr) -> Callable[[], None]:
+    """One forward pass without gradients."""
+    inputs, _ = batch(model.config, CLIPS)
+
+    def forward() -> None:
+        model.eval()
+        with torch.no_grad():
+            model(*inputs)
+
+    return forward
+
+
+def seconds(work: Callable[[], None], repeats: int) -> list[float]:
+    """CPU seconds of each repetition, after one to warm up."""
+    work()
+    found = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        found.append(time.process_time() - start)
+    return found
+
+
+def measure(config: GirlDetrConfig, repeats: int) -> dict[str, dict[str, float]]:
+    """Least and median CPU seconds, and their ratio to the official figures."""
+    model = GirlDetr(config)
+    results = {}
+    for name, work in (("step", training_step(model, CLIPS)), ("inference", inference(model))):
+        found = seconds(work, repeats)
+        results[name] = {
+            "official_seconds": OFFICIAL_SECONDS[name],
+            "least_seconds": min(found),
+            "median_seconds": median(found),
+            "ratio": OFFICIAL_SECONDS[name] / median(found),
+            "required_ratio": REQUIRED_RATIO[name],
+        }
+    return results
+
+
+def tacos_gigabytes(config: GirlDetrConfig) -> float:
+    """Peak memory of this process after a training step at TACoS lengths, activations recomputed."""
+    model = GirlDetr(config)
+    model.recompute = True
+    training_step(model, TACOS_CLIPS)()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def main() -> None:
+    """Measure, print, and write JSON if asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--behaviour", choices=["official", "repaired"], default="repaired")
+    parser.add_argument("--without", nargs="+", choices=REPAIRS, default=[], help="repairs to leave out")
+    parser.add_argument("--memory", action="store_true", help="also a training step of 1,000 clips")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = GirlDetrConfig(behaviour=arguments.behaviour)
+    config = replace(config, repairs=config.active_repairs - set(arguments.without))
+    results: dict[str, object] = {"behaviour": arguments.behaviour, "without": arguments.without}
+    for name, row in measure(config, arguments.repeats).items():
+        results[name] = row
+        print(
+            f"{name}: {row['median_seconds']:.2f} s CPU (least {row['least_seconds']:.2f}), "
+            f"official {row['official_seconds']:.2f} s, ratio {row['ratio']:.2f}, "
+            f"required {row['required_ratio']:.1f}"
+        )
+    if arguments.memory:
+        results["tacos_gigabytes"] = gigabytes = tacos_gigabytes(config)
+        print(f"TACoS lengths: {gigabytes:.1f} GB at most, allowed {TACOS_GIGABYTES:.0f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

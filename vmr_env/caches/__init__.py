@@ -1,0 +1,1 @@
+"""Decoder-state caches: their format, writing, reading, and the tables derived from them."""

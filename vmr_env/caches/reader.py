@@ -1,0 +1,263 @@
+"""The decoder-state cache: the frozen proposals of all samples of one split, memory-mapped.
+
+`DecoderStateCache.open` gives access to a cache folder; `CacheWriter` and `write_cache` make one. The format
+stands in `vmr_env.caches.format`.
+"""
+
+import weakref
+from collections.abc import Iterator
+from functools import cached_property
+from operator import index
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmr_env.caches.batch import CacheBatch, content_problems
+from vmr_env.caches.format import (
+    MANIFEST_FILE,
+    SAMPLES_FILE,
+    Manifest,
+    Ragged,
+    broken,
+    open_arrays,
+    read_manifest,
+)
+from vmr_env.caches.table import Sample, SampleTable, first_repeated
+from vmr_env.caches.writer import CacheWriter, sha256_of, stored_arrays, write_cache
+from vmr_env.data.splits import split_by_video, video_folds
+from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.files.text import PathLike
+
+__all__ = [
+    "CacheBatch",
+    "CacheWriter",
+    "DecoderStateCache",
+    "Ragged",
+    "Sample",
+    "split_by_video",
+    "video_folds",
+    "write_cache",
+]
+
+_VERIFY_ROWS = 4096
+
+
+class DecoderStateCache:
+    """A cache on disk, opened by `DecoderStateCache.open`. Nothing in it can be changed.
+
+    Opening costs the same for any number of samples: the manifest is read, sizes and headers of the files are
+    checked, the arrays are mapped. While somebody holds the cache, opening the same folder again in the same
+    process gives the same object. It pickles as its path, so worker processes map the files themselves and
+    share their pages.
+
+    Attributes:
+        path: the folder, absolute, links resolved.
+        manifest: contents of `manifest.json`.
+        spans: float32 (N, Q, 2), proposals normalised to [0, 1] of the video.
+        scores: float32 (N, Q), in [0, 1].
+        counts: int32 (N,), proposals of each sample; later rows of (N, Q) arrays are zero.
+        models: uint8 (N, Q), index into `manifest["models"]`.
+        durations: float32 (N,), seconds.
+        n_clips: int32 (N,), clips of each video.
+        moments: ragged float32 (T, 2), ground truth normalised to [0, 1].
+        states: float32 or float16 (N, Q, D), decoder states, or None.
+        references: float32 (N, Q, 2), the detector's last references (centre, width) as it has them, or None.
+        saliency: ragged float32 (S,), one value per clip, any scale, or None.
+        clips: ragged (S, C), clip features, or None.
+        text: (N, X), one vector per query, or None.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, arrays: dict[str, NDArray[Any]]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.spans: NDArray[np.float32] = arrays["spans"]
+        self.scores: NDArray[np.float32] = arrays["scores"]
+        self.counts: NDArray[np.int32] = arrays["counts"]
+        self.models: NDArray[np.uint8] = arrays["models"]
+        self.durations: NDArray[np.float32] = arrays["durations"]
+        self.n_clips: NDArray[np.int32] = arrays["n_clips"]
+        self.moments = Ragged(arrays["moments.values"], arrays["moments.offsets"])
+        self.states: NDArray[Any] | None = arrays.get("states")
+        self.references: NDArray[np.float32] | None = arrays.get("references")
+        self.saliency = _ragged(arrays, "saliency")
+        self.clips = _ragged(arrays, "clips")
+        self.text: NDArray[Any] | None = arrays.get("text")
+        self._arrays = arrays
+        self._table = SampleTable(path / SAMPLES_FILE, manifest["samples"])
+        self._stamp = _stamp(path)
+
+    @classmethod
+    def open(cls, path: PathLike, checksums: bool = False) -> "DecoderStateCache":
+        """The cache in a folder, mapped once per process.
+
+        Args:
+            path: the folder.
+            checksums: also read every file and compare its sha256 with the manifest.
+
+        Raises:
+            DataError: the folder is no cache, of another version, or torn; the message names the file.
+        """
+        try:
+            real = Path(path).resolve()
+            real.exists()  # refuses what no file system could hold
+        except (OSError, ValueError, RuntimeError) as error:
+            raise broken(Path(path), f"is no path of a folder ({error})") from None
+        cache = _OPEN.get(real)
+        # A folder that was written anew under the same name is another cache.
+        if cache is None or cache._stamp != _stamp(real):
+            manifest = read_manifest(real)
+            cache = cls(real, manifest, open_arrays(real, manifest))
+            _OPEN[real] = cache
+        if checksums:
+            cache._verify_checksums()
+        return cache
+
+    def __len__(self) -> int:
+        return self.manifest["samples"]
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return (
+            f"DecoderStateCache({str(self.path)!r}, {manifest['dataset']} {manifest['split']}, "
+            f"{manifest['source']}, {len(self)} samples of {manifest['proposals']} proposals)"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (str(self.path), self.manifest["files"]["spans.npy"]["sha256"])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DecoderStateCache":
+        return self
+
+    def __copy__(self) -> "DecoderStateCache":
+        return self
+
+    def sample(self, row: int) -> Sample:
+        """Names, sentence and exact times of sample `row` (0 to N - 1); reads its part of the table alone."""
+        if not 0 <= index(row) < len(self):
+            raise IndexError(f"{self.path} has no sample {row}; expected 0 to {len(self) - 1}")
+        return self._table.sample(index(row))
+
+    def qids(self) -> list[int | str]:
+        """Query ids of all samples, in the types in which they were read."""
+        return self._table.qids()
+
+    def vids(self) -> list[str]:
+        """Video names of all samples."""
+        return self._table.column("vid")
+
+    def index_of(self, qid: int | str) -> int:
+        """Row of the sample with that query id, compared by text: 7 and "7" are the same query.
+
+        Raises:
+            DataError: the cache has no such query.
+        """
+        row = self._rows_by_qid.get(str(qid))
+        if row is None:
+            known = ", ".join(shorten(text) for text in list(self._rows_by_qid)[:3])
+            message = f"{shorten(qid)} is none of the {len(self)} query ids of this cache ({known}, …)"
+            raise DataError(Problem(str(self.path), None, "qid", message))
+        return row
+
+    @cached_property
+    def _rows_by_qid(self) -> dict[str, int]:
+        return {text: row for row, text in enumerate(self._table.column("qid"))}
+
+    def verify(self) -> None:
+        """Read the whole cache: checksums, and every rule that `CacheBatch` states about the contents.
+
+        Raises:
+            DataError: listing what is wrong, by file.
+        """
+        self._verify_checksums()
+        for name in ("moments", "saliency", "clips"):
+            if f"{name}.offsets" in self._arrays and (np.diff(self._arrays[f"{name}.offsets"]) < 0).any():
+                raise broken(self.path / f"{name}.offsets.npy", "falls somewhere, expected it never to fall")
+        problems = []
+        qids = self.qids()
+        if (row := first_repeated(qids)) is not None:
+            message = f"{qids[row]!r} stands there twice"
+            problems.append(Problem(str(self.path / SAMPLES_FILE), row + 1, "qid", message))
+        for first, batch in self._batches(qids):
+            problems += content_problems(batch, len(self.manifest["models"]), str(self.path), first)
+            problems += self._table_problems(first, batch)
+        if problems:
+            raise DataError(problems)
+
+    def _verify_checksums(self) -> None:
+        problems = []
+        for name, entry in self.manifest["files"].items():
+            found = sha256_of(self.path / name)
+            if found != entry["sha256"]:
+                message = f"has sha256 {found}, expected {entry['sha256']}"
+                problems.append(Problem(str(self.path / name), None, None, message))
+        if problems:
+            raise DataError(problems)
+
+    def _batches(self, qids: list[int | str]) -> Iterator[tuple[int, CacheBatch]]:
+        """The cache as batches with the table's exact times, each with the index of its first sample."""
+        vids, queries = self.vids(), self._table.column("query")
+        durations = np.array(self._table.column("duration"), np.float64)
+        n_clips = np.array(self._table.column("n_clips"), np.int32)
+        moments = self._table.moments()
+        for start in range(0, len(self), _VERIFY_ROWS):
+            stop = min(start + _VERIFY_ROWS, len(self))
+            part = slice(start, stop)
+            batch = CacheBatch(
+                qids=qids[part],
+                vids=vids[part],
+                queries=queries[part],
+                durations=durations[part],
+                n_clips=n_clips[part],
+                moments=moments.rows(start, stop),
+                spans=self.spans[part],
+                scores=self.scores[part],
+                counts=self.counts[part],
+                models=self.models[part],
+                states=None if self.states is None else self.states[part],
+                references=None if self.references is None else self.references[part],
+                saliency=None if self.saliency is None else self.saliency.rows(start, stop),
+                clips=None if self.clips is None else self.clips.rows(start, stop),
+                text=None if self.text is None else self.text[part],
+            )
+            yield start, batch
+
+    def _table_problems(self, first: int, batch: CacheBatch) -> list[Problem]:
+        """Where the arrays and the table tell different things."""
+        stored = stored_arrays(batch)
+        problems = []
+        for name in ("durations", "n_clips", "moments.values"):
+            start = self.moments.offsets[first] if name == "moments.values" else first
+            found = self._arrays[name][start : start + len(stored[name])]
+            if not np.array_equal(found, stored[name]):
+                message = f"differs from {SAMPLES_FILE} among samples {first + 1} to {first + len(batch)}"
+                problems.append(Problem(str(self.path / f"{name}.npy"), None, None, message))
+        return problems
+
+
+# Real path -> cache, while anybody holds it.
+_OPEN: weakref.WeakValueDictionary[Path, DecoderStateCache] = weakref.WeakValueDictionary()
+
+
+def _reopen(path: str, sha256: str) -> DecoderStateCache:
+    """Unpickle a cache; what is on disk now must be what was pickled."""
+    cache = DecoderStateCache.open(path)
+    if cache.manifest["files"]["spans.npy"]["sha256"] != sha256:
+        raise broken(cache.path, "was replaced by another cache since it was pickled")
+    return cache
+
+
+def _stamp(folder: Path) -> tuple[int, int, int] | None:
+    """What changes when a cache is written anew: the manifest's inode, time and size; None without one."""
+    try:
+        status = (folder / MANIFEST_FILE).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _ragged(arrays: dict[str, NDArray[Any]], name: str) -> Ragged | None:
+    if f"{name}.values" not in arrays:
+        return None
+    return Ragged(arrays[f"{name}.values"], arrays[f"{name}.offsets"])

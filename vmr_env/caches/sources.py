@@ -1,0 +1,58 @@
+"""Which cache an environment opens: the one named, one in the data folder, or the simulated default."""
+
+import os
+import warnings
+from pathlib import Path
+
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.profiles import get_profile
+from vmr_env.errors import DataError, Problem
+
+DATA_VARIABLE = "VMR_ENV_DATA"
+"""Environment variable: a folder with caches at `<data set>/<split>`."""
+
+_SHIPPED = Path(__file__).parents[1] / "assets"
+
+
+def open_source(dataset: str, split: str, source: str | os.PathLike[str] | None = None) -> DecoderStateCache:
+    """The cache for a data set and split.
+
+    Args:
+        dataset: name of a profile.
+        split: name of a split.
+        source: folder of a cache. None looks for `<data set>/<split>` in the folder that the environment
+            variable `VMR_ENV_DATA` names; where that is not set, simulated data are used, with a warning: for
+            Charades the decoder states of a small GIRL-DETR on simulated videos, which ship with the package
+            (`vmr_env.backbones.simulated.embedded` makes them), otherwise the detector simulator's, without decoder states.
+
+    Raises:
+        DataError: the folder is no cache, or the cache is of another data set; `VMR_ENV_DATA` names no cache.
+        ValueError: the data set is unknown.
+    """
+    profile = get_profile(dataset)
+    folder = os.environ.get(DATA_VARIABLE)
+    if source is not None:
+        cache = DecoderStateCache.open(source)
+    elif folder:
+        cache = DecoderStateCache.open(Path(folder) / profile.name / split)
+    else:
+        cache = DecoderStateCache.open(simulated_source(dataset, split))
+        warnings.warn(
+            f"no cache given for {profile.env_name} {split}: using simulated data ({cache.path.name}). "
+            f"Pass source=<cache folder> or set {DATA_VARIABLE} to use real ones.",
+            stacklevel=4,
+        )
+    if cache.manifest["dataset"] != profile.name:
+        message = f"is a cache of {cache.manifest['dataset']}, expected {profile.name}"
+        raise DataError(Problem(str(cache.path), None, "dataset", message))
+    return cache
+
+
+def simulated_source(dataset: str, split: str) -> Path:
+    """The simulated cache of a data set: shipped with the package, else simulated on first use."""
+    shipped = _SHIPPED / f"{dataset}-simulated" / split
+    if shipped.is_dir():
+        return shipped
+    from vmr_env.simulation.simulator import simulated_cache
+
+    return simulated_cache(get_profile(dataset), split)

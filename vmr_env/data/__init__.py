@@ -1,0 +1,1 @@
+"""Data sets: profiles, annotations, prediction files, and the checks on them."""

@@ -1,0 +1,73 @@
+"""Video lengths from the tables that come with Charades."""
+
+import csv
+import re
+from pathlib import Path
+
+from vmr_env.data.rows import Row, decode_json
+from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.files.text import PathLike, name_of, read_lines
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+"""A decimal number in text, for `re.ASCII`; narrower than `float`, which takes "nan" and "1_000"."""
+
+
+def read_durations(path: PathLike) -> dict[str, float]:
+    """Video lengths in seconds by video id.
+
+    Reads a `.json` object `{video: seconds}` or a `.csv` table with columns `id` and `length`, as the AI2
+    Charades tables have; both may be gzipped.
+
+    Raises:
+        DataError: all problems of the file at once.
+    """
+    where = name_of(path)
+    suffix = Path(where.removesuffix(".gz")).suffix
+    readers = {".json": _rows_of_json, ".csv": _rows_of_csv}
+    if suffix not in readers:
+        raise DataError(
+            Problem(where, None, None, f"ends in {suffix!r}; expected .json or .csv, or .gz of them")
+        )
+    problems: list[Problem] = []
+    durations: dict[str, float] = {}
+    for row in readers[suffix](where, read_lines(path), problems):
+        vid, seconds = row.text("id"), row.number_of("length")
+        if seconds is not None and not 0 < seconds < float("inf"):
+            row.note("length", f"is {seconds}; expected seconds, finite and above 0")
+        if vid in durations:
+            row.note("id", f"is {shorten(vid)}, as in an earlier row; expected each video once")
+        problems.extend(row.problems)
+        if vid is not None and seconds is not None:
+            durations[vid] = seconds
+    if not durations and not problems:
+        problems.append(Problem(where, None, None, "has no rows; expected at least one video"))
+    if problems:
+        raise DataError(problems)
+    return durations
+
+
+def _rows_of_json(where: str, lines: list[str], problems: list[Problem]) -> list[Row]:
+    """The entries of a JSON object; their position counts as row."""
+    table = decode_json(where, None, "\n".join(lines), problems) or {}
+    return [
+        Row(where, i, {"id": vid, "length": value}) for i, (vid, value) in enumerate(table.items(), start=1)
+    ]
+
+
+def _rows_of_csv(where: str, lines: list[str], problems: list[Problem]) -> list[Row]:
+    reader = csv.DictReader(lines, strict=True)
+    rows = []
+    try:
+        columns = reader.fieldnames or ()
+        if not {"id", "length"} <= set(columns):
+            message = f"has the columns {shorten(list(columns))}; expected id and length among them"
+            problems.append(Problem(where, 1, None, message))
+            return []
+        for values in reader:
+            length = values["length"]
+            number = float(length) if length and re.fullmatch(NUMBER, length, re.ASCII) else length
+            rows.append(Row(where, reader.line_num, {"id": values["id"], "length": number}))
+    except csv.Error as error:
+        # The row that begins after the last good one.
+        problems.append(Problem(where, reader.line_num + 1, None, f"is no CSV ({error}); expected a table"))
+    return rows

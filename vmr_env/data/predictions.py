@@ -1,0 +1,177 @@
+"""Prediction files in the moment-detr submission format: reading, checking, writing."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmr_env.data.rows import Fault, Qid, Row, collect, given_rows, identity_faults, read_rows
+from vmr_env.errors import DataError, Problem, check_choice, shorten
+from vmr_env.files.text import PathLike, name_of, write_text
+
+BeforeStart: TypeAlias = Literal["error", "keep"]
+"""What to do with windows that start before 0 s: report them, or keep them as they stand.
+
+GIRL-DETR's own post-processing leaves such windows in TACoS submissions; the official evaluator scores them.
+"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """The proposals of one model for one query.
+
+    Attributes:
+        qid: query id, int or non-empty string; 7 and "7" are the same query.
+        vid: video id.
+        query: the sentence.
+        windows: float64 (K, 3), K >= 1, [start s, end s, score] in file order. Empty windows (start == end),
+            equal scores, repeated windows and ends after the video's end are all legal and kept.
+        saliency: float32 (L,) one score per clip on any scale, or None.
+
+    Raises:
+        DataError: a value breaks these rules; all broken fields are named.
+    """
+
+    qid: Qid
+    vid: str
+    query: str
+    windows: NDArray[np.float64]
+    saliency: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        problems = [*identity_faults(self.qid, self.vid, self.query), *self._faults()]
+        if problems:
+            raise DataError(Problem("Prediction", None, field, message) for field, message in problems)
+        object.__setattr__(self, "windows", np.asarray(self.windows, dtype=np.float64))
+        if self.saliency is not None:
+            object.__setattr__(self, "saliency", np.asarray(self.saliency, dtype=np.float32))
+
+    def _faults(self) -> Iterable[Fault]:
+        windows = np.asarray(self.windows)
+        if windows.ndim != 2 or windows.shape[1] != 3 or not len(windows) or windows.dtype.kind not in "fiu":
+            message = f"is {shorten(self.windows)}; expected one or more [start, end, score]"
+            yield "pred_relevant_windows", message
+        # Most rows are good, which two questions tell; which windows are bad takes more.
+        elif not (np.isfinite(windows).all() and (windows[:, 0] <= windows[:, 1]).all()):
+            bad = ~np.isfinite(windows).all(axis=1) | ~(windows[:, 0] <= windows[:, 1])
+            for i in bad.nonzero()[0]:
+                message = f"is {windows[i].tolist()}; expected finite numbers with start <= end"
+                yield f"pred_relevant_windows[{i}]", message
+        if self.saliency is not None:
+            saliency = np.asarray(self.saliency)
+            if saliency.ndim != 1 or not len(saliency) or saliency.dtype.kind not in "fiu":
+                yield "pred_saliency_scores", f"is {shorten(self.saliency)}; expected one number per clip"
+                return
+            with np.errstate(over="ignore"):  # what overflows is infinite, and told
+                kept = saliency.astype(np.float32)
+            for i in (~np.isfinite(kept)).nonzero()[0]:
+                yield f"pred_saliency_scores[{i}]", f"is {saliency[i]}; expected a finite 32-bit number"
+
+
+def read_predictions(path: PathLike, *, before_start: BeforeStart = "error") -> list[Prediction]:
+    """Rows of a prediction file (`.jsonl`, `.jsonl.gz`), rows and windows in file order.
+
+    Unknown fields are ignored. Windows are not sorted: the official evaluator takes the first window of a row
+    as the model's answer, so a file in decoder order scores very low: `validate_predictions` tells.
+
+    Args:
+        path: the file.
+        before_start: rule for windows that start before 0 s; see `BeforeStart`.
+
+    Raises:
+        DataError: all problems of the file at once.
+    """
+    problems: list[Problem] = []
+    predictions = parse_predictions(path, problems, before_start=before_start)
+    if problems:
+        raise DataError(problems)
+    return list(predictions.values())
+
+
+def parse_predictions(
+    path: PathLike, problems: list[Problem], *, before_start: BeforeStart
+) -> dict[int, Prediction]:
+    """Usable rows of a prediction file by line; the problems of the others are added to `problems`."""
+    return _collect(name_of(path), read_rows(path, problems), problems, before_start)
+
+
+def predictions_from(
+    rows: Iterable[Prediction | Mapping[str, Any]], where: str, *, before_start: BeforeStart = "error"
+) -> list[Prediction]:
+    """Rows made in memory: `Prediction` objects as they are, dicts with the fields of a file under its rules.
+
+    Args:
+        rows: the rows.
+        where: name of the argument, for messages.
+        before_start: rule for windows of dicts that start before 0 s; see `BeforeStart`.
+
+    Raises:
+        DataError: all problems at once.
+    """
+    problems: list[Problem] = []
+    predictions = _collect(where, given_rows(where, rows, Prediction, problems), problems, before_start)
+    if problems:
+        raise DataError(problems)
+    return list(predictions.values())
+
+
+def _collect(
+    where: str,
+    rows: Iterable[tuple[int, Row | Prediction]],
+    problems: list[Problem],
+    before_start: BeforeStart,
+) -> dict[int, Prediction]:
+    check_choice("before_start", before_start, ("error", "keep"))
+
+    def build(row: Row) -> Prediction | None:
+        prediction = _prediction(row)
+        if prediction is not None and before_start == "error":
+            for i in (prediction.windows[:, 0] < 0).nonzero()[0]:
+                found = f"is {prediction.windows[i].tolist()} and starts before the video"
+                row.note(f"pred_relevant_windows[{i}]", f"{found}; expected start >= 0")
+        return None if row.problems else prediction
+
+    return collect(where, rows, build, "pred_saliency_scores", problems)
+
+
+def _prediction(row: Row) -> Prediction | None:
+    qid, vid, query = row.qid(), row.text("vid"), row.text("query")
+    windows = row.table("pred_relevant_windows", "start, end, score", np.float64)
+    given = "pred_saliency_scores" in row.values
+    # Wider than it will be kept: the constructor reports what does not fit 32 bits.
+    saliency: NDArray[Any] | None = row.vector("pred_saliency_scores", np.float64) if given else None
+    if row.problems or qid is None or vid is None or query is None or windows is None:
+        return None
+    try:
+        return Prediction(qid, vid, query, windows, saliency)
+    except DataError as error:
+        row.adopt(error)
+        return None
+
+
+def write_predictions(path: PathLike, rows: Iterable[Prediction]) -> None:
+    """Write predictions as an official submission file, in the given order; `.gz` by suffix.
+
+    The file appears whole or not at all. Reading it back gives the same rows, bit for bit.
+
+    Raises:
+        DataError: no rows, a qid twice, saliency in some rows only, or the file cannot be written.
+    """
+    rows = predictions_from(rows, "rows")
+    write_text(path, "".join(json.dumps(_official(row)) + "\n" for row in rows))
+
+
+def _official(prediction: Prediction) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "qid": prediction.qid,
+        "query": prediction.query,
+        "vid": prediction.vid,
+        "pred_relevant_windows": prediction.windows.tolist(),
+    }
+    if prediction.saliency is not None:
+        # The shortest text that reads back as the same 32-bit float.
+        row["pred_saliency_scores"] = [float(str(score)) for score in prediction.saliency]
+    return row

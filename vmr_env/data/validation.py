@@ -1,0 +1,144 @@
+"""All problems of a file at once: what readers refuse, and warnings about what is legal but suspicious."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vmr_env.data.annotations import SALIENCY_CLIP_SECONDS, Annotation, annotations_from, parse_annotations
+from vmr_env.data.predictions import Prediction, parse_predictions
+from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.files.text import PathLike, name_of
+
+
+def validate_annotations(path: PathLike) -> list[Problem]:
+    """Problems of an annotation file, by row; empty for a perfect one.
+
+    Errors are what `read_annotations` refuses. Warnings: rows that repeat video, sentence and moments of an
+    earlier row under another qid (TACoS has many; each is kept and scored).
+    """
+    problems: list[Problem] = []
+    try:
+        rows = parse_annotations(path, problems, past_end="error")
+    except DataError as error:
+        return list(error.problems)
+    first: dict[tuple[str, str, bytes], int] = {}
+    repeats = {}
+    for number, row in rows.items():
+        earlier = first.setdefault((row.vid, row.query.strip().lower(), row.moments.tobytes()), number)
+        if earlier != number:
+            repeats[number] = f"repeats video, sentence and moments of row {earlier} under another qid"
+    return _by_row([*problems, *_warning(path, None, repeats, "each is kept and scored")])
+
+
+def validate_predictions(
+    path: PathLike, annotations: PathLike | Iterable[Annotation] | None = None
+) -> list[Problem]:
+    """Problems of a prediction file, by row; empty for a perfect one.
+
+    Errors are what `read_predictions` refuses and, with annotations, what `evaluate` refuses: qids that are
+    unknown or missing and other videos than the annotations'. Warnings: windows that are not by falling score
+    and, with annotations, another sentence, a number of saliency scores other than that of clips, and windows
+    past the end. A kind of warning stands once, at its first row, with a count.
+
+    Args:
+        path: the prediction file.
+        annotations: ground truth of the same split, a file or rows; its own problems are told too.
+    """
+    problems: list[Problem] = []
+    try:
+        rows = parse_predictions(path, problems, before_start="error")
+    except DataError as error:
+        return list(error.problems)
+    unsorted = {
+        number: "lists a window after one of lower score"
+        for number, row in rows.items()
+        if (np.diff(row.windows[:, 2]) > 0).any()
+    }
+    note = "the evaluator takes the first window as the answer, so a file in decoder order scores low"
+    problems += _warning(path, "pred_relevant_windows", unsorted, note)
+    if annotations is None:
+        return _by_row(problems)
+    try:
+        truth = _truth(annotations, problems)
+    except DataError as error:
+        return _by_row([*problems, *error.problems])
+    where = name_of(path)
+    problems += qid_mismatches(where, rows, truth)
+    problems += video_mismatches(where, rows, truth)
+    problems += _detail_warnings(path, rows, truth)
+    return _by_row(problems)
+
+
+def qid_mismatches(
+    where: str, predictions: Mapping[int, Prediction], annotations: Iterable[Annotation]
+) -> list[Problem]:
+    """A problem if predictions (by row) miss queries of the ground truth, and one if they have others."""
+    wanted = {str(annotation.qid): annotation.qid for annotation in annotations}
+    given = {str(prediction.qid) for prediction in predictions.values()}
+    unknown = {number: row.qid for number, row in predictions.items() if str(row.qid) not in wanted}
+    missing = [qid for text, qid in wanted.items() if text not in given]
+    problems = []
+    if missing:
+        message = f"lacks {len(missing)} queries of the ground truth, {shorten(missing)}; expected all"
+        problems.append(Problem(where, None, "qid", message))
+    if unknown:
+        found = shorten(list(unknown.values()))
+        message = f"has {len(unknown)} queries more than the ground truth, {found}; expected none"
+        problems.append(Problem(where, min(unknown), "qid", message))
+    return problems
+
+
+def video_mismatches(
+    where: str, predictions: Mapping[int, Prediction], annotations: Iterable[Annotation]
+) -> list[Problem]:
+    """A problem for each prediction (by row) whose video is not that of its query in the ground truth."""
+    videos = {str(annotation.qid): annotation.vid for annotation in annotations}
+    return [
+        Problem(
+            where, number, "vid", f"is {shorten(row.vid)}; expected {shorten(vid)} for qid {shorten(row.qid)}"
+        )
+        for number, row in predictions.items()
+        if (vid := videos.get(str(row.qid), row.vid)) != row.vid
+    ]
+
+
+def _truth(annotations: PathLike | Iterable[Annotation], problems: list[Problem]) -> list[Annotation]:
+    if isinstance(annotations, (str, os.PathLike)):
+        return list(parse_annotations(annotations, problems, past_end="keep").values())
+    return annotations_from(annotations, "annotations")
+
+
+def _detail_warnings(
+    path: PathLike, rows: Mapping[int, Prediction], annotations: Iterable[Annotation]
+) -> Iterable[Problem]:
+    """Warnings about predictions that fit their query by qid but differ from it in detail."""
+    by_qid = {str(annotation.qid): annotation for annotation in annotations}
+    sentences, lengths, ends = {}, {}, {}
+    for number, row in rows.items():
+        truth = by_qid.get(str(row.qid))
+        if truth is None:
+            continue
+        if row.query != truth.query:
+            sentences[number] = f"is {shorten(row.query)} and {shorten(truth.query)} in the ground truth"
+        clips = int(truth.duration / SALIENCY_CLIP_SECONDS)
+        if row.saliency is not None and truth.saliency is not None and len(row.saliency) != clips:
+            lengths[number] = f"has {len(row.saliency)} scores for {clips} clips"
+        if (end := row.windows[:, 1].max()) > truth.duration:
+            ends[number] = f"ends at {end} s in a video of {truth.duration} s"
+    yield from _warning(path, "query", sentences, "sentences are not scored")
+    yield from _warning(path, "pred_saliency_scores", lengths, "the evaluator cuts, or fills up with zeros")
+    yield from _warning(path, "pred_relevant_windows", ends, "the evaluator scores windows as they stand")
+
+
+def _warning(path: PathLike, field: str | None, rows: Mapping[int, Any], note: str) -> Iterable[Problem]:
+    """One warning for all rows of a kind: at the first, with its text, the count and what it means."""
+    if rows:
+        number = min(rows)
+        message = f"{rows[number]} ({len(rows)} rows in all; {note})"
+        yield Problem(name_of(path), number, field, message, severity="warning")
+
+
+def _by_row(problems: Iterable[Problem]) -> list[Problem]:
+    return sorted(problems, key=lambda problem: problem.row or 0)

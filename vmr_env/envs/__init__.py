@@ -1,0 +1,1 @@
+"""The environments: one sample's moment, refined step by step."""

@@ -1,0 +1,1 @@
+"""The field's metrics, and the baselines that need no model."""

@@ -1,0 +1,377 @@
+"""The field's metrics, equal to jayleicn/moment_detr `standalone_eval` and wjun0830/CGDETR's extension of it.
+
+- R1@t: share of queries whose *first* window, in file order, overlaps its best ground truth with IoU >= t.
+- mIoU: mean of that IoU.
+- mAP: the first ten windows in file order, sorted by falling score (ties keep file order), matched greedily
+  at each IoU threshold; VOC-2011 interpolated area per query, averaged over queries, then over thresholds.
+- short, middle, long: the same against ground truth of that length only; queries without any are left out.
+- HL: clips rated at least 2 / 3 / 4 (Fair / Good / VeryGood) by a rater are positive; HIT@1 looks at the clip
+  of highest saliency, best of the three raters; mAP is the mean over raters.
+
+Two IoU formulas live side by side, as in the original: intersection / (length + length - intersection), which
+is `spans.tiou`, for matching, and intersection / (last end - first start) for R1 and mIoU. They differ in the
+last bit, and `>=` makes that visible.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmr_env.data.annotations import SALIENCY_CLIP_SECONDS, Annotation, annotations_from, read_annotations
+from vmr_env.data.predictions import Prediction, predictions_from, read_predictions
+from vmr_env.data.profiles import LENGTH_RANGES
+from vmr_env.data.validation import qid_mismatches, video_mismatches
+from vmr_env.errors import DataError, Problem, check_choice
+from vmr_env.files.text import PathLike, name_of, write_text
+from vmr_env.metrics.moments import spans
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats: TypeAlias = NDArray[np.floating[Any]]
+Mask: TypeAlias = NDArray[np.bool_]
+Result: TypeAlias = dict[str, dict[str, Any]]
+Predictions: TypeAlias = PathLike | Iterable[Prediction | Mapping[str, Any]]
+GroundTruth: TypeAlias = PathLike | Iterable[Annotation | Mapping[str, Any]]
+
+# The decimal value of each threshold, not what 0.3 + 6 * 0.05 adds up to.
+R1_THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(6, 20))
+AP_THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(10, 20))
+AP_WINDOWS = 10
+RATINGS: Mapping[str, int] = {"Fair": 2, "Good": 3, "VeryGood": 4}
+
+
+def evaluate(
+    predictions: Predictions,
+    ground_truth: GroundTruth,
+    *,
+    match_number: bool = True,
+    outside: Literal["error", "keep"] = "error",
+) -> Result:
+    """Score predictions as the official evaluators do.
+
+    Args:
+        predictions: path of a prediction file, or its rows (`Prediction`, or dicts with the file's fields).
+        ground_truth: path of an annotation file, or its rows (`Annotation`, or dicts with the file's fields).
+        match_number: both sides must have the same qids; with False only the shared ones are scored.
+        outside: "error" refuses moments that end after their video and windows that start before 0 s; "keep"
+            scores them as they stand, as the original does without a word.
+
+    Returns:
+        The official nested result, in percent with two decimals: `brief` (`MR-full-R1@0.7`, `MR-full-mIoU`,
+        `MR-short-mAP`, `HL-min-VeryGood-Hit1`, …) and, for `full`, `short`, `middle`, `long`, the tables
+        `MR-mIoU`, `MR-R1` and `MR-mAP` by threshold. A length range without ground truth reports zeros.
+        Highlight figures exist where both sides have saliency.
+
+    Raises:
+        DataError: unreadable or broken input, qid sets that differ, a video that differs for one qid.
+    """
+    scores = _score(_join(predictions, ground_truth, match_number, outside))
+    return _official(scores)
+
+
+def per_query(
+    predictions: Predictions,
+    ground_truth: GroundTruth,
+    *,
+    match_number: bool = True,
+    outside: Literal["error", "keep"] = "error",
+) -> "pd.DataFrame":
+    """What `evaluate` averages, one row per query in the order of the ground truth; arguments as there.
+
+    Returns:
+        Columns `qid`, `vid`, `iou` (of the first window; R1@t is the share of `iou >= t`, mIoU the mean),
+        `ap@0.5` … `ap@0.95`, `ap` (their mean) and, with saliency on both sides, `HL-min-Fair-mAP`,
+        `HL-min-Fair-Hit1` and so on for Good and VeryGood. All are fractions in [0, 1]. Sums by `vid` are all
+        that a bootstrap over videos needs.
+    """
+    import pandas as pd
+
+    joined = _join(predictions, ground_truth, match_number, outside)
+    scores = _score(joined)
+    columns: dict[str, Any] = {
+        "qid": pd.Series([annotation.qid for annotation in joined.annotations], dtype=object),
+        "vid": [annotation.vid for annotation in joined.annotations],
+        "iou": scores.ranges["full"].iou,
+        "ap": scores.ranges["full"].ap.mean(axis=1),
+    }
+    for i, threshold in enumerate(AP_THRESHOLDS):
+        columns[f"ap@{threshold}"] = scores.ranges["full"].ap[:, i]
+    for name, highlight in scores.highlights.items():
+        columns[f"HL-min-{name}-mAP"] = highlight.ap.mean(axis=1)
+        columns[f"HL-min-{name}-Hit1"] = highlight.hit
+    return pd.DataFrame(columns)
+
+
+def table(results: Mapping[str, Result]) -> "pd.DataFrame":
+    """Results by name as one table: a row per name, a column per key of `brief`, in percent."""
+    import pandas as pd
+
+    return pd.DataFrame.from_dict({name: result["brief"] for name, result in results.items()}, orient="index")
+
+
+def write_result(path: PathLike, result: Result) -> None:
+    """Write a result of `evaluate` as the official JSON file, in one step."""
+    write_text(path, json.dumps(result, indent=4) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Predictions and annotations of the same queries, in the order of the annotations."""
+
+    predictions: list[Prediction]
+    annotations: list[Annotation]
+
+
+def _join(
+    predictions: Predictions, ground_truth: GroundTruth, match_number: bool, outside: Literal["error", "keep"]
+) -> _Joined:
+    check_choice("outside", outside, ("error", "keep"))
+    if isinstance(ground_truth, (str, os.PathLike)):
+        annotations = read_annotations(ground_truth, past_end=outside)
+    else:
+        annotations = annotations_from(ground_truth, "ground_truth", past_end=outside)
+    if isinstance(predictions, (str, os.PathLike)):
+        where = name_of(predictions)
+        predicted = read_predictions(predictions, before_start=outside)
+    else:
+        where = "predictions"
+        predicted = predictions_from(predictions, where, before_start=outside)
+
+    numbered = dict(enumerate(predicted, start=1))
+    problems = video_mismatches(where, numbered, annotations)
+    if match_number:
+        problems += qid_mismatches(where, numbered, annotations)
+    if problems:
+        raise DataError(problems)
+    by_qid = {str(prediction.qid): prediction for prediction in predicted}
+    pairs = [(by_qid[str(a.qid)], a) for a in annotations if str(a.qid) in by_qid]
+    if not pairs:
+        raise DataError(Problem(where, None, "qid", "has no query of the ground truth; expected some"))
+    return _Joined([p for p, _ in pairs], [a for _, a in pairs])
+
+
+@dataclass(frozen=True, slots=True)
+class _RangeScores:
+    """Scores of the queries that have ground truth of one length range: iou (P,), ap (P, thresholds)."""
+
+    iou: Floats
+    ap: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class _HighlightScores:
+    """Highlight scores at one rating: ap (P, raters), hit (P,)."""
+
+    ap: Floats
+    hit: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    ranges: dict[str, _RangeScores]
+    highlights: dict[str, _HighlightScores]
+
+
+def _score(joined: _Joined) -> _Scores:
+    with_saliency = all(p.saliency is not None for p in joined.predictions) and all(
+        a.saliency is not None for a in joined.annotations
+    )
+    return _Scores(_score_moments(joined), _score_highlights(joined) if with_saliency else {})
+
+
+def _pad(arrays: Sequence[NDArray[Any]]) -> tuple[Floats, Mask]:
+    """Ragged (K_i, ...) arrays as one (P, max K, ...) padded with 0, and the mask (P, max K) of the real."""
+    counts = np.array([len(array) for array in arrays])
+    mask = np.arange(counts.max()) < counts[:, None]
+    padded = np.zeros((*mask.shape, *arrays[0].shape[1:]))
+    padded[mask] = np.concatenate(arrays)
+    return padded, mask
+
+
+def _score_moments(joined: _Joined) -> dict[str, _RangeScores]:
+    windows, real_windows = _pad([p.windows[:AP_WINDOWS] for p in joined.predictions])
+    moments, real_moments = _pad([a.moments for a in joined.annotations])
+    overlaps = spans.pairwise_tiou(windows[..., :2], moments)
+    by_score = np.argsort(np.where(real_windows, -windows[..., 2], np.inf), axis=1, kind="stable")
+    ranked = np.take_along_axis(overlaps, by_score[..., None], axis=1)
+
+    lengths = spans.lengths(moments)
+    # No length range takes in padding, which has length 0.
+    chosen = {name: (low < lengths) & (lengths <= high) for name, low, high in LENGTH_RANGES}
+    chosen["full"] = real_moments
+    scores = {}
+    for name, usable in chosen.items():
+        some = usable.any(axis=1)
+        scores[name] = _RangeScores(
+            iou=_first_iou(windows[some, 0, :2], moments[some], overlaps[some, 0], usable[some]),
+            ap=_average_precision(ranked[some], usable[some]),
+        )
+    return scores
+
+
+def _first_iou(first: Floats, moments: Floats, overlaps: Floats, usable: Mask) -> Floats:
+    """IoU (by the formula of R1) of first windows (P, 2) with the usable moment (P, G, 2) of highest overlap.
+
+    The first moment on a tie; `overlaps` (P, G) are by the formula of matching, as the evaluator does.
+    """
+    best = np.where(usable, overlaps, -1.0).argmax(axis=1)
+    moment = moments[np.arange(len(moments)), best]
+    hull = np.maximum(first[:, 1], moment[:, 1]) - np.minimum(first[:, 0], moment[:, 0])
+    result: Floats = spans.intersection(first, moment) / hull
+    return result
+
+
+def _average_precision(overlaps: Floats, usable: Mask) -> Floats:
+    """Average precision per query and threshold (P, T), of windows ranked by score.
+
+    Args:
+        overlaps: (P, K, G) IoU of ranked windows with ground truth. Padding ranks last and overlaps nothing:
+            it adds false positives after all else, which change no interpolated precision.
+        usable: (P, G) which ground truth counts, at least one per query.
+    """
+    counts = usable.sum(axis=1)
+    hits = np.zeros((len(counts), len(AP_THRESHOLDS), overlaps.shape[1]), dtype=bool)
+    # Ground truth that counts moves to the front, later first: the evaluator takes the later on equal IoU.
+    order = np.argsort(~usable[:, ::-1], axis=1, kind="stable")
+    by_use = np.take_along_axis(overlaps[:, :, ::-1], order[:, None], axis=2)
+    # Queries with few moments are matched apart from those with many, so that there is little padding.
+    fewer, most = 0, 1
+    while fewer < counts.max(initial=0):
+        queries = np.flatnonzero((fewer < counts) & (counts <= most))
+        candidates = by_use[queries, :, :most]
+        real = np.arange(candidates.shape[2]) < counts[queries, None]
+        hits[queries] = _match(np.where(real[:, None], candidates, -1.0))
+        fewer, most = most, 2 * most
+
+    found = hits.cumsum(axis=2)
+    precision = found / np.arange(1, overlaps.shape[1] + 1)
+    interpolated = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
+    recall_steps = np.diff(found / counts[:, None, None], axis=2, prepend=0.0)
+    result: Floats = (recall_steps * interpolated).sum(axis=2)
+    return result
+
+
+def _match(overlaps: Floats) -> Mask:
+    """Greedy matching of ranked windows at each threshold: overlaps (P, K, G) -> true positives (P, T, K).
+
+    A window takes the moment of highest IoU that no better-ranked window has, the first on a tie, if the IoU
+    reaches the threshold. Moments with negative overlap are never taken.
+    """
+    thresholds = np.array(AP_THRESHOLDS)
+    queries, ranks, moments = overlaps.shape
+    free = np.ones((queries, len(thresholds), moments), dtype=bool)
+    hits = np.zeros((queries, len(thresholds), ranks), dtype=bool)
+    for rank in range(ranks):
+        candidates = np.where(free, overlaps[:, rank, None], -1.0)
+        hit = candidates.max(axis=2) >= thresholds
+        best = candidates.argmax(axis=2)[..., None] == np.arange(moments)
+        free &= ~(best & hit[..., None])
+        hits[..., rank] = hit
+    return hits
+
+
+def _score_highlights(joined: _Joined) -> dict[str, _HighlightScores]:
+    predicted, given = _pad([p.saliency for p in joined.predictions if p.saliency is not None])
+    clips = np.array([int(a.duration / SALIENCY_CLIP_SECONDS) for a in joined.annotations])
+    width = max(int(clips.max()), predicted.shape[1])
+    inside = np.arange(width) < clips[:, None]
+    ratings = _ratings(joined.annotations, width)
+
+    # HIT@1 looks at all scores given; a best clip after the last one is a miss.
+    top_clip = np.where(given, predicted, -np.inf).argmax(axis=1)
+    top_ratings = ratings[np.arange(len(clips)), :, top_clip]
+
+    # For mAP, clips without a score have 0, and scores after the last clip are cut.
+    filled = np.pad(predicted, ((0, 0), (0, width - predicted.shape[1])))
+    values = np.where(inside, filled, -np.inf)
+    order = np.argsort(-values, axis=1)
+    values = np.take_along_axis(values, order, axis=1)
+    ranked = np.take_along_axis(ratings, order[:, None], axis=2)
+    # Equal scores are one point of the curve: the last clip of each tie stands for it.
+    points = np.isfinite(values)
+    points[:, :-1] &= values[:, 1:] != values[:, :-1]
+    return {
+        name: _HighlightScores(
+            ap=_curve_precision(ranked >= rating, points),
+            hit=(top_ratings >= rating).any(axis=1).astype(float),
+        )
+        for name, rating in RATINGS.items()
+    }
+
+
+def _ratings(annotations: Sequence[Annotation], width: int) -> NDArray[np.int8]:
+    """Ratings per rater and clip (P, 3, width); clips without a rating have 0."""
+    ratings = np.zeros((len(annotations), width, 3), dtype=np.int8)
+    clip_ids = [a.clip_ids for a in annotations if a.clip_ids is not None]
+    rows = np.repeat(np.arange(len(annotations)), [len(ids) for ids in clip_ids])
+    ratings[rows, np.concatenate(clip_ids)] = np.concatenate(
+        [a.saliency for a in annotations if a.saliency is not None]
+    )
+    return ratings.swapaxes(1, 2)
+
+
+def _curve_precision(positive: Mask, points: Mask) -> Floats:
+    """Highlight average precision (P, raters): mean interpolated precision of the points where recall rises.
+
+    Args:
+        positive: (P, raters, clips) by falling score. A row without a positive clip gives 0.
+        points: (P, clips) at which clips the precision-recall curve has a point.
+    """
+    found = np.where(points[:, None], positive.cumsum(axis=2, dtype=np.int32), 0)
+    before = np.zeros_like(found)
+    before[..., 1:] = np.maximum.accumulate(found, axis=2)[..., :-1]
+    rises = found > before
+    precision = found / np.arange(1, found.shape[2] + 1)
+    interpolated = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
+    result: Floats = (interpolated * rises).sum(axis=2) / np.maximum(rises.sum(axis=2), 1)
+    return result
+
+
+def _mean(values: NDArray[Any]) -> NDArray[Any]:
+    """Mean over queries; 0 where there are none, as wjun0830/CGDETR reports."""
+    result: NDArray[Any] = values.mean(axis=0) if len(values) else np.zeros(values.shape[1:])
+    return result
+
+
+def _percent(value: float) -> float:
+    return float(f"{100 * value:.2f}")
+
+
+def _official(scores: _Scores) -> Result:
+    details: Result = {}
+    for name, moments in scores.ranges.items():
+        precision = _mean(moments.ap)
+        recall = _mean(moments.iou[:, None] >= np.array(R1_THRESHOLDS))
+        by_threshold = dict(zip(map(str, AP_THRESHOLDS), map(_percent, precision), strict=True))
+        details[name] = {
+            "MR-mIoU": _percent(float(_mean(moments.iou))),
+            "MR-mAP": {**by_threshold, "average": _percent(precision.mean())},
+            "MR-R1": dict(zip(map(str, R1_THRESHOLDS), map(_percent, recall), strict=True)),
+        }
+    for name, highlight in scores.highlights.items():
+        details[f"HL-min-{name}"] = {
+            "HL-mAP": _percent(highlight.ap.mean()),
+            "HL-Hit1": _percent(highlight.hit.mean()),
+        }
+    return {"brief": _brief(details), **dict(sorted(details.items()))}
+
+
+def _brief(details: Result) -> dict[str, float]:
+    full = details["full"]
+    brief = {
+        f"MR-{name}-mAP": details[name]["MR-mAP"]["average"] for name in ("short", "middle", "long", "full")
+    }
+    brief |= {f"MR-full-mAP@{t}": full["MR-mAP"][t] for t in ("0.5", "0.75")}
+    brief |= {f"MR-full-R1@{t}": full["MR-R1"][t] for t in ("0.3", "0.5", "0.7")}
+    brief["MR-full-mIoU"] = full["MR-mIoU"]
+    brief = dict(sorted(brief.items()))
+    for name in RATINGS:
+        for key, value in details.get(f"HL-min-{name}", {}).items():
+            brief[f"HL-min-{name}-{key.removeprefix('HL-')}"] = value
+    return brief

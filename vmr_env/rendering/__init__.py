@@ -1,0 +1,1 @@
+"""A running episode as text, as a picture, and in a window."""

@@ -1,0 +1,1 @@
+"""Simulated videos and detectors, for work without any data."""
