@@ -12,8 +12,8 @@ from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation
 from vmr_env.envs.actions import DiscreteActions
 from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.metrics import spans
 from vmr_env.metrics.baselines import fit_constant_window
-from vmr_env.metrics.moments import spans
 
 Array = NDArray[Any]
 

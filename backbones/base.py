@@ -1,7 +1,8 @@
 """What the cache builder needs of a detector, so that models of other people can stand behind a cache.
 
 Any model of the Moment-DETR family can: wrap it in a class with the three members of `Detector` and pass
-that to `vmr_env.backbones.cache.build_cache`. `states` are what the model's own class and span layers read, and
+that to `vmr_env.backbones.cache.build_cache`. `states` are what the model's own class and span layers read,
+and
 should be given together with the `references` that its span layers add to (a model without references gives
 its spans there).
 """

@@ -23,7 +23,7 @@ from vmr_env.envs.curriculum import STAGES
 from vmr_env.envs.env import VMREnv
 from vmr_env.envs.rewards import POTENTIALS, overlaps
 from vmr_env.envs.vector_env import VMRVectorEnv
-from vmr_env.metrics.moments import spans as span_functions
+from vmr_env.metrics import spans as span_functions
 
 Span = tuple[float, float]
 

@@ -19,7 +19,7 @@ from vmr_env.backbones.girl_detr.query_selection import QuerySelection, clip_spa
 from vmr_env.backbones.girl_detr.targets import Targets
 
 from vmr_env.errors import DataError
-from vmr_env.metrics.moments import spans as span_functions
+from vmr_env.metrics import spans as span_functions
 
 CONFIG = GirlDetrConfig(**SIZES, query_selection=True)
 LENGTHS = (7, 4, 1)

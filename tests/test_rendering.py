@@ -258,7 +258,7 @@ def test_pictures_repeat_and_rendering_changes_nothing(source: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["PIL", "matplotlib"])
 def test_missing_packages_are_named_with_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vmr_env.rendering.ansi import rgb as picture
+    from vmr_env.rendering import rgb as picture
 
     picture._fonts.cache_clear()
     monkeypatch.setitem(sys.modules, missing, None)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.predictions import read_predictions
-from vmr_env.metrics.moments import spans
+from vmr_env.metrics import spans
 
 Span = tuple[float, float]
 # Few distinct points, so that touching, equal and empty spans are common.

@@ -82,7 +82,8 @@ class Selection:
     steps: int
     """Environment steps of all members together, as far as the agent reports them in `charts/steps`."""
     uses: tuple[tuple[float, ...], ...] = ()
-    """What was made of the detector's moments then: shares of `vmr_env.agents.evaluation.USES`. Empty where nobody
+    """What was made of the detector's moments then: shares of `vmr_env.agents.evaluation.USES`. Empty where
+    nobody
     recorded it."""
 
 

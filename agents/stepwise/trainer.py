@@ -1,7 +1,7 @@
 """The published step-wise refinement agent (GIRL-DETR's `rl_agent`): settings, updates and training.
 
-Frozen proposals are walked through a few moves by a policy of `vmr_env.agents.stepwise.policy`. All of them are
-moved; those that a Hungarian assignment matches to a moment are trained: first on the moves of an oracle,
+Frozen proposals are walked through a few moves by a policy of `vmr_env.agents.stepwise.policy`. All of them
+are moved; those that a Hungarian assignment matches to a moment are trained: first on the moves of an oracle,
 then by REINFORCE or PPO.
 
     cache = DecoderStateCache.open("cache/train")  # written with the backbone's refined clips

@@ -12,7 +12,8 @@ from vmr_env.envs.curriculum import Schedule, get_schedule, three_stages
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TprlConfig(HeadConfig):
-    """Settings of `vmr_env.agents.tprl.trainer.TprlTrainer`; the values given here are those published for every data set."""
+    """Settings of `vmr_env.agents.tprl.trainer.TprlTrainer`; the values given here are those published for
+    every data set."""
 
     schedule: Schedule
     """Stages, their lengths and the coefficients of L_span and L_score, epoch by epoch."""

@@ -13,7 +13,8 @@ Rule = tuple[str, bool, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadConfig:
-    """Settings of `vmr_env.agents.tprl.head_training.HeadTrainer`; the values given here are those published for TPRL."""
+    """Settings of `vmr_env.agents.tprl.head_training.HeadTrainer`; the values given here are those published
+    for TPRL."""
 
     batch_size: int
     """Samples of one step; the last step of an epoch may have fewer."""

@@ -2,7 +2,8 @@
 
 An episode is one decision on one sample: which proposal, by a softmax of the class layer's log-odds, and
 where its boundaries go, by a Gaussian around the span layers' own output. The curriculum's table
-(`vmr_env.envs.curriculum.STAGES`) says where an episode starts, whether the choice is free, and which potential is
+(`vmr_env.envs.curriculum.STAGES`) says where an episode starts, whether the choice is free, and which
+potential is
 rewarded: the reward is the potential of the span drawn less that of the detector's span at the start, as in
 the environments. Without noise the policy is the detector itself, so the trained head goes back into it.
 

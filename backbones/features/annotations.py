@@ -1,6 +1,7 @@
 """Annotation-derived clip features for Charades: what a noisy action detector might have seen.
 
-    python -m vmr_env.backbones.features.annotations Charades_v1_test.csv.gz --annotations charades_sta_test.jsonl \\
+    python -m vmr_env.backbones.features.annotations Charades_v1_test.csv.gz --annotations
+    charades_sta_test.jsonl \\
         --out features/charades-test
 
 Charades-STA was made from the action labels of the parent data set, so features made from those labels hold

@@ -1,7 +1,7 @@
 """Feature files in the official layout: an ``.npz`` (or ``.npy``) for each video and query.
 
-    python -m vmr_env.backbones.features.official annotations.jsonl --kind video --folder clip --folder blip --out
-    features/clips
+    python -m vmr_env.backbones.features.official annotations.jsonl --kind video --folder clip --folder blip
+    --out features/clips
 
 copies such files into one feature store. Layout (GIRL-DETR specification, section 1.2):
 ``{folder}/{vid}.npz`` with array ``features`` or ``{folder}/{vid}.npy``; ``{folder}/qid{qid}.npz`` (TACoS:

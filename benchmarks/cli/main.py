@@ -89,7 +89,7 @@ def evaluate(
       vmr-env evaluate annotations.jsonl a.jsonl b.jsonl.gz          side by side
       vmr-env evaluate annotations.jsonl a.jsonl --json | jq .brief
     """
-    from vmr_env.metrics.moments import moments as metrics
+    from vmr_env.metrics import moments as metrics
 
     if out is not None and len(predictions) > 1:
         raise click.UsageError(f"--out takes the result of one prediction file, got {len(predictions)}")

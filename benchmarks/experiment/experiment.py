@@ -125,10 +125,11 @@ class Experiment:
     def path(self, unit: Unit) -> Path:
         """Result file of a unit; what was learnt lies beside it (`.pt` or `.safetensors`).
 
-        The file is a JSON object: "selection" (`vmr_env.agents.ensemble.cross_fitting.Selection`), "seconds", "frozen"
+        The file is a JSON object: "selection" (`vmr_env.agents.ensemble.cross_fitting.Selection`),
+        "seconds", "frozen"
         (`methods.Outcome`), and either "ranked" (columns of `methods.Ranked`), or "refined" and "steps"
-        (columns of `vmr_env.agents.evaluation.Refined` and `Steps`). The first versions wrote neither steps nor the
-        uses of a selection.
+        (columns of `vmr_env.agents.evaluation.Refined` and `Steps`). The first versions wrote neither steps
+        nor the uses of a selection.
         """
         return self.folder / "units" / f"{unit.name}.json"
 

@@ -48,7 +48,8 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Features:
-    """Samples of a cache with their features, in folders as `vmr_env.backbones.simulated.features` writes them.
+    """Samples of a cache with their features, in folders as `vmr_env.backbones.simulated.features` writes
+    them.
 
     Attributes:
         train: folder with `annotations.jsonl`, `clips` and `text` of the training cache's samples.

@@ -22,7 +22,7 @@ from vmr_env.data.predictions import Prediction, parse_predictions
 from vmr_env.data.profiles import DatasetProfile
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
-from vmr_env.metrics.moments import spans
+from vmr_env.metrics import spans
 
 SALIENCY_SLACK = 1
 """By how many values a saliency curve may differ from the number of clips.

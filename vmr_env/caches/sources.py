@@ -23,7 +23,8 @@ def open_source(dataset: str, split: str, source: str | os.PathLike[str] | None 
         source: folder of a cache. None looks for `<data set>/<split>` in the folder that the environment
             variable `VMR_ENV_DATA` names; where that is not set, simulated data are used, with a warning: for
             Charades the decoder states of a small GIRL-DETR on simulated videos, which ship with the package
-            (`vmr_env.backbones.simulated.embedded` makes them), otherwise the detector simulator's, without decoder states.
+            (`vmr_env.backbones.simulated.embedded` makes them), otherwise the detector simulator's, without
+            decoder states.
 
     Raises:
         DataError: the folder is no cache, or the cache is of another data set; `VMR_ENV_DATA` names no cache.

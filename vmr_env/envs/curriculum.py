@@ -1,7 +1,8 @@
 """TPRL's three stages and its published schedules, as data.
 
 `STAGES` is the one table of the curriculum. The environments read from it which potential rewards a step,
-where an episode starts and which actions are free; the TPRL trainer (`vmr_env.agents.tprl.trainer`) reads what is trained and
+where an episode starts and which actions are free; the TPRL trainer (`vmr_env.agents.tprl.trainer`) reads
+what is trained and
 with which loss coefficients. `SCHEDULES` names the published schedules; `coefficients` evaluates one of them.
 """
 

@@ -40,13 +40,13 @@ class VMREnv(gymnasium.Env[Any, Any]):
     moves of one boundary); an impossible one changes nothing but takes its step.
 
     ## Observation space
-    A flat float32 `Box` of the components that `vmr_env.envs.observations` lists, or with `observation="dict"` a
-    `Dict` of them. It shows what is known of every span that an action leads to.
+    A flat float32 `Box` of the components that `vmr_env.envs.observations` lists, or with
+    `observation="dict"` a `Dict` of them. It shows what is known of every span that an action leads to.
 
     ## Rewards
     potential(new span) - potential(old span); the potential is the stage's (tIoU in stages 2 and 3,
-    generalised IoU in stage 1) unless `reward` names another of `vmr_env.envs.rewards.POTENTIALS`. `info["tiou"]`
-    is always the plain tIoU.
+    generalised IoU in stage 1) unless `reward` names another of `vmr_env.envs.rewards.POTENTIALS`.
+    `info["tiou"]` is always the plain tIoU.
 
     ## Infos
     Always `tiou` (float) and `action_mask` (A,) bool. Of a reset also `sample` (row of the cache), `qid`

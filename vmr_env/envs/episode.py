@@ -146,7 +146,8 @@ class Episode:
         table[self._rows_positions] = self._positions
 
     def _look(self, start: np.float32, end: np.float32, width: np.float32) -> list[bool]:
-        """Find out where the boundaries can go: `positions` and `conditions` of `vmr_env.envs.actions.Reach`."""
+        """Find out where the boundaries can go: `positions` and `conditions` of
+        `vmr_env.envs.actions.Reach`."""
         shifts = list(self._offsets[min(self.steps, len(self._offsets) - 1)] * self._clip)
         backward, forward = shifts[:HERE], shifts[HERE + 1 :]
         # Moving the start back or the end on makes the span wider, up to the borders of the video.

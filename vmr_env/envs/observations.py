@@ -18,7 +18,8 @@
 | `point_clips` | (14, 3, C) | clip features at each probe (`POINT_PARTS`; caches with clips only) |
 | `proposal_clips` | (P, 5, C) | clip features of each proposal (`SPAN_PARTS`; caches with clips only) |
 
-All values are finite float32 inside the declared bounds. The features are described in `vmr_env.caches.boundary_features`
+All values are finite float32 inside the declared bounds. The features are described in
+`vmr_env.caches.boundary_features`
 and `vmr_env.caches.clip_sums`. Clip features are worth having, and make observations wide: 23,552 numbers of
 C = 256 channels and P = 10 proposals. Naming the other components leaves them out.
 """

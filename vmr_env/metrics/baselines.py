@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
 from vmr_env.errors import check_choice
-from vmr_env.metrics.moments import spans
+from vmr_env.metrics import spans
 
 Window: TypeAlias = tuple[float, float]
 

@@ -28,7 +28,7 @@ from vmr_env.data.profiles import LENGTH_RANGES
 from vmr_env.data.validation import qid_mismatches, video_mismatches
 from vmr_env.errors import DataError, Problem, check_choice
 from vmr_env.files.text import PathLike, name_of, write_text
-from vmr_env.metrics.moments import spans
+from vmr_env.metrics import spans
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.caches.format import Ragged
-from vmr_env.metrics.moments import spans
+from vmr_env.metrics import spans
 from vmr_env.metrics.spans import Floats
 from vmr_env.simulation.config import SimulatorConfig
 from vmr_env.simulation.videos import Ints, SimulatedSamples
