@@ -16,7 +16,8 @@ from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation
 from vmr_env.envs.env import VMREnv
 from vmr_env.errors import DataError
-from vmr_env.metrics import baselines, evaluate
+from vmr_env.metrics import baselines
+from vmr_env.metrics.moments import evaluate
 
 
 @pytest.fixture(scope="module")
