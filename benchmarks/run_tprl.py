@@ -51,9 +51,9 @@ from vmr_env.benchmarks.report.files import report
 
 from vmr_env.caches.from_predictions import build_prediction_cache
 from vmr_env.caches.reader import DecoderStateCache
-from vmr_env.caches.sources import simulated_source
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.actions import FREE
+from vmr_env.envs.sources import simulated_source
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import write_text
 

@@ -11,7 +11,7 @@ from vmr_env.backbones.recipes import get_recipe
 from vmr_env.backbones.simulated.embedded import RECIPE, Sizes, build_embedded
 
 from vmr_env.caches.reader import DecoderStateCache
-from vmr_env.caches.sources import simulated_source
+from vmr_env.envs.sources import simulated_source
 from vmr_env.metrics.spans import tiou
 
 SHIPPED = Path(__file__).resolve().parents[1] / "vmr_env" / "assets" / RECIPE

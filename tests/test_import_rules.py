@@ -68,6 +68,22 @@ def test_packages_import_only_what_they_may(package: str) -> None:
     assert [one for file in files for one in violations(file, package)] == []
 
 
+FLOORS = ("errors", "arrays", "files", "data", "metrics", "caches", "simulation", "envs")
+"""Parts of `vmr_env`, lowest first: each imports only from those below. `rendering` shares the floor of `envs`."""
+
+
+def test_floors_of_vmr_env_run_one_way() -> None:
+    height = {name: floor for floor, name in enumerate(FLOORS)} | {"rendering": FLOORS.index("envs")}
+    wrong = []
+    for path in sorted((ROOT / "vmr_env").rglob("*.py")):
+        own = path.relative_to(ROOT / "vmr_env").parts[0].removesuffix(".py")
+        for line, name in imported(path):
+            other = name.split(".")[1] if name.startswith("vmr_env.") else None
+            if own in height and other in height and height[other] > height[own]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert wrong == []
+
+
 @pytest.mark.parametrize(
     "line",
     [

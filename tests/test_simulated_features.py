@@ -18,6 +18,7 @@ from vmr_env.backbones.simulated.features import OBJECTS, VERBS, Simulator, Worl
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.profiles import PROFILES, get_profile
 from vmr_env.errors import DataError, DataWarning
+from vmr_env.simulation.videos import statistics_of
 
 QUIET = DetectorNoise(miss=0, confusion=0, jitter_seconds=0, jitter_share=0, false_rate=0, score_noise=0)
 
@@ -42,12 +43,12 @@ def test_written_samples_are_valid_and_labelled(tmp_path: Path, name: str) -> No
 def test_moments_and_durations_have_the_profile_statistics() -> None:
     profile = get_profile("charades")
     rows = Simulator(profile).draw(2000, seed=0).annotations
-    middle = len(profile.durations) // 2
+    middle = len(statistics_of(profile).durations) // 2
     durations = list({row.vid: row.duration for row in rows}.values())
     lengths = np.concatenate([row.moments[:, 1] - row.moments[:, 0] for row in rows])
-    assert np.median(durations) == pytest.approx(profile.durations[middle], rel=0.05)
-    assert np.median(lengths) == pytest.approx(profile.moment_lengths[middle], rel=0.1)
-    assert len(rows) / len(durations) == pytest.approx(profile.queries_per_video, rel=0.1)
+    assert np.median(durations) == pytest.approx(statistics_of(profile).durations[middle], rel=0.05)
+    assert np.median(lengths) == pytest.approx(statistics_of(profile).moment_lengths[middle], rel=0.1)
+    assert len(rows) / len(durations) == pytest.approx(statistics_of(profile).queries_per_video, rel=0.1)
 
 
 def test_the_same_seed_gives_the_same_files_and_another_one_other_videos(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vmr_env.metrics.spans import best_tiou
 from vmr_env.simulation.config import CONFIGS, SimulatorConfig
 from vmr_env.simulation.detector import _averaged, _better_siblings
 from vmr_env.simulation.simulator import DEFAULT_SAMPLES, simulate, simulated_batch, simulated_cache
-from vmr_env.simulation.videos import draw_samples
+from vmr_env.simulation.videos import draw_samples, statistics_of
 
 NAMES = sorted(PROFILES)
 
@@ -113,26 +113,34 @@ def assert_quantiles(values: Any, table: tuple[float, ...], tolerance: float, st
 @pytest.mark.parametrize("name", NAMES)
 def test_videos_and_moments_follow_the_statistics_of_the_profile(name: str) -> None:
     profile, config = PROFILES[name], CONFIGS[name]
-    samples = draw_samples(profile, config, 20000, np.random.default_rng(3))
+    samples = draw_samples(statistics_of(profile), config, 20000, np.random.default_rng(3))
     _, first, queries = np.unique(samples.videos, return_index=True, return_counts=True)
     # TACoS has some 150 videos here, so their own quantiles are off by several percent of rank.
     many = len(first) > 1000
     assert_quantiles(
-        samples.durations[first], profile.durations, 0.02 if many else 0.15, config.duration_step
+        samples.durations[first],
+        statistics_of(profile).durations,
+        0.02 if many else 0.15,
+        config.duration_step,
     )
-    assert queries.mean() == pytest.approx(profile.queries_per_video, rel=0.05 if many else 0.1)
+    assert queries.mean() == pytest.approx(
+        statistics_of(profile).queries_per_video, rel=0.05 if many else 0.1
+    )
 
     real = np.arange(samples.moments.shape[1]) < samples.counts[:, None]
     lengths = np.diff(samples.moments, axis=-1)[..., 0]
-    assert_quantiles(lengths[real], profile.moment_lengths, 0.04, config.annotation_step)
-    shares = np.bincount(samples.counts - 1, minlength=len(profile.moments_per_query)) / 20000
-    np.testing.assert_allclose(shares, profile.moments_per_query, atol=0.02)
+    assert_quantiles(lengths[real], statistics_of(profile).moment_lengths, 0.04, config.annotation_step)
+    shares = np.bincount(samples.counts - 1, minlength=len(statistics_of(profile).moments_per_query)) / 20000
+    np.testing.assert_allclose(shares, statistics_of(profile).moments_per_query, atol=0.02)
     single = samples.counts == 1
     slack = samples.durations - lengths[:, 0]
     free = single & (slack > 1)
     positions = samples.moments[free, 0, 0] / slack[free]
     assert_quantiles(
-        positions, profile.moment_positions, 0.05, 2 * config.annotation_step / slack[free].mean()
+        positions,
+        statistics_of(profile).moment_positions,
+        0.05,
+        2 * config.annotation_step / slack[free].mean(),
     )
 
 

@@ -1,7 +1,63 @@
-"""Video moment retrieval as Gymnasium environments."""
+"""Video moment retrieval as Gymnasium environments.
 
-from vmr_env.envs.registration import register_all
+Everything that most users need can be imported from here; the parts are loaded when they are first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vmr_env.envs.registration import register_all, register_dataset
+from vmr_env.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from vmr_env.caches.from_predictions import build_prediction_cache
+    from vmr_env.caches.reader import DecoderStateCache
+    from vmr_env.data.profiles import DatasetProfile, VideoStatistics, get_profile
+    from vmr_env.envs.env import VMREnv
+    from vmr_env.envs.sources import open_cache
+    from vmr_env.envs.vector_env import VMRVectorEnv
+    from vmr_env.errors import DataError
+    from vmr_env.metrics.moments import evaluate
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "DataError",
+    "DatasetProfile",
+    "DecoderStateCache",
+    "VMREnv",
+    "VMRVectorEnv",
+    "VideoStatistics",
+    "build_prediction_cache",
+    "evaluate",
+    "get_profile",
+    "open_cache",
+    "register_dataset",
+]
+
+_MODULES = {
+    "DataError": "vmr_env.errors",
+    "DatasetProfile": "vmr_env.data.profiles",
+    "DecoderStateCache": "vmr_env.caches.reader",
+    "VMREnv": "vmr_env.envs.env",
+    "VMRVectorEnv": "vmr_env.envs.vector_env",
+    "VideoStatistics": "vmr_env.data.profiles",
+    "build_prediction_cache": "vmr_env.caches.from_predictions",
+    "evaluate": "vmr_env.metrics.moments",
+    "get_profile": "vmr_env.data.profiles",
+    "open_cache": "vmr_env.envs.sources",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 register_all()
+load_plugins()

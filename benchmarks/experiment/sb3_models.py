@@ -21,8 +21,8 @@ from vmr_env.agents.evaluation import refine
 
 from vmr_env.arrays import Array
 from vmr_env.caches.reader import DecoderStateCache
-from vmr_env.caches.sources import open_source
 from vmr_env.data.profiles import PROFILES
+from vmr_env.envs.sources import open_source
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"a2c": A2C, "dqn": DQN, "ppo": PPO}
 

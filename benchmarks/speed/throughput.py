@@ -39,10 +39,10 @@ from vmr_env.agents.ppo import PPO, PPOConfig
 from vmr_env.agents.sb3.vec_env import SB3PPO
 
 from vmr_env.caches.reader import DecoderStateCache
-from vmr_env.caches.sources import simulated_source
 from vmr_env.envs.actions import DiscreteActions
 from vmr_env.envs.config import PROPOSALS
 from vmr_env.envs.env import VMREnv
+from vmr_env.envs.sources import simulated_source
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.files.text import write_text
 from vmr_env.metrics.moments import evaluate

@@ -8,11 +8,11 @@ import numpy as np
 
 from vmr_env.arrays import Array, Ints, Rows
 from vmr_env.caches.reader import DecoderStateCache
-from vmr_env.caches.sources import open_source
 from vmr_env.envs.actions import free_groups, get_action_mode
 from vmr_env.envs.episode import Episode
 from vmr_env.envs.episodes import Draws, Episodes, Starts
 from vmr_env.envs.observations import Observer
+from vmr_env.envs.sources import open_source
 from vmr_env.errors import DataError, Problem, check_count
 
 Source = str | os.PathLike[str] | DecoderStateCache | None

@@ -66,7 +66,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
     ## Arguments
     dataset: "charades", "qvhighlights" or "tacos".
     split: name of the split.
-    source: folder of a decoder-state cache; see `vmr_env.caches.sources.open_source` for the default.
+    source: folder of a decoder-state cache; see `vmr_env.envs.sources.open_source` for the default.
     samples: rows of the cache to draw from; None for all.
     stage: 1, 2 or 3, see `vmr_env.envs.curriculum`; `set_stage` changes it, the spaces stay.
     actions, components, observation: see above.

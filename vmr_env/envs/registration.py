@@ -1,10 +1,10 @@
-"""Environment ids."""
+"""Environment ids, and data sets from outside of the package."""
 
 from typing import Any
 
 from gymnasium.envs.registration import register, registry
 
-from vmr_env.data.profiles import PROFILES
+from vmr_env.data.profiles import PROFILES, DatasetProfile, add_profile
 
 _VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
@@ -19,12 +19,29 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 def register_all() -> None:
     """Register `VMR-<data set>-v0` and its variants; ids that are there already stay as they are."""
     for profile in PROFILES.values():
-        for suffix, kwargs in _VARIANTS.items():
-            name = f"VMR-{profile.env_name}{suffix}-v0"
-            if name not in registry:
-                register(
-                    id=name,
-                    entry_point="vmr_env.envs.env:VMREnv",
-                    vector_entry_point="vmr_env.envs.vector_env:VMRVectorEnv",
-                    kwargs={"dataset": profile.name, **kwargs},
-                )
+        _register_ids(profile)
+
+
+def register_dataset(profile: DatasetProfile) -> None:
+    """Add a data set: its caches can be written, and `VMR-<env_name>-v0` and its variants exist.
+
+    Registering the same profile again changes nothing. Worker processes register it too where the call
+    stands in a module that they import, or in a module that the entry-point group `vmr_env.plugins` names.
+
+    Raises:
+        ValueError: another profile has its `name` or `env_name`.
+    """
+    add_profile(profile)
+    _register_ids(profile)
+
+
+def _register_ids(profile: DatasetProfile) -> None:
+    for suffix, kwargs in _VARIANTS.items():
+        name = f"VMR-{profile.env_name}{suffix}-v0"
+        if name not in registry:
+            register(
+                id=name,
+                entry_point="vmr_env.envs.env:VMREnv",
+                vector_entry_point="vmr_env.envs.vector_env:VMRVectorEnv",
+                kwargs={"dataset": profile.name, **kwargs},
+            )

@@ -22,7 +22,7 @@ from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
 from vmr_env.simulation.config import CONFIGS, SimulatorConfig
 from vmr_env.simulation.detector import simulated_proposals, simulated_regions, simulated_saliency
-from vmr_env.simulation.videos import draw_samples
+from vmr_env.simulation.videos import draw_samples, statistics_of
 
 _VERSION = 1  # a new number for every change of what the same parameters give
 
@@ -124,7 +124,7 @@ def simulated_batch(
             raise DataError(Problem(name, None, None, message))
     # The name of the split is part of the seed: splits are independent draws.
     rng = np.random.default_rng([seed, *split.encode()])
-    drawn = draw_samples(profile, config, samples, rng)
+    drawn = draw_samples(statistics_of(profile), config, samples, rng)
     regions = simulated_regions(drawn, config, rng)
     proposals, scores = simulated_proposals(drawn, regions, config, rng)
     n_clips = np.ceil(drawn.durations / profile.clip_seconds).astype(np.int32)
@@ -158,22 +158,16 @@ def _identity(
     """Everything that a simulated cache depends on, as JSON values."""
     return {
         "version": _VERSION,
-        "profile": {"name": profile.name} | {name: getattr(profile, name) for name in _STATISTICS},
+        "profile": {
+            "name": profile.name,
+            "clip_seconds": profile.clip_seconds,
+            **asdict(statistics_of(profile)),
+        },
         "split": split,
         "samples": samples,
         "seed": seed,
         "config": asdict(config),
     }
-
-
-_STATISTICS = (
-    "clip_seconds",
-    "durations",
-    "moment_lengths",
-    "moment_positions",
-    "moments_per_query",
-    "queries_per_video",
-)
 
 
 def _hash(values: Any) -> str:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.data.profiles import DatasetProfile, Quantiles
+from vmr_env.data.profiles import DatasetProfile, Quantiles, VideoStatistics
+from vmr_env.errors import DataError, Problem
 from vmr_env.metrics.spans import Floats
 from vmr_env.simulation.config import SimulatorConfig
 
@@ -33,15 +34,27 @@ class SimulatedSamples:
     distractors: Floats
 
 
+def statistics_of(profile: DatasetProfile) -> VideoStatistics:
+    """The statistics of a profile.
+
+    Raises:
+        DataError: it has none.
+    """
+    if profile.statistics is None:
+        message = f"data set {profile.name} has none, so nothing can be simulated; name a cache instead"
+        raise DataError(Problem("statistics", None, None, message))
+    return profile.statistics
+
+
 def draw_samples(
-    profile: DatasetProfile, config: SimulatorConfig, n: int, rng: np.random.Generator
+    statistics: VideoStatistics, config: SimulatorConfig, n: int, rng: np.random.Generator
 ) -> SimulatedSamples:
     """n samples of as many videos as that takes."""
-    mean = (profile.queries_per_video - 1) * rng.gamma(config.query_spread, 1 / config.query_spread, n)
+    mean = (statistics.queries_per_video - 1) * rng.gamma(config.query_spread, 1 / config.query_spread, n)
     videos = np.repeat(np.arange(n), 1 + rng.poisson(mean))[:n]
     ranks = rng.random(videos[-1] + 1)
-    durations = np.round(_on_grid(_quantile(profile.durations, ranks), config.duration_step), 2)
-    moments, counts = _events(profile, config, durations, ranks, rng)
+    durations = np.round(_on_grid(_quantile(statistics.durations, ranks), config.duration_step), 2)
+    moments, counts = _events(statistics, config, durations, ranks, rng)
     total = config.events_per_video
     events = rng.integers(total, size=n)
     others = (events[:, None] + rng.integers(1, total, (n, config.distractors))) % total
@@ -60,14 +73,14 @@ def _quantile(table: Quantiles, ranks: Floats) -> Floats:
 
 
 def _events(
-    profile: DatasetProfile,
+    statistics: VideoStatistics,
     config: SimulatorConfig,
     durations: Floats,
     ranks: Floats,
     rng: np.random.Generator,
 ) -> tuple[Floats, Ints]:
     """Moments of every event of every video: (V, E, M, 2) seconds, and their number (V, E)."""
-    shares = np.array(profile.moments_per_query)
+    shares = np.array(statistics.moments_per_query)
     most = len(shares)
     shape = (len(durations), config.events_per_video, most)
     counts = 1 + np.searchsorted(np.cumsum(shares)[:-1], rng.random(shape[:2]))
@@ -75,7 +88,7 @@ def _events(
 
     length_ranks = _length_ranks(shares, config.single_rank, counts, shape, rng)
     bound = rng.random(shape) < config.duration_bond
-    lengths = _quantile(profile.moment_lengths, np.where(bound, ranks[:, None, None], length_ranks))
+    lengths = _quantile(statistics.moment_lengths, np.where(bound, ranks[:, None, None], length_ranks))
     lengths = _on_grid(np.minimum(lengths, config.max_cover * room), config.annotation_step)
     gaps = _on_grid(_quantile(config.gaps, rng.random(shape)), config.annotation_step)
     gaps[..., 0] = 0
@@ -85,7 +98,7 @@ def _events(
     counts = np.minimum(counts, (ends <= room).sum(axis=-1))
     counts = np.maximum(counts, 1)
     last = np.take_along_axis(ends, counts[..., None] - 1, axis=-1)
-    positions = _quantile(profile.moment_positions, rng.random((*shape[:2], 1)))
+    positions = _quantile(statistics.moment_positions, rng.random((*shape[:2], 1)))
     ends += _on_grid(positions * np.maximum(room - last, 0), config.annotation_step)
     moments = np.stack([ends - lengths, np.minimum(ends, room)], axis=-1)
     real = np.arange(most) < counts[..., None]

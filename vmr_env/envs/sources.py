@@ -14,6 +14,15 @@ DATA_VARIABLE = "VMR_ENV_DATA"
 _SHIPPED = Path(__file__).parents[1] / "assets"
 
 
+def open_cache(path: str | os.PathLike[str]) -> DecoderStateCache:
+    """Open the decoder-state cache in a folder; it is mapped into memory, and opened once per process.
+
+    Raises:
+        DataError: the folder is no cache, or a file of it is torn.
+    """
+    return DecoderStateCache.open(path)
+
+
 def open_source(dataset: str, split: str, source: str | os.PathLike[str] | None = None) -> DecoderStateCache:
     """The cache for a data set and split.
 

@@ -1,0 +1,121 @@
+"""Parts from a package outside of this one: a data set, in this process and in every kind of worker."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vmr_env
+from vmr_env.data.profiles import PROFILES, DatasetProfile, add_profile
+
+PLUGIN = """
+import vmr_env
+
+COOKING = vmr_env.DatasetProfile(name="cooking", env_name="Cooking", clip_seconds=0.5, max_clips=400)
+vmr_env.register_dataset(COOKING)
+"""
+
+USE = """
+import json, multiprocessing, sys
+import gymnasium
+import vmr_env
+
+
+def episode(source):
+    env = gymnasium.make("VMR-Cooking-v0", source=source)
+    _, info = env.reset(seed=0)
+    return env.unwrapped.dataset if hasattr(env.unwrapped, "dataset") else "cooking", float(info["tiou"])
+
+
+if __name__ == "__main__":
+    annotations = [
+        {"qid": i, "query": "stir", "duration": 60.0, "vid": f"v{i}", "relevant_windows": [[10, 30]]}
+        for i in range(4)
+    ]
+    predictions = [
+        {"qid": i, "query": "stir", "vid": f"v{i}", "pred_relevant_windows": [[10, 20, 0.9], [30, 60, 0.2]]}
+        for i in range(4)
+    ]
+    for name, rows in (("a.jsonl", annotations), ("p.jsonl", predictions)):
+        with open(name, "w") as file:
+            file.writelines(json.dumps(row) + "\\n" for row in rows)
+    profile = vmr_env.get_profile("cooking")
+    source = str(vmr_env.build_prediction_cache("cache", "p.jsonl", "a.jsonl", profile, "train"))
+    found = [episode(source)[1]]
+    for method in multiprocessing.get_all_start_methods():
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            found.append(pool.apply(episode, (source,))[1])
+    vector = gymnasium.make_vec("VMR-Cooking-v0", num_envs=2, source=source)
+    found.append(float(vector.reset(seed=0)[1]["tiou"][0]))
+    print(json.dumps(found))
+"""
+
+
+def _outside(folder: Path, module: str) -> None:
+    """What `pip install` of a package with a plugin leaves behind: its module and its entry point."""
+    (folder / "cooking_plugin.py").write_text(module)
+    info = folder / "cooking_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cooking-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[vmr_env.plugins]\ncooking = cooking_plugin\n")
+
+
+def _run(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "use.py"  # beside the plugin, so that its folder is on the path of every process
+    script.write_text(code)
+    return subprocess.run([sys.executable, str(script)], cwd=folder, capture_output=True, text=True)
+
+
+def test_a_data_set_from_outside_exists_in_every_kind_of_process(tmp_path: Path) -> None:
+    pytest.importorskip("gymnasium.vector", reason="needs vector environments").AutoresetMode  # noqa: B018
+    _outside(tmp_path, PLUGIN)
+    done = _run(tmp_path, USE)
+    assert done.returncode == 0, done.stderr
+    tious = json.loads(done.stdout)
+    assert len(tious) >= 3
+    assert tious == pytest.approx([0.5] * len(tious))  # [10, 20] against [10, 30]
+
+
+def test_a_broken_plugin_is_named_and_does_not_stop_the_import(tmp_path: Path) -> None:
+    _outside(tmp_path, "1 / 0\n")
+    done = _run(tmp_path, "import vmr_env, sys; print(len(vmr_env.__all__))")
+    assert done.returncode == 0
+    assert int(done.stdout) == len(vmr_env.__all__)
+    assert "plugin 'cooking' (cooking_plugin)" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_every_public_name_is_there_and_completes() -> None:
+    for name in vmr_env.__all__:
+        assert getattr(vmr_env, name).__name__ == name
+        assert name in dir(vmr_env)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        vmr_env.no_such_thing  # noqa: B018
+
+
+@pytest.mark.parametrize(("name", "env_name"), [("charades", "Other"), ("other", "Charades")])
+def test_names_that_are_taken_are_refused(name: str, env_name: str) -> None:
+    before = dict(PROFILES)
+    with pytest.raises(ValueError, match="choose other names"):
+        add_profile(DatasetProfile(name=name, env_name=env_name, clip_seconds=1, max_clips=10))
+    assert dict(PROFILES) == before
+    add_profile(PROFILES["charades"])  # the same one again
+    assert dict(PROFILES) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", "No Word"),
+        ("env_name", "a-b"),
+        ("clip_seconds", 0),
+        ("max_clips", float("nan")),
+        ("splits", ()),
+    ],
+)
+def test_bad_profiles_are_refused_by_field(field: str, value: object) -> None:
+    good = {"name": "own", "env_name": "Own", "clip_seconds": 1, "max_clips": 10}
+    with pytest.raises(ValueError, match=field):
+        DatasetProfile(**(good | {field: value}))
