@@ -69,7 +69,7 @@ def test_packages_import_only_what_they_may(package: str) -> None:
 
 
 FLOORS = ("errors", "arrays", "files", "data", "metrics", "caches", "simulation", "envs")
-"""Parts of `vmr_env`, lowest first: each imports only from those below. `rendering` shares the floor of `envs`."""
+"""Parts of `vmr_env`, lowest first; each imports only from those below. `rendering` is level with `envs`."""
 
 
 def test_floors_of_vmr_env_run_one_way() -> None:
