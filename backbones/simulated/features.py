@@ -34,7 +34,7 @@ from vmr_env.data.annotations import Annotation
 from vmr_env.data.profiles import DatasetProfile
 from vmr_env.files.text import PathLike, write_text
 from vmr_env.simulation.config import CONFIGS
-from vmr_env.simulation.videos import draw_samples
+from vmr_env.simulation.videos import draw_samples, statistics_of
 
 Floats = NDArray[np.float32]
 Times = NDArray[Any]
@@ -115,7 +115,7 @@ class Simulator:
     def draw(self, samples: int, seed: int) -> SimulatedFeatures:
         """Draw samples, those of one video together; video names hold the seed."""
         rng = np.random.default_rng(seed)
-        drawn = draw_samples(self.profile, CONFIGS[self.profile.name], samples, rng)
+        drawn = draw_samples(statistics_of(self.profile), CONFIGS[self.profile.name], samples, rng)
         result = SimulatedFeatures([], {}, [])
         for video in range(int(drawn.videos[-1]) + 1):
             rows = np.flatnonzero(drawn.videos == video)
