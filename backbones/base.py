@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 from vmr_env.backbones.dataset import Batch
+from vmr_env.backbones.girl_detr.inference import WindowSettings, proposal_scores
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.girl_detr.weights import state_sha256
 
@@ -36,6 +37,8 @@ class DetectorOutput:
     """Clip features to keep ``(B, Lv, C)``."""
     text: Tensor | None = None
     """One vector per query to keep ``(B, X)``."""
+    scores: Tensor | None = None
+    """What ranks the proposals ``(B, Q)``, in [0, 1]; None for the foreground probability."""
 
 
 class Detector(Protocol):
@@ -73,11 +76,13 @@ class GirlDetrDetector:
         model: the model, on any device.
         memory: clip features to keep: none, before the transformer (`refined`, what the official step-wise
             agent looks at), or after its encoder (`encoded`). With either, the mean token is kept as text.
+        ranking: how proposals are scored; None for the foreground probability.
     """
 
     model: GirlDetr
     memory: ClipMemory = "none"
     kind: str = "girl-detr"
+    ranking: WindowSettings | None = None
 
     @property
     def sha256(self) -> str:
@@ -86,8 +91,8 @@ class GirlDetrDetector:
 
     @property
     def fingerprint(self) -> str:
-        """Weights, behaviour and memory."""
-        return f"{self.sha256} {self.model.config} {self.memory}"
+        """Weights, behaviour, memory and scores."""
+        return f"{self.sha256} {self.model.config} {self.memory} {self.ranking}"
 
     @torch.no_grad()
     def detect(self, batch: Batch) -> DetectorOutput:
@@ -106,4 +111,5 @@ class GirlDetrDetector:
             saliency=output.saliency_scores,
             clips=clips,
             text=text,
+            scores=None if self.ranking is None else proposal_scores(output, self.ranking),
         )

@@ -39,6 +39,7 @@ from vmr_env.files.text import PathLike
 Arrays = dict[str, NDArray[Any]]
 
 PART_SAMPLES = 512
+"""Samples of a part at most, unless a single batch is larger."""
 RAGGED = ("saliency", "clips")
 """Arrays of a part that have one row per clip, the samples one after the other."""
 
@@ -88,14 +89,13 @@ def build_cache(
     path = Path(path)
     if problems := dataset.problems():
         raise DataError(problems)
-    parts = _Parts(path, detector, dataset, dtype)
-    starts = range(0, len(dataset), PART_SAMPLES)
+    parts = _Parts(path, detector, dataset, dtype, batch_size)
+    share = parts.samples
+    starts = range(0, len(dataset), share)
     chosen = range(shard[0], len(starts), shard[1])
     for index in tqdm(chosen, desc="cache", unit="part", disable=not progress):
         if not parts.file(index).exists():
-            parts.write(
-                index, range(starts[index], min(starts[index] + PART_SAMPLES, len(dataset))), batch_size
-            )
+            parts.write(index, range(starts[index], min(starts[index] + share, len(dataset))))
     if shard[1] > 1:
         return None
     clipped = 0
@@ -115,27 +115,36 @@ def build_cache(
         for index, start in enumerate(starts):
             arrays = parts.read(index)
             clipped += int(arrays["clipped"])
-            writer.append(_batch(dataset.annotations[start : start + PART_SAMPLES], arrays))
+            writer.append(_batch(dataset.annotations[start : start + share], arrays))
         writer.finish({"proposals_clipped": clipped, **(notes or {})})
     parts.remove()
     return path
 
 
 class _Parts:
-    """The finished parts of a build, in a folder beside the target that is named by all they depend on."""
+    """The finished parts of a build, in a folder beside the target that is named by all they depend on.
 
-    def __init__(self, target: Path, detector: Detector, dataset: MomentDataset, dtype: str) -> None:
+    Predictions of an official model depend on the other samples of a batch, so parts hold whole batches: the
+    batches are those of a run without parts.
+    """
+
+    def __init__(
+        self, target: Path, detector: Detector, dataset: MomentDataset, dtype: str, batch_size: int
+    ) -> None:
+        self._batch_size = batch_size
+        self.samples = max(PART_SAMPLES // batch_size, 1) * batch_size
         self.weights = detector.sha256
         self._detector, self._dataset, self._dtype = detector, dataset, dtype
-        facts = [self.weights, detector.fingerprint, dataset.fingerprint, dtype, PART_SAMPLES]
+        facts = [self.weights, detector.fingerprint, dataset.fingerprint, dtype, batch_size, self.samples]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         self._folder = target.with_name(f".{target.name}.parts-{digest[:16]}")
 
     def file(self, index: int) -> Path:
         return self._folder / f"{index:06d}.npz"
 
-    def write(self, index: int, rows: range, batch_size: int) -> None:
-        batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    def write(self, index: int, rows: range) -> None:
+        size = self._batch_size
+        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
         arrays = [self._detect(batch) for batch in batches]
         joined = {
             name: np.concatenate([part[name] for part in arrays]) for name in arrays[0] if name != "clipped"
@@ -171,11 +180,12 @@ def _arrays(output: DetectorOutput, counts: Sequence[int], dtype: str) -> Arrays
     """A detector's output as the arrays of a part, proposals by falling score."""
     raw = cxw_to_span(output.spans.float())
     spans = raw.clamp(0, 1)
+    foreground = output.logits.float().softmax(-1)[..., FOREGROUND]
     tensors: dict[str, torch.Tensor] = {
         "states": output.states,
         "references": output.references.float(),
         "spans": spans,
-        "scores": output.logits.float().softmax(-1)[..., FOREGROUND],
+        "scores": foreground if output.scores is None else output.scores.float(),
         "n_clips": torch.tensor(counts, dtype=torch.int32),
     }
     order = tensors["scores"].argsort(dim=1, descending=True, stable=True)
@@ -250,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     index, _, count = options.shard.partition("/")
     path = build_cache(
         options.out,
-        GirlDetrDetector(model, options.memory),
+        GirlDetrDetector(model, options.memory, ranking=recipe.windows),
         MomentDataset(rows, sources.clips, sources.text, recipe.data),
         split=options.split,
         source=sources.kind,

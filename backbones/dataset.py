@@ -52,6 +52,7 @@ class DatasetSettings:
         paraphrase_share: how often one does in training.
         similarity: extra clip channels, None for none.
         augmentation: changes to training samples, None for none.
+        endpoints: add the temporal endpoint features.
     """
 
     clip_seconds: float
@@ -65,6 +66,7 @@ class DatasetSettings:
     paraphrase_share: float = 0.0
     similarity: SimilarityChannels | None = None
     augmentation: Augmentation | None = None
+    endpoints: bool = True
 
     def __post_init__(self) -> None:
         if self.official and self.augmentation is not None:
@@ -79,7 +81,8 @@ class Item:
     """One sample, unpadded: L clips, Lt tokens, n moments, P pairs."""
 
     video: Floats
-    """``(L, Dv + 2)``: features and the temporal endpoint features [i / L, (i + 1) / L]."""
+    """``(L, Dv + 2)``: features and the temporal endpoint features [i / L, (i + 1) / L], if they are asked
+    for."""
     text: Floats
     """``(Lt, Dt)``."""
     spans: Floats
@@ -147,7 +150,7 @@ class MomentDataset:
         self.settings = settings
         self._clips, self._tokens = clips, tokens
         channels = settings.similarity.count if settings.similarity else 0
-        self.video_width = clips.dim + channels + 2
+        self.video_width = clips.dim + channels + 2 * settings.endpoints
         self.text_width = tokens.dim
 
     def __len__(self) -> int:
@@ -200,10 +203,12 @@ class MomentDataset:
         if training and settings.augmentation is not None:
             other = self._clips.read(draw.choice(self.annotations).vid)
             video = settings.augmentation(video, other, draw)
-        parts = [video.clips, endpoint_features(len(video))]
+        parts = [video.clips]
         if settings.similarity is not None:
             sentences = np.stack([self._tokens.read(key).mean(0) for key in self._text_keys(row)])
-            parts.insert(1, settings.similarity(video.clips, sentences))
+            parts.append(settings.similarity(video.clips, sentences))
+        if settings.endpoints:
+            parts.append(endpoint_features(len(video)))
         if settings.official:
             seconds = len(video) * settings.clip_seconds
             spans = span_labels(row.moments, seconds, settings.max_windows, draw)

@@ -44,6 +44,8 @@ class Recipe:
         ema_decay: per step, of the moving average of the weights that is evaluated and kept; 0 for none.
         eval_every: epochs between evaluations on the selection samples.
         seed: of weights, order, dropout and all draws.
+        normalise_features: L2-normalise each row of feature files in the official layout.
+        iou_rerank_alpha: see `WindowSettings`.
     """
 
     dataset: str
@@ -65,6 +67,8 @@ class Recipe:
     ema_decay: float = 0.0
     eval_every: int = 5
     seed: int = 2018
+    normalise_features: bool = True
+    iou_rerank_alpha: float = 0.0
 
     @property
     def profile(self) -> DatasetProfile:
@@ -76,10 +80,11 @@ class Recipe:
         """How predictions become windows: the official rule, or inside the video with repaired behaviour."""
         official = self.model.behaviour == "official"
         return WindowSettings(
-            clip_seconds=self.profile.submission_step,
+            clip_seconds=self.data.clip_seconds if official else self.profile.submission_step,
             longest=self.profile.submission_limit if official else None,
             inside_video=not official,
             use_iou_head=self.model.use_iou_head,
+            iou_rerank_alpha=self.iou_rerank_alpha,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -56,9 +56,16 @@ def open_sources(recipe: Recipe, options: argparse.Namespace, rows: Sequence[Ann
     Raises:
         DataError: an option is missing, or a store cannot be opened.
     """
+    normalise = recipe.normalise_features
+    if not normalise and options.features is None:
+        message = "is missing; the recipe reads features as they are, stores hold normalised ones"
+        raise DataError(Problem("arguments", None, "--features", message))
     if options.features is not None:
         text: Features = OfficialFeatures(
-            tuple(options.features / name for name in recipe.text_folders), TEXT_ARRAY, recipe.text_prefix
+            tuple(options.features / name for name in recipe.text_folders),
+            TEXT_ARRAY,
+            recipe.text_prefix,
+            normalise,
         )
     else:
         text = FeatureStore(_required(options.text, "--text or --features"))
@@ -66,7 +73,9 @@ def open_sources(recipe: Recipe, options: argparse.Namespace, rows: Sequence[Ann
         durations = {row.vid: row.duration for row in rows}
         return Sources(EmptyClips(durations, recipe.data.clip_seconds), text, "real", ())
     if options.features is not None:
-        clips = OfficialFeatures(tuple(options.features / name for name in recipe.video_folders))
+        clips = OfficialFeatures(
+            tuple(options.features / name for name in recipe.video_folders), normalise=normalise
+        )
         return Sources(clips, text, "real", recipe.video_folders)
     store = FeatureStore(_required(options.clips, "--clips or --features"))
     return Sources(

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -132,12 +132,18 @@ def load_official(
     """
     content = _unpickle(Path(path))
     state = _official_state(content, weights, path)
-    config = _official_config(content, options, path)
+    found = _official_options(content, options, path)
+    config = config_from_options(found.values, found.where, adds_tef=found.adds_tef)
     if repairs:
         config = replace(config, behaviour="repaired", repairs=repairs)
     if allow_missing_iou and not any(name.startswith(IOU_BRANCH) for name in state):
         state |= _silent_iou_branch(config)
     return official_model(state, config, path)
+
+
+def official_options(path: PathLike, options: PathLike | None = None) -> dict[str, Any]:
+    """The options of an official checkpoint by their official names; arguments as in `load_official`."""
+    return _official_options(_unpickle(Path(path)), options, path).values
 
 
 def official_model(state: Mapping[str, Tensor], config: GirlDetrConfig, where: PathLike) -> GirlDetr:
@@ -200,13 +206,21 @@ def _official_state(content: Mapping[str, Any], key: str, path: PathLike) -> dic
     return dict(state)
 
 
-def _official_config(content: Mapping[str, Any], options: PathLike | None, path: PathLike) -> GirlDetrConfig:
+class _Options(NamedTuple):
+    """Official options, where they stand, and whether `v_feat_dim` still lacks the endpoint channels."""
+
+    values: dict[str, Any]
+    where: str
+    adds_tef: bool
+
+
+def _official_options(content: Mapping[str, Any], options: PathLike | None, path: PathLike) -> _Options:
     if options is not None:
-        return config_from_options(_read_json(Path(options)), os.fspath(options), adds_tef=True)
+        return _Options(_read_json(Path(options)), os.fspath(options), adds_tef=True)
     if isinstance(content.get("opt"), argparse.Namespace):
-        return config_from_options(vars(content["opt"]), os.fspath(path), adds_tef=False)
+        return _Options(vars(content["opt"]), os.fspath(path), adds_tef=False)
     if isinstance(content.get("config"), dict):
-        return config_from_options(content["config"], os.fspath(path), adds_tef=True)
+        return _Options(content["config"], os.fspath(path), adds_tef=True)
     raise _bad(path, "has no options under 'opt' or 'config'; pass the opt.json that lies beside it")
 
 
