@@ -162,19 +162,22 @@ def shares_of_uses(before: Array, after: Array, switched: Array, least: float) -
 def submission(cache: DecoderStateCache, refined: Refined) -> list[Prediction]:
     """Predictions in which the refined moment stands first, in place of the proposal it came from.
 
-    The other proposals follow in their order. The refined moment gets the highest of the sample's scores, so
-    that sorting by score leaves it first.
+    The other proposals follow in their order. A moment that came from the first proposal keeps that one's
+    score, so that doing nothing gives back the detector's own windows, scores and order; one that came from
+    another gets the highest of the sample's scores, so that sorting by score leaves it first. Scores are the
+    cache's 32-bit ones in full: rounding them would make ties, which mAP is sensitive to.
     """
     rows = []
     for i, window, proposal in zip(refined.samples, refined.windows, refined.proposals, strict=True):
         sample = cache.sample(int(i))
         count = int(cache.counts[i])
-        scores = cache.scores[i, :count].astype(np.float64)
+        scores = np.array([float(str(score)) for score in cache.scores[i, :count]])
         others = np.delete(np.arange(count), proposal)
         windows = np.empty((count, 3))
-        windows[0, :2], windows[0, 2] = window, scores.max()
+        windows[0, :2], windows[0, 2] = window, scores[0] if proposal == 0 else scores.max()
         windows[1:, :2] = cache.spans[i, others].astype(np.float64) * sample.duration
         windows[1:, 2] = scores[others]
+        windows[:, :2] = windows[:, :2].round(_DECIMALS)
         saliency = None if cache.saliency is None else np.array(cache.saliency[int(i)], np.float32)
-        rows.append(Prediction(sample.qid, sample.vid, sample.query, np.round(windows, _DECIMALS), saliency))
+        rows.append(Prediction(sample.qid, sample.vid, sample.query, windows, saliency))
     return rows
