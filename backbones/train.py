@@ -37,6 +37,7 @@ from vmr_env.backbones.predict import predict
 from vmr_env.backbones.recipes import Recipe, get_recipe
 
 from vmr_env.data.annotations import Annotation
+from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.data.splits import split_by_video
 from vmr_env.errors import DataError, Problem
 from vmr_env.metrics.moments import evaluate
@@ -267,10 +268,12 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(old, new, 1 - decay)
 
 
-def split_for_selection(rows: Sequence[Annotation]) -> tuple[list[Annotation], list[Annotation]]:
-    """Training and selection samples: a tenth of the videos is set aside, always the same."""
+def split_for_selection(
+    rows: Sequence[Annotation], profile: DatasetProfile
+) -> tuple[list[Annotation], list[Annotation]]:
+    """Training and selection samples: a tenth of the source videos is set aside, always the same."""
     shares = {"train": 1 - SELECTION_SHARE, "select": SELECTION_SHARE}
-    parts = split_by_video([row.vid for row in rows], shares, SELECTION_SEED)
+    parts = split_by_video([profile.source_video(row.vid) for row in rows], shares, SELECTION_SEED)
     train, select = ([rows[i] for i in parts[name]] for name in ("train", "select"))
     return train, select
 
@@ -331,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe = recipe.with_options({"behaviour": options.behaviour})
     rows = read_samples(options.annotations)
     if options.select_annotations is None:
-        train_rows, select_rows = split_for_selection(rows)
+        train_rows, select_rows = split_for_selection(rows, get_profile(recipe.dataset))
     else:
         train_rows, select_rows = rows, read_samples([options.select_annotations])
     sources = open_sources(recipe, options, train_rows)

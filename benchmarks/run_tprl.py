@@ -376,8 +376,8 @@ def settings_of(args: argparse.Namespace, folds: Sequence[Fold]) -> Settings:
     if proposals > available:
         message = f"is {proposals}, expected at most the {available} that each sample has"
         raise DataError(Problem("--proposals", None, None, message))
-    vids = folds[0].train.vids()
-    videos = min(len({vids[row] for row in fold.train_samples}) for fold in folds)
+    names = folds[0].train.source_videos()
+    videos = min(len({names[row] for row in fold.train_samples}) for fold in folds)
     if args.members > videos:
         message = f"is {args.members}, expected at most the {videos} videos to learn from"
         raise DataError(Problem("--members", None, None, message))

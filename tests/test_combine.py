@@ -11,12 +11,13 @@ from vmr_env.benchmarks.report.combine import combine, combined_differences, mai
 
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction, write_predictions
+from vmr_env.data.profiles import PROFILES
 
 QUERIES = 24
 
 
 def scores(rng: np.random.Generator, level: float) -> pd.DataFrame:
-    frame = pd.DataFrame({"vid": [f"v{i // 3}" for i in range(QUERIES)]})
+    frame = pd.DataFrame({"video": [f"v{i // 3}" for i in range(QUERIES)]})
     for measure in MEASURES:
         frame[measure] = rng.normal(level, 10, QUERIES)
     frame.index = pd.Index([str(i) for i in range(QUERIES)])
@@ -69,7 +70,7 @@ def test_runs_of_two_backbones_from_files(tmp_path: Path, capsys: pytest.Capture
         write_predictions(tmp_path / run / "submission-detector.jsonl", answers(detector))
         write_predictions(tmp_path / run / "submission-tprl-seed0.jsonl", answers(agent))
         (tmp_path / run / "results.json").write_text(json.dumps({"agents": {"tprl": {"seeds": [0]}}}))
-    text = combine([tmp_path / "a", tmp_path / "b"], truth, tmp_path / "all")
+    text = combine([tmp_path / "a", tmp_path / "b"], truth, PROFILES["charades"], tmp_path / "all")
     record = json.loads((tmp_path / "all" / "combined.json").read_text())["rows"]
     assert record["detector"]["figures"]["mIoU"] == pytest.approx((50 + 75) / 2)
     assert record["tprl"]["figures"]["mIoU"] == pytest.approx((100 + 75) / 2)

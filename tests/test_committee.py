@@ -24,8 +24,10 @@ from vmr_env.agents.ensemble.cross_fitting import (
 from vmr_env.agents.evaluation import refine
 from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
 from vmr_env.agents.ppo import PPO
+from vmr_env.agents.references import StopAtOnce
 from vmr_env.agents.reinforce import Reinforce
 from vmr_env.agents.sb3.vec_env import SB3PPO
+from vmr_env.benchmarks.experiment.experiment import cross_validation
 
 from tests.caches import ARGUMENTS, random_batch
 from vmr_env.caches.reader import DecoderStateCache, Ragged, write_cache
@@ -336,3 +338,29 @@ def test_files_that_do_not_fit_are_refused(
         load_committee(tmp_path / "missing.pt", Scripted, late)
     with pytest.raises(DataError, match="cannot be written"):
         save_committee(tmp_path / "no" / "such.pt", committee, late, {})
+
+
+def test_folds_and_parts_keep_the_clips_of_a_source_video_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = random_batch(24)
+    sources = [f"{i // 4:011d}" for i in range(24)]
+    named = replace(batch, vids=[f"{source}_{2 * i}.0_{2 * i + 150}.0" for i, source in enumerate(sources)])
+    cache = DecoderStateCache.open(
+        write_cache(tmp_path / "clips", named, **{**ARGUMENTS, "dataset": "qvhighlights"})
+    )
+    for fold in cross_validation(cache, 3):
+        train, test = ({sources[i] for i in rows} for rows in (fold.train_samples, fold.test_samples))
+        assert not train & test
+
+    learnt: list[set[str]] = []
+    made = vmr_env.agents.ensemble.cross_fitting.training_environment
+
+    def environment(make: Any, cache: DecoderStateCache, samples: Any, options: Any) -> VMRVectorEnv:
+        learnt.append({sources[i] for i in samples.tolist()})
+        return made(make, cache, samples, options)
+
+    monkeypatch.setattr(vmr_env.agents.ensemble.cross_fitting, "training_environment", environment)
+    options = {"proposals": 1}
+    cross_fit(StopAtOnce, cache, np.arange(24), members=3, evaluations=1, seed=0, options=options)
+    assert sum(map(len, learnt)) == 2 * len(set(sources))  # each video is kept from exactly one member

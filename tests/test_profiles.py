@@ -89,3 +89,15 @@ def test_a_wrong_name_is_answered_with_the_nearest(wrong: str, right: str) -> No
 def test_a_name_near_none_is_answered_with_all() -> None:
     with pytest.raises(ValueError, match=r"'imagenet'\. Known profiles: charades, qvhighlights, tacos\."):
         get_profile("imagenet")
+
+
+def test_clips_of_qvhighlights_belong_to_the_videos_that_they_were_cut_from(data: Path) -> None:
+    profile = get_profile("qvhighlights")
+    assert profile.source_video("NUsG9BgSes0_210.0_360.0") == "NUsG9BgSes0"
+    assert profile.source_video("-_a_0_1_b-c_60.0_210.0") == "-_a_0_1_b-c"  # ids may look like times
+    assert profile.source_video("a-video-of-mine_1") == "a-video-of-mine_1"
+    rows = read_annotations(data / "qvhighlights" / "highlight_val_release.jsonl")
+    assert len({row.vid for row in rows}) == 1519
+    assert len({profile.source_video(row.vid) for row in rows}) == 474
+    for name in ("charades", "tacos"):
+        assert get_profile(name).source_video("NUsG9BgSes0_210.0_360.0") == "NUsG9BgSes0_210.0_360.0"

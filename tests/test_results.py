@@ -1,5 +1,7 @@
 """Figures of a run: official ones, differences, and their bootstrap intervals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +18,9 @@ from vmr_env.benchmarks.experiment.results import (
 
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
+from vmr_env.data.profiles import PROFILES
+
+CHARADES, QVHIGHLIGHTS = PROFILES["charades"], PROFILES["qvhighlights"]
 
 
 def _annotations(rng: np.random.Generator, n: int) -> list[Annotation]:
@@ -42,7 +47,7 @@ def _scores(gain_of_video: np.ndarray, queries: np.ndarray) -> tuple[pd.DataFram
     """Scores of an agent and a detector, whose differences are the video's."""
     vids = np.repeat(np.arange(len(queries)), queries)
     index = pd.Index([f"q{i}" for i in range(len(vids))])
-    detector = pd.DataFrame({"vid": [f"v{v}" for v in vids]} | dict.fromkeys(MEASURES, 50.0), index=index)
+    detector = pd.DataFrame({"video": [f"v{v}" for v in vids]} | dict.fromkeys(MEASURES, 50.0), index=index)
     agent = detector.copy()
     for measure in MEASURES:
         agent[measure] += gain_of_video[vids]
@@ -55,7 +60,9 @@ def test_differences_are_those_of_the_official_figures() -> None:
     answers, detector = _predictions(rng, truth, 1.0), _predictions(rng, truth, 3.0)
     official = {measure: figures(answers, truth)[measure] for measure in MEASURES}
     before = figures(detector, truth)
-    change = differences([query_scores(answers, truth)], query_scores(detector, truth), draws=10)
+    change = differences(
+        [query_scores(answers, truth, CHARADES)], query_scores(detector, truth, CHARADES), draws=10
+    )
     for measure in MEASURES:
         assert change[measure].mean == pytest.approx(official[measure] - before[measure], abs=0.011)
         assert change[measure].mean > 5  # three times less noise
@@ -64,14 +71,14 @@ def test_differences_are_those_of_the_official_figures() -> None:
 def test_intervals_equal_an_obvious_bootstrap() -> None:
     rng = np.random.default_rng(1)
     truth = _annotations(rng, 31)
-    detector = query_scores(_predictions(rng, truth, 3.0), truth)
-    agents = [query_scores(_predictions(rng, truth, noise), truth) for noise in (1.0, 2.0)]
+    detector = query_scores(_predictions(rng, truth, 3.0), truth, CHARADES)
+    agents = [query_scores(_predictions(rng, truth, noise), truth, CHARADES) for noise in (1.0, 2.0)]
     # Rows in another order are still the same queries.
     shuffled = [scores.sample(frac=1, random_state=3) for scores in agents]
     draws = 40
     change = differences(shuffled, detector, draws=draws)
 
-    videos = list(dict.fromkeys(detector["vid"]))
+    videos = list(dict.fromkeys(detector["video"]))
     own = np.random.default_rng(BOOTSTRAP_SEED)
     times = own.multinomial(len(videos), np.full(len(videos), 1 / len(videos)), size=draws)
     seeds = own.integers(len(agents), size=(draws, len(agents)))
@@ -81,7 +88,7 @@ def test_intervals_equal_an_obvious_bootstrap() -> None:
             qids = [
                 qid
                 for video, count in zip(videos, times[draw], strict=True)
-                for qid in list(detector.index[detector["vid"] == video]) * count
+                for qid in list(detector.index[detector["video"] == video]) * count
             ]
             of_seeds = [
                 np.mean([agents[seed].at[qid, measure] - detector.at[qid, measure] for qid in qids])
@@ -141,3 +148,18 @@ def test_mean_curve_of_trainings_known_at_their_own_points() -> None:
     np.testing.assert_allclose(curve.high, [0, 2, 4, 6, 8])
     alone = mean_curve(trainings[:1], at)
     assert all(np.array_equal(part, alone.mean) for part in alone)
+
+
+def test_clips_of_one_source_video_stand_and_fall_together() -> None:
+    """Intervals over the clips of QVHighlights are those over the videos that they were cut from."""
+    rng = np.random.default_rng(3)
+    truth = [
+        replace(row, vid=f"{i // 6:011d}_{i}.0_{i + 150}.0") for i, row in enumerate(_annotations(rng, 60))
+    ]
+    named = [replace(row, vid=row.vid[:11]) for row in truth]
+    found = []
+    for rows, profile in ((truth, QVHIGHLIGHTS), (named, CHARADES)):
+        draw = np.random.default_rng(4)
+        scores = [query_scores(_predictions(draw, rows, noise), rows, profile) for noise in (1.0, 3.0)]
+        found.append(differences(scores[:1], scores[1]))
+    assert found[0] == found[1]

@@ -53,7 +53,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def datasets(folder: Path, recipe: Recipe) -> tuple[MomentDataset, MomentDataset]:
     clips, text = FeatureStore(folder / "clips"), FeatureStore(folder / "text")
-    parts = split_for_selection(read_annotations(folder / "annotations.jsonl"))
+    parts = split_for_selection(read_annotations(folder / "annotations.jsonl"), get_profile("charades"))
     train_part, select_part = (MomentDataset(rows, clips, text, recipe.data) for rows in parts)
     return train_part, select_part
 
@@ -254,8 +254,10 @@ def test_missing_sources_are_named(simulated: Path, tmp_path: Path, missing: str
 
 def test_selection_videos_are_a_tenth_and_the_same_for_every_seed(simulated: Path) -> None:
     rows = read_annotations(simulated / "annotations.jsonl")
-    part, select = split_for_selection(rows)
+    part, select = split_for_selection(rows, get_profile("charades"))
     assert not {row.vid for row in part} & {row.vid for row in select}
     assert len(part) + len(select) == len(rows)
     assert 0.05 < len(select) / len(rows) < 0.2
-    assert [row.qid for row in split_for_selection(rows)[1]] == [row.qid for row in select]
+    assert [row.qid for row in split_for_selection(rows, get_profile("charades"))[1]] == [
+        row.qid for row in select
+    ]

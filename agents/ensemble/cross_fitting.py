@@ -159,8 +159,8 @@ def cross_fit(
         raise ValueError(
             f"members is {members}, expected at least 2: each is judged on what the others learn from"
         )
-    vids = cache.vids()
-    part_of = video_folds([vids[i] for i in samples], members, seed)
+    videos = cache.source_videos()
+    part_of = video_folds([videos[i] for i in samples], members, seed)
     order = np.concatenate([samples[part_of == member] for member in range(members)])  # as they are judged
     agents, snapshots, gains, answers, steps = [], [], [], [], 0
     judged_after: tuple[int, ...] = ()
@@ -188,7 +188,7 @@ def cross_fit(
         gains.append(judged)
         answers.append(refined)
     judged_all = np.concatenate([np.stack(member) for member in gains], axis=1)  # (evaluations, n)
-    chosen = _choose(judged_all, [vids[i] for i in order])
+    chosen = _choose(judged_all, [videos[i] for i in order])
     selection = Selection(
         judged_after,
         tuple(judged_all.mean(axis=1).tolist()),
@@ -242,7 +242,7 @@ def _evaluation_rounds(rounds: int, evaluations: int) -> tuple[int, ...]:
     return tuple(sorted({round(rounds * (i + 1) / evaluations) for i in range(evaluations)} - {0}))
 
 
-def _choose(gains: Array, vids: Sequence[str]) -> int | None:
+def _choose(gains: Array, videos: Sequence[str]) -> int | None:
     """Which evaluation to keep, from out-of-fold gains; None to leave everything alone.
 
     The best mean wins, if it is at least one standard error above 0. Queries of one video stand and fall
@@ -250,11 +250,11 @@ def _choose(gains: Array, vids: Sequence[str]) -> int | None:
 
     Args:
         gains: (evaluations, n).
-        vids: n, whose video each sample is of.
+        videos: n, which source video each sample is of.
     """
     means = gains.mean(axis=1)
     best = int(means.argmax())
-    _, video = np.unique(vids, return_inverse=True)
+    _, video = np.unique(videos, return_inverse=True)
     of_videos = np.bincount(video, weights=gains[best] - means[best])
     error = np.linalg.norm(of_videos) / gains.shape[1]
     return best if means[best] > error else None

@@ -305,8 +305,8 @@ def cross_fit_head(
         DataError: The cache has no decoder states, or fewer videos than members.
         FloatingPointError: A loss is not finite.
     """
-    vids = cache.vids()
-    part_of = video_folds([vids[row] for row in rows], members, seed)
+    videos = cache.source_videos()
+    part_of = video_folds([videos[row] for row in rows], members, seed)
     order = np.concatenate([rows[part_of == k] for k in range(members)])
     proposals: dict[int, list[Proposals]] = {}
     weights: dict[int, list[Weights]] = {}

@@ -56,12 +56,12 @@ def train_test(
 
 
 def cross_validation(cache: DecoderStateCache, folds: int) -> list[Fold]:
-    """Folds by video: each sample is judged once, by what was learnt from the other videos.
+    """Folds by source video: each sample is judged once, by what was learnt from the other videos.
 
     Raises:
         DataError: fewer videos than folds.
     """
-    fold_of = video_folds(cache.vids(), folds, FOLD_SEED)
+    fold_of = video_folds(cache.source_videos(), folds, FOLD_SEED)
     return [
         Fold(cache, np.flatnonzero(fold_of != k), cache, np.flatnonzero(fold_of == k)) for k in range(folds)
     ]

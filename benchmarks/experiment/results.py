@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
+from vmr_env.data.profiles import DatasetProfile
 from vmr_env.metrics.moments import evaluate, per_query
 
 Floats = NDArray[np.float64]
@@ -32,10 +33,12 @@ def figures(predictions: Sequence[Prediction], annotations: Sequence[Annotation]
     return {measure: brief[f"MR-full-{measure}"] for measure in MEASURES}
 
 
-def query_scores(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) -> pd.DataFrame:
-    """Scores of each query in percent, indexed by qid as text: `MEASURES` and `vid`."""
+def query_scores(
+    predictions: Sequence[Prediction], annotations: Sequence[Annotation], profile: DatasetProfile
+) -> pd.DataFrame:
+    """Scores of each query in percent, indexed by qid as text: `MEASURES` and `video`, the source video."""
     frame = per_query(predictions, annotations)
-    scores = pd.DataFrame({"vid": frame["vid"]})
+    scores = pd.DataFrame({"video": frame["vid"].map(profile.source_video)})
     scores["R1@0.5"] = 100.0 * (frame["iou"] >= 0.5)
     scores["R1@0.7"] = 100.0 * (frame["iou"] >= 0.7)
     scores["mIoU"] = 100.0 * frame["iou"]
@@ -49,7 +52,7 @@ def differences(
 ) -> dict[str, Difference]:
     """Mean difference of an agent's seeds from the detector, with a bootstrap interval over videos, seeds.
 
-    A draw takes as many videos and as many seeds as there are, with replacement; queries of one video stay
+    A draw takes as many source videos and as many seeds as there are, with replacement; queries of one video stay
     together.
 
     Args:
@@ -57,7 +60,7 @@ def differences(
         detector: scores of the detector on the same queries.
         draws: number of draws.
     """
-    codes, videos = pd.factorize(detector["vid"])
+    codes, videos = pd.factorize(detector["video"])
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     weights = rng.multinomial(
         len(videos), np.full(len(videos), 1 / len(videos)), size=draws

@@ -55,8 +55,8 @@ class StepwiseMethod(Method):
         cache = fold.train if fold.select is None else fold.select
         train, select = fold.train_samples, None
         if fold.select is None:
-            vids = fold.train.vids()
-            parts = video_folds([vids[row] for row in train], settings.members, seed)
+            videos = fold.train.source_videos()
+            parts = video_folds([videos[row] for row in train], settings.members, seed)
             train, select = train[parts != 0], train[parts == 0]
         epochs = self.config.warm_up_epochs + self.config.epochs
 

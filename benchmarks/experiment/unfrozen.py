@@ -84,8 +84,8 @@ class UnfrozenMethod(Method):
         """See `Method`."""
         model = load_checkpoint(self.weights)
         before = frozen_sha256(model)
-        vids = fold.train.vids()
-        parts = video_folds([vids[row] for row in fold.train_samples], settings.members, seed)
+        videos = fold.train.source_videos()
+        parts = video_folds([videos[row] for row in fold.train_samples], settings.members, seed)
         train, select = fold.train_samples[parts != 0], fold.train_samples[parts == 0]
         samples = _Samples(self.weights, self.features.train, fold.train)
         result, chosen = self._fit(model, samples, train, select, seed, watch)

@@ -2,8 +2,8 @@
 
     python -m vmr_env.benchmarks.report.combine runs/tprl-b0 runs/tprl-b1 runs/tprl-b2 --out runs/tprl-all
 
-Each agent is compared with the detector of its own run. Intervals are 95 %, by bootstrap over videos,
-backbones and seeds: a draw takes videos, backbones, and seeds of each backbone with replacement. Writes
+Each agent is compared with the detector of its own run. Intervals are 95 %, by bootstrap over source
+videos, backbones and seeds: a draw takes videos, backbones, and seeds of each backbone with replacement. Writes
 `table.md`, `combined.png` and `combined.json`:
 
     runs    folders of the runs
@@ -38,6 +38,7 @@ from vmr_env.benchmarks.report.curves import draw_changes
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import read_predictions
+from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.errors import DataError, Problem
 from vmr_env.files.text import write_text
 
@@ -55,7 +56,7 @@ def combined_differences(
         draws: Number of draws.
     """
     first = runs[0][0]
-    codes, videos = pd.factorize(first["vid"])
+    codes, videos = pd.factorize(first["video"])
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     weights = rng.multinomial(len(videos), np.full(len(videos), 1 / len(videos)), size=draws)
     queries = weights @ np.bincount(codes, minlength=len(videos))  # (draws,)
@@ -87,17 +88,21 @@ def _column(scores: pd.DataFrame, like: pd.DataFrame, measure: str) -> NDArray[n
     return column
 
 
-def read_run(folder: Path, truth: Sequence[Annotation]) -> dict[str, list[pd.DataFrame]]:
+def read_run(
+    folder: Path, truth: Sequence[Annotation], profile: DatasetProfile
+) -> dict[str, list[pd.DataFrame]]:
     """Scores of a run's detector (one) and of each agent's seeds.
 
     Raises:
         DataError: The folder has no results, or answers to other queries.
     """
     record = read_record(folder)
-    scores = {DETECTOR: [query_scores(read_predictions(folder / "submission-detector.jsonl"), truth)]}
+    scores = {
+        DETECTOR: [query_scores(read_predictions(folder / "submission-detector.jsonl"), truth, profile)]
+    }
     for agent, said in record["agents"].items():
         files = [folder / f"submission-{agent.replace(':', '.')}-seed{seed}.jsonl" for seed in said["seeds"]]
-        scores[agent] = [query_scores(read_predictions(file), truth) for file in files]
+        scores[agent] = [query_scores(read_predictions(file), truth, profile) for file in files]
     return scores
 
 
@@ -115,13 +120,13 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise DataError(Problem(str(path), None, None, message)) from error
 
 
-def combine(folders: Sequence[Path], truth: Sequence[Annotation], out: Path) -> str:
+def combine(folders: Sequence[Path], truth: Sequence[Annotation], profile: DatasetProfile, out: Path) -> str:
     """Write the combined results of runs; returns the table.
 
     Raises:
         DataError: A run cannot be read.
     """
-    runs = [read_run(folder, truth) for folder in folders]
+    runs = [read_run(folder, truth, profile) for folder in folders]
     rows: dict[str, Mapping[str, Any]] = {}
     record: dict[str, Any] = {"runs": [str(folder) for folder in folders], "rows": {}}
     changes = {}
@@ -147,8 +152,8 @@ def combine(folders: Sequence[Path], truth: Sequence[Annotation], out: Path) -> 
     return text
 
 
-def truth_of_run(folder: Path) -> list[Annotation]:
-    """Ground truth of a run's test samples, from the cache that it was judged on.
+def truth_of_run(folder: Path) -> tuple[list[Annotation], DatasetProfile]:
+    """Ground truth of a run's test samples and their data set, from the cache that it was judged on.
 
     Raises:
         DataError: The run's settings do not name one, or it cannot be opened.
@@ -161,10 +166,11 @@ def truth_of_run(folder: Path) -> list[Annotation]:
         message = f"cannot be used ({error!r}); expected the settings of a run with --test-cache"
         raise DataError(Problem(str(path), None, None, message)) from error
     cache = DecoderStateCache.open(named)
-    return [
+    truth = [
         Annotation(sample.qid, sample.vid, sample.query, sample.duration, sample.moments, None, None)
         for sample in map(cache.sample, range(len(cache)))
     ]
+    return truth, get_profile(cache.manifest["dataset"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     try:
-        print(combine(options.runs, truth_of_run(options.runs[0]), options.out))
+        print(combine(options.runs, *truth_of_run(options.runs[0]), options.out))
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,11 +1,11 @@
 """Groups of prediction files (the seeds of several models) side by side, with intervals.
 
-    python -m vmr_env.benchmarks.report.compare_predictions val.jsonl repaired=r1.jsonl,r2.jsonl
+    python -m vmr_env.benchmarks.report.compare_predictions --dataset qvhighlights val.jsonl repaired=r1.jsonl,r2.jsonl
     official=o1.jsonl,o2.jsonl
 
 prints, for each group, the mean of the official figures over its files and a 95 % interval, and for every
-group after the first the difference from the first. Intervals come from a bootstrap over videos and over the
-files of each group.
+group after the first the difference from the first. Intervals come from a bootstrap over source videos and over
+the files of each group.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from vmr_env.benchmarks.experiment.results import BOOTSTRAP_SEED, DRAWS, MEASURE
 
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.predictions import read_predictions
+from vmr_env.data.profiles import PROFILES
 
 Floats = NDArray[np.float64]
 
@@ -34,7 +35,7 @@ def bootstrap_means(groups: Mapping[str, Sequence[pd.DataFrame]], draws: int = D
         draws: number of draws.
     """
     first = next(iter(groups.values()))[0]
-    codes, videos = pd.factorize(first["vid"])
+    codes, videos = pd.factorize(first["video"])
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     weights = rng.multinomial(len(videos), np.full(len(videos), 1 / len(videos)), size=draws)
     weights = np.concatenate([np.ones((1, len(videos)), weights.dtype), weights])
@@ -78,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("ground_truth", type=Path, help="annotation file")
     parser.add_argument("groups", nargs="+", metavar="NAME=FILE,FILE", help="prediction files of one model")
+    parser.add_argument(
+        "--dataset", choices=PROFILES, required=True, help="whose rule tells which vids are of one video"
+    )
     options = parser.parse_args(arguments)
     truth = read_annotations(options.ground_truth, past_end="keep")
     groups: dict[str, list[pd.DataFrame]] = {}
@@ -86,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not equals:
             parser.error(f"{text!r} is no NAME=FILE,FILE")
         groups[name] = [
-            query_scores(read_predictions(path, before_start="keep"), truth) for path in files.split(",")
+            query_scores(read_predictions(path, before_start="keep"), truth, PROFILES[options.dataset])
+            for path in files.split(",")
         ]
     print(comparison(groups))
 

@@ -138,7 +138,7 @@ def report(
         "agents": {},
     }
     compared_with = max(published, key=lambda name: record["detectors"][name]["R1@0.7"])
-    detector = query_scores(published[compared_with], truth)
+    detector = query_scores(published[compared_with], truth, profile)
     write_predictions(experiment.folder / "submission-detector.jsonl", published[compared_with])
     rows: dict[str, Mapping[str, Any]] = dict(record["detectors"])
     trainings: dict[str, list[Selection]] = {}
@@ -147,7 +147,7 @@ def report(
 
     for name, answers in standing.items():
         row = {"figures": figures(answers, truth)}
-        change = differences([query_scores(answers, truth)], detector)
+        change = differences([query_scores(answers, truth, profile)], detector)
         record["references"][name] = row | {"change": _plain(change)}
         rows[name] = row["figures"] | {f"Δ {measure}": change[measure] for measure in MEASURES}
 
@@ -169,7 +169,9 @@ def report(
             answers_of_seeds.append(answers)
             given[agent][seed] = Given(answers, trails_of(of_seed, experiment), isinstance(merged, Ranked))
         each = [figures(answers, truth) for answers in answers_of_seeds]
-        change = differences([query_scores(answers, truth) for answers in answers_of_seeds], detector)
+        change = differences(
+            [query_scores(answers, truth, profile) for answers in answers_of_seeds], detector
+        )
         seconds, steps = sum(unit.seconds for unit in units), sum(unit.selection.steps for unit in units)
         kept = sum(unit.selection.chosen == 0 for unit in units)
         changes[agent] = change

@@ -26,6 +26,7 @@ from vmr_env.caches.format import (
 )
 from vmr_env.caches.table import Sample, SampleTable, first_repeated
 from vmr_env.caches.writer import CacheWriter, sha256_of, stored_arrays, write_cache
+from vmr_env.data.profiles import get_profile
 from vmr_env.data.splits import split_by_video, video_folds
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
@@ -146,6 +147,12 @@ class DecoderStateCache:
     def vids(self) -> list[str]:
         """Video names of all samples."""
         return self._table.column("vid")
+
+    def source_videos(self) -> list[str]:
+        """Source videos of all samples, by the rule of the data set's profile: what folds and bootstraps keep
+        together."""
+        source_video = get_profile(self.manifest["dataset"]).source_video
+        return [source_video(vid) for vid in self.vids()]
 
     def index_of(self, qid: int | str) -> int:
         """Row of the sample with that query id, compared by text: 7 and "7" are the same query.

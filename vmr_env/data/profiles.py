@@ -61,6 +61,8 @@ class DatasetProfile:
         submission_step: published detectors round their submission windows to multiples of this (seconds).
         submission_limit: they move window boundaries into [0, this] (seconds); None leaves them alone.
         statistics: of its videos and moments; None where nothing is simulated from the data set.
+        clip_names: regular expression of the vids of clips that were cut from a longer video, whose first
+            group is that video; None where every vid is a video of its own.
 
     Raises:
         ValueError: a name is no word, or a number is not positive.
@@ -78,6 +80,15 @@ class DatasetProfile:
     max_query_tokens: int = 32
     max_windows: int = 5
     length_ranges: tuple[LengthRange, ...] = LENGTH_RANGES
+    clip_names: str | None = None
+
+    def source_video(self, vid: str) -> str:
+        """The video that a vid belongs to: samples of one source video are no independent ones.
+
+        A vid that does not look like that of a clip is a video of its own.
+        """
+        match = None if self.clip_names is None else re.fullmatch(self.clip_names, vid)
+        return vid if match is None else match[1]
 
     def __post_init__(self) -> None:
         for field, pattern, example in (("name", _NAME, "charades"), ("env_name", _ENV_NAME, "Charades")):
@@ -144,6 +155,7 @@ _PROFILES = (
             moments_per_query=(0.6726, 0.1704, 0.0646, 0.0369, 0.0194, 0.0112, 0.0076, 0.0173),
             queries_per_video=1.017,
         ),
+        clip_names=r"([\w-]{11})_\d+(?:\.\d+)?_\d+(?:\.\d+)?",  # YouTube's id, start, end
     ),
     DatasetProfile(
         name="tacos",

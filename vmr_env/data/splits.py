@@ -1,4 +1,7 @@
-"""Splitting samples by video, so that no video stands on both sides."""
+"""Splitting samples by video, so that no video stands on both sides.
+
+What counts as one video is the data set's to say: `DatasetProfile.source_video` tells it from a vid.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +18,7 @@ def video_folds(vids: Sequence[str], k: int, seed: int) -> NDArray[np.int64]:
     give the same folds, in whatever order the samples stand.
 
     Args:
-        vids: video name of each sample.
+        vids: source video of each sample.
         k: number of folds, 2 to the number of videos.
         seed: seed of the shuffle.
 
@@ -36,7 +39,7 @@ def split_by_video(
     """Rows of each named split; all samples of a video go to one split.
 
     Args:
-        vids: video name of each sample.
+        vids: source video of each sample.
         fractions: share of the samples for each split, positive, together 1.
         seed: seed of the shuffle.
 
