@@ -52,8 +52,8 @@ def differences(
 ) -> dict[str, Difference]:
     """Mean difference of an agent's seeds from the detector, with a bootstrap interval over videos, seeds.
 
-    A draw takes as many source videos and as many seeds as there are, with replacement; queries of one video stay
-    together.
+    A draw takes as many source videos and as many seeds as there are, with replacement; queries of one
+    video stay together.
 
     Args:
         agents: scores of each seed, as `query_scores` gives them.

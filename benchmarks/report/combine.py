@@ -3,8 +3,8 @@
     python -m vmr_env.benchmarks.report.combine runs/tprl-b0 runs/tprl-b1 runs/tprl-b2 --out runs/tprl-all
 
 Each agent is compared with the detector of its own run. Intervals are 95 %, by bootstrap over source
-videos, backbones and seeds: a draw takes videos, backbones, and seeds of each backbone with replacement. Writes
-`table.md`, `combined.png` and `combined.json`:
+videos, backbones and seeds: a draw takes videos, backbones, and seeds of each backbone with replacement.
+Writes `table.md`, `combined.png` and `combined.json`:
 
     runs    folders of the runs
     rows    detector or agent -> {

@@ -1,11 +1,11 @@
 """Groups of prediction files (the seeds of several models) side by side, with intervals.
 
-    python -m vmr_env.benchmarks.report.compare_predictions --dataset qvhighlights val.jsonl repaired=r1.jsonl,r2.jsonl
-    official=o1.jsonl,o2.jsonl
+    python -m vmr_env.benchmarks.report.compare_predictions --dataset qvhighlights val.jsonl \\
+        repaired=r1.jsonl,r2.jsonl official=o1.jsonl,o2.jsonl
 
 prints, for each group, the mean of the official figures over its files and a 95 % interval, and for every
-group after the first the difference from the first. Intervals come from a bootstrap over source videos and over
-the files of each group.
+group after the first the difference from the first. Intervals come from a bootstrap over source
+videos and over the files of each group.
 """
 
 import argparse
