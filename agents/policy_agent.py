@@ -15,6 +15,7 @@ from vmr_env.agents.networks import make_network
 from vmr_env.agents.rollout import Collector
 
 from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.seeding import derived
 
 _VISITS = 8  # random steps of every environment on whose states the features are standardised
 
@@ -88,13 +89,13 @@ class PolicyAgent(Agent):
         network: str = "refinement",
     ) -> None:
         super().__init__(env, seed)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(derived(seed, "actions"))
         self.collector = Collector(env, self.generator)
-        self.collector.reset(seed)
+        self.collector.reset(derived(seed, "visits"))
         visited = self.collector.visit(_VISITS)
         self.members = nn.ModuleList()
         with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
-            torch.manual_seed(seed)
+            torch.manual_seed(derived(seed, "weights"))
             for _ in range(members):
                 made = make_network(network, env.observer, env.action_mode.size, hidden)
                 made.fit(visited)
@@ -112,11 +113,11 @@ class PolicyAgent(Agent):
     def update(self) -> Metrics:
         """One round of every member."""
         lr = self._lr * 0.5 * (1 + math.cos(math.pi * self.round / self.rounds))
-        # New episodes from a seed of the round's own: a resumed run sees what an uninterrupted one does.
-        self.collector.reset(self.seed * 1_000_003 + self.round)
         before = self.collector.steps
         every: list[Metrics] = []
-        for member in self._members():
+        for number, member in enumerate(self._members()):
+            # New episodes from a seed of their own: a resumed run sees what an uninterrupted one does.
+            self.collector.reset(derived(self.seed, "episodes", self.round, number))
             for group in member.optimiser.param_groups:
                 group["lr"] = lr
             every.append(self.learn(member.network, member.optimiser))

@@ -79,7 +79,7 @@ def test_log_probabilities_are_those_of_the_policy(
 
 def test_it_learns(cache: DecoderStateCache) -> None:
     agent = GRPO(env_of(cache, 64, horizon=1, proposals=1), seed=0)
-    agent.rounds = 12
+    agent.rounds = 24
     rows = np.arange(len(cache))
 
     def gain() -> float:

@@ -17,6 +17,7 @@ from walks import varied_actions
 from vmr_env.caches.reader import write_cache
 from vmr_env.envs.env import VMREnv
 from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.seeding import slot_seeds
 
 N, STEPS = 6, 16
 SEEDS: list[int | None] = [11, 5, 5, 900, 0, 7]
@@ -114,17 +115,25 @@ def test_autoreset_names_the_new_samples(source: Path, autoreset: AutoresetMode)
     loop = SyncVectorEnv([partial(VMREnv, source=source)] * 3, autoreset_mode=autoreset)
     native = VMRVectorEnv(3, source=source, autoreset_mode=autoreset)
     stop = native.action_mode.size - 1
-    loop.reset(seed=0)
-    native.reset(seed=0)
+    loop.reset(seed=[0, 1, 2])
+    native.reset(seed=[0, 1, 2])
     for actions in ([stop, 0, stop], [0, 0, 0]):
         assert_same_infos(native.step(actions)[4], loop.step(np.array(actions))[4], ("sample",))
 
 
-def test_one_seed_counts_on(source: Path) -> None:
+def test_one_seed_gives_each_slot_its_own(source: Path) -> None:
     native = VMRVectorEnv(4, source=source)
     loop = SyncVectorEnv([partial(VMREnv, source=source)] * 4)
-    np.testing.assert_array_equal(native.reset(seed=21)[0], loop.reset(seed=21)[0])
+    seeds = slot_seeds(21, 4)
+    np.testing.assert_array_equal(native.reset(seed=21)[0], loop.reset(seed=seeds)[0])
     np.testing.assert_array_equal(native.reset()[0], loop.reset()[0])
+    assert len({*seeds, *slot_seeds(22, 4)}) == 8
+
+
+def test_a_vector_of_one_is_the_single_environment(source: Path) -> None:
+    native, single = VMRVectorEnv(1, source=source), VMREnv(source=source)
+    np.testing.assert_array_equal(native.reset(seed=21)[0][0], single.reset(seed=21)[0])
+    np.testing.assert_array_equal(native.reset()[0][0], single.reset()[0])
 
 
 def test_qids_of_two_types_stand_in_one_loop(source: Path) -> None:
@@ -140,7 +149,7 @@ def test_dict_observations_hold_what_flat_ones_do(source: Path) -> None:
     assert set(parts) == set(flat.observer.slices)
     for name, part in flat.observer.slices.items():
         np.testing.assert_array_equal(parts[name].reshape(3, -1), rows[:, part])
-    single = VMREnv(source=source, observation="dict").reset(seed=1)[0]
+    single = VMREnv(source=source, observation="dict").reset(seed=slot_seeds(0, 3)[1])[0]
     for name, value in single.items():
         np.testing.assert_array_equal(value, parts[name][1])
 

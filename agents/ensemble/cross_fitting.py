@@ -23,6 +23,7 @@ from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
+from vmr_env.seeding import derived
 
 Array = NDArray[Any]
 MakeAgent = Callable[[VMRVectorEnv, int], Agent]
@@ -166,7 +167,7 @@ def cross_fit(
     judged_after: tuple[int, ...] = ()
     for member in range(members):
         learn, judge = samples[part_of != member], samples[part_of == member]
-        agent = make(training_environment(make, cache, learn, options), seed * members + member)
+        agent = make(training_environment(make, cache, learn, options), derived(seed, "member", member))
         learns = agent.rounds > 0
         if learns and rounds is not None:
             agent.rounds = rounds

@@ -5,7 +5,7 @@
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from vmr_env.agents.base import Agent, Floats, Masks, Metrics
 
 from vmr_env.envs.gymnasium_vector import AutoresetMode
 from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.seeding import derived, slot_seeds
 
 Array = NDArray[Any]
 
@@ -61,6 +62,13 @@ class NativeVecEnv(VecEnv):
         self._returns[:], self._lengths[:] = 0, 0
         result: VecEnvObs = observations
         return result
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seeds of the next reset, those that `VMRVectorEnv` makes of one; None draws that one."""
+        first = super().seed(seed)[0]
+        assert first is not None
+        self._seeds = list(slot_seeds(first, self.num_envs))
+        return self._seeds
 
     def step_async(self, actions: Array) -> None:
         """Keep the actions for `step_wait`."""
@@ -178,7 +186,7 @@ class SB3Agent(Agent):
         self.round = 0
         self._steps = self.rollouts * chosen["n_steps"] * env.num_envs
         flat = isinstance(env.single_observation_space, gymnasium.spaces.Box)
-        with _own_random_numbers(seed):
+        with _own_random_numbers(derived(seed, "weights")):
             self.model = self.algorithm(
                 "MlpPolicy" if flat else "MultiInputPolicy",
                 NativeVecEnv(env),
@@ -193,9 +201,8 @@ class SB3Agent(Agent):
         assert environments is not None
         model.ep_info_buffer = None  # the next `learn` begins a new one
         model._last_obs = None  # and resets the environments
-        seed = (self.seed * 1_000_003 + self.round) % 2**32
-        with _own_random_numbers(seed):
-            environments.seed(seed)
+        with _own_random_numbers(derived(self.seed, "actions", self.round)):
+            environments.seed(derived(self.seed, "episodes", self.round))
             model.learn(self._steps, log_interval=self.rollouts + 1, reset_num_timesteps=False)
         self.round += 1
         said = model.logger.name_to_value
@@ -266,7 +273,7 @@ def _own_random_numbers(seed: int) -> Iterator[None]:
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # SB3's choice
     try:
         with torch.random.fork_rng(devices=[]):
-            set_random_seed(seed)
+            set_random_seed(seed % 2**32)  # all that NumPy's legacy generator takes
             yield
     finally:
         random.setstate(python)

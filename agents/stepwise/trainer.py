@@ -40,6 +40,7 @@ from vmr_env.agents.tprl.losses import Moments
 from vmr_env.agents.tprl.validation import Validator
 
 from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.seeding import derived
 
 Algorithm = Literal["reinforce", "ppo"]
 Rows = NDArray[np.intp]
@@ -122,7 +123,7 @@ def new_policy(config: StepwiseConfig, d: int, seed: int = 0) -> StepwisePolicy:
     """Untrained policy over features of width `d`; the global generators stay as they are."""
     options = {"gate": config.gate, "memory": config.memory, "iou_head": config.iou_head}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(derived(seed, "weights"))
         if config.actions == "discrete":
             return DiscretePolicy(d, steps=config.steps, max_clips=config.max_clips, **options)
         return ContinuousPolicy(d, **options)
@@ -227,8 +228,8 @@ class StepwiseTrainer:
     def run_epoch(self, batches: SceneBatches, epoch: int) -> list[dict[str, float]]:
         """One epoch, of the warm-up or of the policy gradient; the losses of every update."""
         config = self.config
-        order = np.random.default_rng((self.seed, epoch))
-        self._generator.manual_seed(int(order.integers(2**63)))
+        order = np.random.default_rng(derived(self.seed, "order", epoch))
+        self._generator.manual_seed(derived(self.seed, "actions", epoch))
         warm = epoch < config.warm_up_epochs
         if warm:
             fall = (1 + math.cos(math.pi * epoch / config.warm_up_epochs)) / 2

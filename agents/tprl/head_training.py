@@ -27,6 +27,7 @@ from vmr_env.agents.tprl.validation import Validator, propose
 
 from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.envs.curriculum import STAGES
+from vmr_env.seeding import derived
 
 Rows = NDArray[np.intp]
 Weights = dict[str, Tensor]
@@ -187,7 +188,8 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         ) as bar:
             for epoch in range(first, epochs):
                 now = self.start_epoch(epoch)
-                for batch in batches.shuffled(config.batch_size, np.random.default_rng((self.seed, epoch))):
+                order = np.random.default_rng(derived(self.seed, "order", epoch))
+                for batch in batches.shuffled(config.batch_size, order):
                     sums += torch.stack(list(self.step(batch, now)))
                     bar.update()
                 count += steps
@@ -217,7 +219,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
 
     def _seed_draws(self, epoch: int) -> None:
         """Make the draws of an epoch follow from the seed and its number alone."""
-        self._generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0]))
+        self._generator.manual_seed(derived(self.seed, "draws", epoch))
 
     def _descend(self, loss: Tensor) -> None:
         """One step of optimiser and average."""
@@ -298,7 +300,7 @@ def cross_fit_head(
         cache: Where the samples are.
         rows: Samples to learn from.
         members: K, at least 2.
-        seed: Of the parts; member k is made with seed * K + k.
+        seed: Of the parts; each member is made with one derived from it.
         watch: Told the member and its figures after each evaluation.
 
     Raises:
@@ -312,7 +314,7 @@ def cross_fit_head(
     weights: dict[int, list[Weights]] = {}
     history: dict[int, list[Figures]] = {}
     for k in range(members):
-        trainer = make(seed * members + k)
+        trainer = make(derived(seed, "member", k))
         batches = StateBatches(cache, trainer.config.target_length, rows[part_of != k])
         held_out = StateBatches(cache, rows=rows[part_of == k])
         came: Figures = {"epoch": -1.0}

@@ -26,6 +26,7 @@ import vmr_env
 from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.errors import DataError, Problem
 from vmr_env.files.text import write_text
+from vmr_env.seeding import derived
 
 FOLD_SEED = 0
 _POLL = 0.2  # seconds between looks at what worker processes tell
@@ -142,7 +143,7 @@ class Experiment:
         path = self.path(unit)
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {**unit._asdict(), "settings": asdict(self.settings), "version": vmr_env.__version__}
-        seed = unit.seed * len(self.folds) + unit.fold
+        seed = derived(unit.seed, "fold", unit.fold)
         began = time.perf_counter()
         outcome = self.agents[unit.agent].run(
             self.folds[unit.fold], seed, self.settings, path.with_suffix(""), about, watch

@@ -38,6 +38,7 @@ from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.data.annotations import read_annotations
 from vmr_env.errors import DataError, Problem
 from vmr_env.metrics.spans import from_cxw
+from vmr_env.seeding import derived
 
 Unfrozen = Literal["last decoder layer", "everything"]
 UNFROZEN: tuple[Unfrozen, ...] = ("last decoder layer", "everything")
@@ -111,7 +112,7 @@ class UnfrozenMethod(Method):
             result.selection = result.history[0]["selection"]
         for epoch in range(trainer.epochs):
             now = trainer.start_epoch(epoch)
-            order = np.random.default_rng((seed, epoch)).permutation(train)
+            order = np.random.default_rng(derived(seed, "order", epoch)).permutation(train)
             for first in range(0, len(order), self.config.batch_size):
                 rows = order[first : first + self.config.batch_size]
                 trainer.step(samples.batch(model, rows, self.config), now)

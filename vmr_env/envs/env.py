@@ -80,7 +80,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
 
     ## Vectorised environment
     `gymnasium.make_vec(id, num_envs=N)` gives `VMRVectorEnv`. Slot i, seeded alike, sees the same episodes as
-    a single environment with seed + i.
+    a single environment with the seed `vmr_env.seeding.slot_seeds(seed, N)[i]`.
 
     ## Version history
     v0: first version.

@@ -16,6 +16,7 @@ from vmr_env.envs.config import PROPOSALS, Setting, Source
 from vmr_env.envs.episodes import Draws, Starts
 from vmr_env.envs.gymnasium_vector import AutoresetMode
 from vmr_env.errors import check_count
+from vmr_env.seeding import slot_seeds
 
 Info = dict[str, Any]
 
@@ -126,6 +127,9 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> tuple[Any, Info]:
         """Begin episodes in all environments, or in those that `options["reset_mask"]` (N,) bool names.
 
+        A sequence of seeds has one for each environment; of a single one, slot i gets
+        `vmr_env.seeding.slot_seeds(seed, N)[i]`.
+
         Raises:
             ValueError: an option or the seed is not as expected.
             DataError: the cache has no such query.
@@ -153,7 +157,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
             self._draws = Draws(self.np_random.integers(2**63, size=self.num_envs))
         if seed is None:
             return self._draws
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
+        seeds = slot_seeds(seed, self.num_envs) if isinstance(seed, int) else list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed has {len(seeds)} entries, expected one or {self.num_envs}")
         generators = {
