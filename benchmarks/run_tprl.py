@@ -97,6 +97,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--predictions", nargs="+", type=Path, help="prediction file(s) to learn from; several are a pool"
     )
     data.add_argument("--annotations", type=Path, help="their annotations")
+    data.add_argument(
+        "--sort", action="store_true", help="bring the windows of prediction files by falling score first"
+    )
     data.add_argument("--test-predictions", nargs="+", type=Path, help="prediction file(s) to be judged on")
     data.add_argument("--test-annotations", type=Path, help="their annotations")
     data.add_argument(
@@ -359,7 +362,7 @@ def _cache(
     path = args.out / f"cache-{split}"
     profile = get_profile(args.dataset)
     return DecoderStateCache.open(
-        build_prediction_cache(path, predictions, annotations, profile, split, overwrite=True)
+        build_prediction_cache(path, predictions, annotations, profile, split, sort=args.sort, overwrite=True)
     )
 
 

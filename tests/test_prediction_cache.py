@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,9 @@ def test_proposals_alternate_by_rank_among_models(
         f"m{i}": write(folder / f"{i}.jsonl", [row(qid, windows) for qid, windows in rows.items()])
         for i, rows in enumerate(pool)
     }
-    cache = build(folder, files, [annotation(qid) for qid in range(4)], max_proposals=limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # windows are in any order here
+        cache = build(folder, files, [annotation(qid) for qid in range(4)], max_proposals=limit)
     cut = 0
     for qid in range(4):
         expected = [
@@ -166,7 +169,8 @@ def test_samples_stand_in_the_order_of_the_annotations_with_their_names(tmp_path
 
 def test_windows_end_with_the_video_and_empty_ones_stay(tmp_path: Path) -> None:
     windows = [[-3, 10, 0.5], [15, 25, 0.9], [30, 40, 0.1], [4, 4, 0.1], [0, 20, 0]]
-    cache = build(tmp_path, write(tmp_path / "a.jsonl", [row(1, windows)]), [annotation(1)])
+    with pytest.warns(UserWarning, match=r"a\.jsonl: .* of 1 of 1 rows are not by falling score.*--sort"):
+        cache = build(tmp_path, write(tmp_path / "a.jsonl", [row(1, windows)]), [annotation(1)])
     assert cache.spans[0].tolist() == [[0, 0.5], [0.75, 1], [1, 1], [np.float32(0.2)] * 2, [0, 1]]
     assert cache.manifest["notes"]["windows_clipped"] == 3
     assert cache.manifest["notes"]["rows_unsorted"] == 1
@@ -319,3 +323,29 @@ def test_all_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
         build(tmp_path, predictions, truth)
     told = [(Path(problem.where).name, problem.row) for problem in caught.value.problems]
     assert told == [("a.jsonl", 1), ("b.jsonl", 1), ("b.jsonl", 2)]
+
+
+def test_sorted_windows_stand_by_falling_score_and_nothing_is_warned_of(tmp_path: Path) -> None:
+    windows = [[0, 10, 0.5], [15, 20, 0.9], [2, 4, 0.5], [4, 4, 0.7]]
+    file = write(tmp_path / "a.jsonl", [row(1, windows)])
+    cache = build(tmp_path, file, [annotation(1)], sort=True)
+    np.testing.assert_allclose(cache.spans[0] * 20, [[15, 20], [4, 4], [0, 10], [2, 4]], atol=1e-5)
+    assert cache.manifest["notes"]["rows_unsorted"] == 0
+
+
+@pytest.mark.parametrize(("times", "said"), [(1 / 20, "look normalised"), (0.5, "counted in clips of 2 s")])
+def test_windows_in_another_unit_are_told(tmp_path: Path, times: float, said: str) -> None:
+    rows = [row(qid, [[qid % 10 * times, (qid % 10 + 10) * times, 0.5]]) for qid in range(30)]
+    file, truth = write(tmp_path / "a.jsonl", rows), [annotation(qid) for qid in range(30)]
+    with pytest.warns(UserWarning, match=said):
+        build_prediction_cache(tmp_path / "cache", file, truth, QVHIGHLIGHTS, "test")
+
+
+def test_a_refused_row_is_not_lacking_as_well(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [row(1, [[0, 1, 0.5]]), row(2, [[0, float("nan"), 0.5]])])
+    with pytest.raises(DataError) as caught:
+        build(tmp_path, file, [annotation(1), annotation(2), annotation(3)])
+    told = [(problem.row, problem.message) for problem in caught.value.problems]
+    assert len(told) == 2
+    assert told[0][0] == 2
+    assert told[1][1].startswith("3 has no prediction")

@@ -146,3 +146,30 @@ def test_a_perfect_pair_has_no_problem(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", prediction())
     assert validate_annotations(truth) == []
     assert validate_predictions(path, truth) == []
+
+
+def test_a_refused_row_is_not_lacking_as_well(tmp_path: Path) -> None:
+    truth = write(tmp_path / "a.jsonl", annotation(), annotation(qid=2))
+    broken = prediction(qid=2, pred_relevant_windows=[[1, float("nan"), 0.5]])
+    problems = validate_predictions(write(tmp_path / "p.jsonl", prediction(), broken), truth)
+    assert [problem.row for problem in problems] == [2]
+
+
+def test_windows_in_another_unit_are_told(tmp_path: Path) -> None:
+    ratings = {"relevant_clip_ids": [1], "saliency_scores": [[1, 2, 3]]}
+    rows = [annotation(qid=qid, duration=30, **ratings) for qid in range(30)]
+    truth = write(tmp_path / "a.jsonl", *rows)
+    for times, said in ((1 / 30, "look normalised"), (0.5, "counted in clips of 2 s"), (1.0, None)):
+        given = [
+            prediction(qid=qid, pred_relevant_windows=[[qid % 20 * times, (qid % 20 + 10) * times, 0.5]])
+            for qid in range(30)
+        ]
+        told = validate_predictions(write(tmp_path / "p.jsonl", *given), truth)
+        messages = [problem.message for problem in told if "look" in problem.message]
+        assert [said in message for message in messages if said] == ([True] if said else messages)
+
+
+@pytest.mark.parametrize("name", ["qvhighlights_val.cg_detr", "tacos_test.qd_la_detr"])
+def test_published_files_are_in_seconds(data: Path, name: str) -> None:
+    problems = validate_predictions(data / "predictions" / f"{name}.jsonl.gz", truth_of(data, name))
+    assert not [problem for problem in problems if "look" in problem.message]

@@ -209,6 +209,7 @@ def cache() -> None:
 @click.option(
     "--drop-unknown", is_flag=True, help="Leave out predictions for queries that are not annotated."
 )
+@click.option("--sort", is_flag=True, help="Bring the windows of each row by falling score first.")
 @click.option("--overwrite", is_flag=True, help="Replace a cache that is there.")
 @_problems_exit_with_1
 def cache_predictions(
@@ -219,6 +220,7 @@ def cache_predictions(
     out: Path,
     proposals: int | None,
     drop_unknown: bool,
+    sort: bool,
     overwrite: bool,
 ) -> None:
     """From prediction files of one split; several become a pool of models.
@@ -238,6 +240,7 @@ def cache_predictions(
         split,
         max_proposals=proposals,
         unknown_queries="drop" if drop_unknown else "error",
+        sort=sort,
         overwrite=overwrite,
     )
     click.echo(repr(DecoderStateCache.open(out)))

@@ -7,7 +7,8 @@ counted in the cache's notes.
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from vmr_env.caches.reader import CacheBatch, Ragged, write_cache
 from vmr_env.caches.writer import sha256_of
 from vmr_env.data.annotations import Annotation, annotations_from, read_annotations
-from vmr_env.data.predictions import Prediction, parse_predictions
+from vmr_env.data.predictions import Prediction, by_score, is_unsorted, parse_predictions
 from vmr_env.data.profiles import DatasetProfile
+from vmr_env.data.validation import counted_in_clips, normalised
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
 from vmr_env.metrics import spans
@@ -40,6 +42,7 @@ def build_prediction_cache(
     *,
     max_proposals: int | None = None,
     unknown_queries: Literal["error", "drop"] = "error",
+    sort: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Write the cache of one prediction file, or of the pool of several of the same split.
@@ -51,7 +54,9 @@ def build_prediction_cache(
 
     Rules, each counted in the notes of the manifest:
         - windows that leave the video are moved to its borders (`windows_clipped`); empty ones are kept;
-        - rows not sorted by falling score stay as they are, as in the official evaluation (`rows_unsorted`);
+        - rows not sorted by falling score stay as they are, as in the official evaluation (`rows_unsorted`),
+          unless `sort` is set; a warning tells of them, as learning then mends the order first;
+        - windows that look normalised or counted in clips are warned of, and kept;
         - a saliency curve with one value more than the video has clips loses the last one, with one value
           less it gains a zero, as in the official evaluation (`saliency_cut`, `saliency_padded`); a larger
           difference is an error;
@@ -69,6 +74,7 @@ def build_prediction_cache(
             What is cut is counted (`proposals_cut`).
         unknown_queries: "error" reports predictions for queries that are not annotated; "drop" leaves them
             out and counts them (`predictions_dropped`).
+        sort: bring the windows of each row by falling score first; those of equal score keep their order.
         overwrite: replace a cache that is already there.
 
     Returns:
@@ -90,7 +96,7 @@ def build_prediction_cache(
     dropped = 0
     pool = []
     for name, file in _named(predictions).items():
-        model, unknown = _read_model(name, file, truth, problems, drop=unknown_queries == "drop")
+        model, unknown = _read_model(name, file, truth, problems, drop=unknown_queries == "drop", sort=sort)
         pool.append(model)
         dropped += unknown
     n_clips = np.ceil([row.duration / profile.clip_seconds for row in truth]).astype(np.int32)
@@ -98,6 +104,9 @@ def build_prediction_cache(
     curves = _pooled_saliency(pool, truth, n_clips, problems)
     if problems:
         raise DataError(problems)
+    for model in pool:
+        for message in _suspicions(model, truth, profile):
+            warnings.warn(f"{model.file}: {message}", stacklevel=2)
     batch = CacheBatch(
         qids=[row.qid for row in truth],
         vids=[row.vid for row in truth],
@@ -129,7 +138,7 @@ def build_prediction_cache(
             "windows_clipped": proposals.clipped,
             "proposals_cut": proposals.cut,
             "predictions_dropped": dropped,
-            "rows_unsorted": sum(_is_unsorted(row) for model in pool for row in model.rows.values()),
+            "rows_unsorted": sum(is_unsorted(row) for model in pool for row in model.rows.values()),
             "saliency_cut": curves.cut,
             "saliency_padded": curves.padded,
         },
@@ -145,6 +154,8 @@ class _Model:
     sha256: str
     rows: dict[int, Prediction]
     """Row of the annotations -> prediction."""
+    refused: set[str]
+    """Qids of rows that were refused, as text."""
 
     def notes(self) -> dict[str, Any]:
         return {"file": Path(self.file).name, "sha256": self.sha256, "queries": len(self.rows)}
@@ -176,14 +187,15 @@ def _model_name(file: PathLike) -> str:
 
 
 def _read_model(
-    name: str, file: str, truth: Sequence[Annotation], problems: list[Problem], *, drop: bool
+    name: str, file: str, truth: Sequence[Annotation], problems: list[Problem], *, drop: bool, sort: bool
 ) -> tuple[_Model, int]:
     """Predictions of a file by row of the annotations, and how many belong to no annotated query."""
     known = {str(row.qid): index for index, row in enumerate(truth)}
     rows: dict[int, Prediction] = {}
+    refused: set[str] = set()
     unknown = 0
     # Windows before the start are clipped here like those past the end.
-    for line, row in parse_predictions(file, problems, before_start="keep").items():
+    for line, row in parse_predictions(file, problems, before_start="keep", refused=refused).items():
         index = known.get(str(row.qid))
         if index is None:
             unknown += 1
@@ -193,18 +205,26 @@ def _read_model(
                 )
                 problems.append(Problem(file, line, "qid", message))
             continue
-        rows[index] = row
+        rows[index] = by_score(row) if sort else row
         if row.vid != truth[index].vid:
             message = f"is {shorten(row.vid)}; expected {shorten(truth[index].vid)} as in the annotations"
             problems.append(Problem(file, line, "vid", message))
         for window in np.flatnonzero((row.windows[:, 2] < 0) | (row.windows[:, 2] > 1)):
             message = f"is {row.windows[window].tolist()}; expected a score within [0, 1]"
             problems.append(Problem(file, line, f"pred_relevant_windows[{window}]", message))
-    return _Model(name, file, sha256_of(Path(file)), rows), unknown
+    return _Model(name, file, sha256_of(Path(file)), rows, refused), unknown
 
 
-def _is_unsorted(row: Prediction) -> bool:
-    return bool((np.diff(row.windows[:, 2]) > 0).any())
+def _suspicions(model: _Model, truth: Sequence[Annotation], profile: DatasetProfile) -> Iterator[str]:
+    """What is legal in a model's predictions and yet probably a mistake."""
+    if unsorted := sum(map(is_unsorted, model.rows.values())):
+        yield (
+            f"pred_relevant_windows of {unsorted} of {len(model.rows)} rows are not by falling score, and "
+            "the first is taken for the answer; sort=True (--sort) sorts them"
+        )
+    for message in (normalised(model.rows), counted_in_clips(model.rows, truth, profile.clip_seconds)):
+        if message is not None:
+            yield f"pred_relevant_windows {message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +249,10 @@ def _proposals(
     windows = np.concatenate([np.zeros((0, 3)), *(row.windows for _, _, row in rows)])
 
     totals = np.bincount(samples, minlength=len(truth))
+    refused = set().union(*(model.refused for model in pool))
     for index in np.flatnonzero(totals == 0).tolist():
+        if str(truth[index].qid) in refused:
+            continue  # told already, with the reason
         message = f"{shorten(truth[index].qid)} has no prediction in any file; expected at least one window"
         problems.append(Problem("predictions", None, "qid", message))
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -92,10 +92,24 @@ def read_predictions(path: PathLike, *, before_start: BeforeStart = "error") -> 
 
 
 def parse_predictions(
-    path: PathLike, problems: list[Problem], *, before_start: BeforeStart
+    path: PathLike, problems: list[Problem], *, before_start: BeforeStart, refused: set[str] | None = None
 ) -> dict[int, Prediction]:
-    """Usable rows of a prediction file by line; the problems of the others are added to `problems`."""
-    return _collect(name_of(path), read_rows(path, problems), problems, before_start)
+    """Usable rows of a prediction file by line; the problems of the others are added to `problems`.
+
+    The qids of those others are added to `refused`, as text: what is refused is not lacking as well.
+    """
+    return _collect(name_of(path), read_rows(path, problems), problems, before_start, refused)
+
+
+def is_unsorted(row: Prediction) -> bool:
+    """Whether a window stands after one of lower score."""
+    return bool((np.diff(row.windows[:, 2]) > 0).any())
+
+
+def by_score(row: Prediction) -> Prediction:
+    """The row with its windows by falling score; those of equal score keep their order."""
+    order = np.argsort(-row.windows[:, 2], kind="stable")
+    return replace(row, windows=row.windows[order])
 
 
 def predictions_from(
@@ -123,6 +137,7 @@ def _collect(
     rows: Iterable[tuple[int, Row | Prediction]],
     problems: list[Problem],
     before_start: BeforeStart,
+    refused: set[str] | None = None,
 ) -> dict[int, Prediction]:
     check_choice("before_start", before_start, ("error", "keep"))
 
@@ -132,7 +147,11 @@ def _collect(
             for i in (prediction.windows[:, 0] < 0).nonzero()[0]:
                 found = f"is {prediction.windows[i].tolist()} and starts before the video"
                 row.note(f"pred_relevant_windows[{i}]", f"{found}; expected start >= 0")
-        return None if row.problems else prediction
+        if not row.problems:
+            return prediction
+        if refused is not None and isinstance(qid := row.values.get("qid"), (int, str)):
+            refused.add(str(qid))
+        return None
 
     return collect(where, rows, build, "pred_saliency_scores", problems)
 

@@ -1,13 +1,11 @@
 """All problems of a file at once: what readers refuse, and warnings about what is legal but suspicious."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from vmr_env.data.annotations import SALIENCY_CLIP_SECONDS, Annotation, annotations_from, parse_annotations
-from vmr_env.data.predictions import Prediction, parse_predictions
+from vmr_env.data.predictions import Prediction, is_unsorted, parse_predictions
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike, name_of
 
@@ -38,26 +36,28 @@ def validate_predictions(
     """Problems of a prediction file, by row; empty for a perfect one.
 
     Errors are what `read_predictions` refuses and, with annotations, what `evaluate` refuses: qids that are
-    unknown or missing and other videos than the annotations'. Warnings: windows that are not by falling score
-    and, with annotations, another sentence, a number of saliency scores other than that of clips, and windows
-    past the end. A kind of warning stands once, at its first row, with a count.
+    unknown or missing and other videos than the annotations'. Warnings: windows that are not by falling
+    score or look normalised and, with annotations, another sentence, a number of saliency scores other than
+    that of clips, windows that look counted in clips, and windows past the end. A kind of warning stands
+    once, at its first row, with a count.
 
     Args:
         path: the prediction file.
         annotations: ground truth of the same split, a file or rows; its own problems are told too.
     """
     problems: list[Problem] = []
+    refused: set[str] = set()
     try:
-        rows = parse_predictions(path, problems, before_start="error")
+        rows = parse_predictions(path, problems, before_start="error", refused=refused)
     except DataError as error:
         return list(error.problems)
     unsorted = {
-        number: "lists a window after one of lower score"
-        for number, row in rows.items()
-        if (np.diff(row.windows[:, 2]) > 0).any()
+        number: "lists a window after one of lower score" for number, row in rows.items() if is_unsorted(row)
     }
     note = "the evaluator takes the first window as the answer, so a file in decoder order scores low"
     problems += _warning(path, "pred_relevant_windows", unsorted, note)
+    if (message := normalised(rows)) is not None:
+        problems.append(Problem(name_of(path), min(rows), "pred_relevant_windows", message, "warning"))
     if annotations is None:
         return _by_row(problems)
     try:
@@ -65,20 +65,63 @@ def validate_predictions(
     except DataError as error:
         return _by_row([*problems, *error.problems])
     where = name_of(path)
-    problems += qid_mismatches(where, rows, truth)
+    problems += qid_mismatches(where, rows, truth, refused)
     problems += video_mismatches(where, rows, truth)
     problems += _detail_warnings(path, rows, truth)
+    rated = any(row.saliency is not None for row in truth)  # of QVHighlights
+    if rated and (message := counted_in_clips(rows, truth, SALIENCY_CLIP_SECONDS)) is not None:
+        problems.append(Problem(where, min(rows), "pred_relevant_windows", message, "warning"))
     return _by_row(problems)
 
 
+LEAST_ROWS = 20
+"""Rows of a file from which on its times are judged as a whole."""
+
+
+def normalised(rows: Mapping[int, Prediction]) -> str | None:
+    """What to say of a file whose windows look like shares of the video; None where they do not."""
+    ends = [float(row.windows[:, 1].max()) for row in rows.values()]
+    if len(ends) < LEAST_ROWS or max(ends) > 1:
+        return None
+    return f"end at {max(ends):g} at the latest, so they look normalised; expected seconds"
+
+
+def counted_in_clips(
+    rows: Mapping[int, Prediction], annotations: Iterable[Annotation], clip_seconds: float
+) -> str | None:
+    """What to say of a file whose windows look counted in clips; None where they do not.
+
+    No window then ends later than the video has clips, though some come close to it. Of clips of a second
+    nothing can be told.
+    """
+    durations = {str(annotation.qid): annotation.duration for annotation in annotations}
+    shares = [
+        float(row.windows[:, 1].max()) * clip_seconds / durations[str(row.qid)]
+        for row in rows.values()
+        if str(row.qid) in durations
+    ]
+    if clip_seconds <= 1 or len(shares) < LEAST_ROWS or not 0.5 < max(shares) <= 1 + 1e-6:
+        return None
+    return (
+        f"end before 1 / {clip_seconds:g} of every video, so they look counted in clips of "
+        f"{clip_seconds:g} s; expected seconds"
+    )
+
+
 def qid_mismatches(
-    where: str, predictions: Mapping[int, Prediction], annotations: Iterable[Annotation]
+    where: str,
+    predictions: Mapping[int, Prediction],
+    annotations: Iterable[Annotation],
+    refused: Collection[str] = (),
 ) -> list[Problem]:
-    """A problem if predictions (by row) miss queries of the ground truth, and one if they have others."""
+    """A problem if predictions (by row) miss queries of the ground truth, and one if they have others.
+
+    Qids in `refused` (as text) stood in rows that were refused for something else: they are not missing.
+    """
     wanted = {str(annotation.qid): annotation.qid for annotation in annotations}
     given = {str(prediction.qid) for prediction in predictions.values()}
     unknown = {number: row.qid for number, row in predictions.items() if str(row.qid) not in wanted}
-    missing = [qid for text, qid in wanted.items() if text not in given]
+    missing = [qid for text, qid in wanted.items() if text not in given and text not in refused]
     problems = []
     if missing:
         message = f"lacks {len(missing)} queries of the ground truth, {shorten(missing)}; expected all"
