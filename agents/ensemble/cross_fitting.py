@@ -23,6 +23,7 @@ from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
+from vmr_env.metrics.spans import reaches
 from vmr_env.seeding import derived
 
 Array = NDArray[Any]
@@ -217,7 +218,7 @@ def quality(tiou: Array) -> Array:
     So its mean over queries is that of mIoU, R1@0.5 and R1@0.7. By tIoU alone, moments that grow towards the
     average length count as better, also where recall pays for it.
     """
-    return (tiou + (tiou >= 0.5) + (tiou >= 0.7)) / 3
+    return (tiou + reaches(tiou, 0.5) + reaches(tiou, 0.7)) / 3
 
 
 def training_environment(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vmr_env.arrays import Floats, Numbers, Pair
+from vmr_env.metrics.spans import reaches
 
 Potential = Callable[[Numbers, Pair, Pair], Numbers]
 """From the spans' highest tIoU with any moment (N,), their bounds (2, N), and the moments (2, M, N): (N,)."""
@@ -67,7 +68,7 @@ def threshold_steps(tiou: Numbers, bounds: Pair, moments: Pair) -> Numbers:
 
     GIRL-DETR's `scst_reward_mode step`, there from above the thresholds.
     """
-    return (tiou >= 0.5) * _HALF + (tiou >= 0.7) * _HALF
+    return reaches(tiou, 0.5) * _HALF + reaches(tiou, 0.7) * _HALF
 
 
 def tiou_and_steps(tiou: Numbers, bounds: Pair, moments: Pair) -> Numbers:
@@ -77,7 +78,7 @@ def tiou_and_steps(tiou: Numbers, bounds: Pair, moments: Pair) -> Numbers:
     """
     result = tiou
     for threshold, bonus in ((0.3, 0.1), (0.5, 0.2), (0.7, 0.3)):
-        result = result + (tiou >= threshold) * np.float32(bonus)
+        result = result + reaches(tiou, threshold) * np.float32(bonus)
     return result
 
 

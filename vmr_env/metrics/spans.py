@@ -36,6 +36,19 @@ def tiou(a: Floats, b: Floats) -> Floats:
     return result
 
 
+ROUNDING = np.float32(1e-4)
+"""Error of the tIoU of float32 spans in [0, 1]: at most this for spans of 1 s in videos of 10 minutes."""
+
+
+def reaches(tiou: Floats | np.floating[Any], threshold: float) -> Any:
+    """Whether tIoUs (...) of float32 spans are hits at a threshold, as the metrics judge them: bool (...).
+
+    The metrics compare seconds in double precision, so that 6 s of 12 s are a hit at 0.5; float32 shares of
+    the video may give 0.49999. Windows on a grid of a second have no other tIoU as near to 0.3, 0.5 or 0.7.
+    """
+    return tiou >= np.float32(threshold) - ROUNDING
+
+
 def best_tiou(spans: Floats, moments: Floats, counts: NDArray[np.integer[Any]] | None = None) -> Floats:
     """Highest tIoU with any of a query's moments: (..., 2), (..., M, 2) -> (...).
 
