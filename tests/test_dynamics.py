@@ -272,6 +272,24 @@ def test_continuous_steps(source: str, sample: int, start: int, actions: list[tu
         assert terminated is (step == HORIZON)
 
 
+@pytest.mark.parametrize("action", [(1.0000001, 0.2), (-3.0, 40.0), (0.5, -1e30)])
+def test_continuous_actions_beyond_the_space_are_clipped(source: str, action: tuple[float, float]) -> None:
+    """As unbounded Gaussian policies give them; one such row leaves the others of a vector alone."""
+    clipped = tuple(min(max(one, -1.0), 1.0) for one in action)
+    found = []
+    for given_action in (action, clipped):
+        env = environment(source, actions="continuous")
+        env.reset(options={"sample": 3, "start": 0})
+        found.append(env.step(np.array(given_action))[0])
+        envs = VMRVectorEnv(
+            2, source=source, actions="continuous", horizon=HORIZON, autoreset_mode="SameStep"
+        )
+        envs.reset(options={"sample": 3, "start": 0})
+        found.append(envs.step(np.array([[0.1, 0.1], given_action]))[0][1])
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
 def test_tiou_is_that_of_the_span_functions(source: str) -> None:
     envs = VMRVectorEnv(64, source=source, autoreset_mode="SameStep")
     observations, infos = envs.reset(seed=0)

@@ -519,7 +519,7 @@ BAD_ACTIONS: list[tuple[str, Any]] = [
     ("multidiscrete", 3),
     ("multidiscrete", np.array([7, 0])),
     ("multidiscrete", np.array([0.5, 0.5])),
-    ("continuous", np.array([1.5, 0], np.float32)),
+    ("continuous", np.array([0, -np.inf], np.float32)),
     ("continuous", np.array([np.nan, 0], np.float32)),
     ("continuous", np.zeros(3, np.float32)),
 ]

@@ -459,16 +459,19 @@ class ContinuousActions:
         return _MOVES
 
     def checked(self, actions: Array) -> Array:
-        """Numbers (N, 2) in [-1, 1]."""
+        """Finite numbers (N, 2), clipped to [-1, 1] as Gymnasium's own continuous environments do.
+
+        An unbounded Gaussian policy draws beyond the space, and `RescaleAction` may miss it by one rounding.
+        """
         if actions.ndim != 2 or actions.shape[1] != 2 or actions.dtype.kind not in "fiu":
             raise _wrong_kind(actions, self)
-        inside = np.abs(actions) <= 1  # False for NaN
-        if not inside.all():
-            raise _outside(actions, ~inside, self)
-        return actions.astype(np.float32)
+        finite = np.isfinite(actions)
+        if not finite.all():
+            raise _outside(actions, ~finite, self)
+        return np.clip(actions, -1, 1).astype(np.float32)
 
     def checked_one(self, action: Any) -> Floats:
-        """Numbers (2,) in [-1, 1]."""
+        """Finite numbers (2,), clipped to [-1, 1]."""
         numbers: Floats = self.checked(np.asarray(action)[None])[0]
         return numbers
 
