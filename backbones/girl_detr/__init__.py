@@ -18,17 +18,17 @@ sets the faults right. Each repair has a name, and any subset can be made (``rep
 * numbers that stay sound: `anchor_width_floor`, `anchor_init`;
 * losses that do not depend on the batch: `negative_refinement`, `loss_means`, `loss_padding`,
   `constant_hard_weight`;
-* a fifth of a training step saved: `half_negatives`.
+* training steps that take less time: `half_negatives`, `shared_dropout`.
 
 One part is not the paper's: with ``query_selection=True`` the decoder starts from spans that the encoded
 clips speak for, instead of anchors that are the same for every video (`query_selection`). From a thousand
 training videos that is worth nine points of R1@0.7 (benchmarks/RESULTS.md). It is off by default and works
 with either behaviour.
 
-Dropout is cheaper than in the published model, with either behaviour, and captions were learnt no worse.
-There each number is dropped by itself. Here a feed-forward network drops the same inner channels in the whole
-batch and need not compute them, a head of attention the same keys for all queries of a sample, and refinement
-the same channels of a sentence or token for all clips; input projections and CMI drop one operation earlier.
+``official`` behaviour drops each number by itself, as published. With `shared_dropout` a feed-forward network
+drops the same inner channels in the whole batch and need not compute them, a head of attention the same keys
+for all queries of a sample, and refinement the same channels of a sentence or token for all clips; input
+projections and CMI drop one operation earlier. Captions were learnt no worse.
 
 Both behaviours work on any device and at any width, and leave out at inference what only the losses need.
 """

@@ -42,17 +42,20 @@ class CrossBranch(nn.Module):
     """Attention to the other modality, dropout, linear.
 
     The linear layer and the output projection of the attention, one behind the other, are multiplied into
-    one. So dropout, officially between the two, stands before them.
+    one. So dropout, as published between the two, stands before them with ``shared_dropout``.
     """
 
-    def __init__(self, width: int, heads: int, p: float) -> None:
+    def __init__(self, width: int, heads: int, p: float, shared_dropout: bool = True) -> None:
         super().__init__()
-        self.attention = Attention(width, heads, p)
+        self.shared_dropout = shared_dropout
+        self.attention = Attention(width, heads, p, shared_dropout)
         self.dropout = Dropout(p)
         self.linear = nn.Linear(width, width)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
         """What is added to the stream of the queries; shapes as in `Attention`."""
+        if self.training and not self.shared_dropout:
+            return cast(Tensor, self.linear(self.dropout(self.attention(query, key, value, visible))))
         first = self.attention.out_proj
         weight = self.linear.weight @ first.weight
         bias = self.linear(first.bias)
@@ -68,10 +71,11 @@ class CmiLayer(nn.Module):
         self.pre_norm = config.pre_norm
         self.normalises_text = config.repaired("cmi_text_norm")
         self.adds_to_input = config.repaired("cmi_residual")
-        self.read_text = CrossBranch(width, heads, p)
-        self.read_video = CrossBranch(width, heads, p)
-        self.fuse = CrossBranch(width, heads, p)
-        self.feed_forward = FeedForward(width, config.dim_feedforward, p)
+        shared = config.repaired("shared_dropout")
+        self.read_text = CrossBranch(width, heads, p, shared)
+        self.read_video = CrossBranch(width, heads, p, shared)
+        self.fuse = CrossBranch(width, heads, p, shared)
+        self.feed_forward = FeedForward(width, config.dim_feedforward, p, shared)
         self.dropout = Dropout(p)
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(width) for _ in range(4))
 

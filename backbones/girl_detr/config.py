@@ -40,6 +40,10 @@ REPAIRS: Mapping[str, str] = {
         "Negative pairs: at each training step half of the batch is shown with a wrong text, not all of it; "
         "batches are shuffled, so all videos take turns. A step costs a fifth less."
     ),
+    "shared_dropout": (
+        "Training: dropout is drawn once for the channels of a feed-forward network, the keys of a head and "
+        "the sentence, not for each element; a step takes less time."
+    ),
     "moment_length": (
         "Saliency of the predicted moment: its clips are counted in the video's own length, and the "
         "recurrent network stops at the moment's last clip instead of running through padding (Q16)."

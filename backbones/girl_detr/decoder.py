@@ -34,6 +34,7 @@ class AnchorSelfAttention(nn.Module):
         super().__init__()
         width = config.hidden_dim
         self.heads, self.p = config.nheads, config.dropout
+        self.shared_dropout = config.repaired("shared_dropout")
         self.query_content, self.query_position = nn.Linear(width, width), nn.Linear(width, width)
         self.key_content, self.key_position = nn.Linear(width, width), nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -45,7 +46,8 @@ class AnchorSelfAttention(nn.Module):
         query = self.query_content(x) + self.query_position(position)
         key = self.key_content(x) + self.key_position(position)
         q, k, v = (split_heads(y, self.heads) for y in (query, key, self.value(x)))
-        return cast(Tensor, self.out(attend(q, k, v, None, self.p if self.training else 0.0)))
+        p = self.p if self.training else 0.0
+        return cast(Tensor, self.out(attend(q, k, v, None, p, self.shared_dropout)))
 
 
 class AnchorCrossAttention(nn.Module):
@@ -119,7 +121,7 @@ class DecoderLayer(nn.Module):
         self.pre_norm = config.pre_norm
         self.self_attention = AnchorSelfAttention(config)
         self.cross_attention = AnchorCrossAttention(config, adds_position=first)
-        self.feed_forward = FeedForward(width, config.dim_feedforward, p)
+        self.feed_forward = FeedForward(width, config.dim_feedforward, p, config.repaired("shared_dropout"))
         self.dropout = Dropout(p)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
 

@@ -22,8 +22,9 @@ class EncoderLayer(nn.Module):
         super().__init__()
         width, p = config.hidden_dim, config.dropout
         self.pre_norm = config.pre_norm
-        self.attention = Attention(width, config.nheads, p)
-        self.feed_forward = FeedForward(width, config.dim_feedforward, p)
+        shared = config.repaired("shared_dropout")
+        self.attention = Attention(width, config.nheads, p, shared)
+        self.feed_forward = FeedForward(width, config.dim_feedforward, p, shared)
         self.dropout = Dropout(p)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 

@@ -70,11 +70,14 @@ class Dropout(nn.Module):
 class FeedForward(nn.Module):
     """Linear to ``inner`` channels, PReLU, dropout, linear back.
 
-    Dropout takes the same channels from all rows of a batch, so they need not be computed.
+    With ``shared_dropout``, dropout takes the same channels from all rows of a batch, so they need not be
+    computed; otherwise, as published, it is drawn for each element.
     """
 
-    def __init__(self, width: int, inner: int, p: float) -> None:
+    def __init__(self, width: int, inner: int, p: float, shared_dropout: bool = True) -> None:
         super().__init__()
+        self.shared_dropout = shared_dropout
+        self.dropout = Dropout(p)
         self.linear1 = nn.Linear(width, inner)
         self.activation = nn.PReLU()
         self.linear2 = nn.Linear(inner, width)
@@ -84,12 +87,14 @@ class FeedForward(nn.Module):
         """Map ``(..., width)`` to the same shape."""
         weight1, bias1, weight2 = self._weights()
         inner = prelu(F.linear(x, weight1, bias1), self.activation.weight)
+        if not self.shared_dropout:
+            inner = self.dropout(inner)
         return F.linear(inner, weight2, self.linear2.bias)
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights and bias to the inner channels and weights from there, without the dropped ones."""
         weight1, bias1, weight2 = self.linear1.weight, self.linear1.bias, self.linear2.weight
-        if not self.training or self.p == 0:
+        if not (self.shared_dropout and self.training) or self.p == 0:
             return weight1, bias1, weight2
         count = len(bias1)
         kept = torch.randperm(count, device=bias1.device)[: kept_channels(count, self.p)]
@@ -111,12 +116,14 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, p: float = 0.0) -> Tensor:
-    """Scaled dot-product attention with dropout of keys.
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, p: float = 0.0, shared: bool = True
+) -> Tensor:
+    """Scaled dot-product attention with dropout.
 
-    Each head drops a key with probability ``p`` for all queries of the sample at once, which is dropout of
-    the values. Dropping each weight by itself would need all the weights in memory, and PyTorch's fast
-    kernel for CPUs cannot do it.
+    If ``shared``, each head drops a key with probability ``p`` for all queries of the sample at once, which
+    is dropout of the values. Dropping each weight by itself, as published, needs all the weights in memory,
+    and PyTorch's fast kernel for CPUs cannot do it.
 
     Args:
         query: ``(B, H, Lq, E)``.
@@ -124,10 +131,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, p:
         value: ``(B, H, Lk, Ev)``.
         visible: bool, broadcastable to ``(B, H, Lq, Lk)``, False hides a key from a query; None hides none.
         p: dropout probability, 0 outside training.
+        shared: whether all queries lose the same keys.
 
     Returns:
         ``(B, Lq, H * Ev)``, heads side by side.
     """
+    if p > 0 and not shared:
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -torch.inf)
+        return (dropout(scores.softmax(-1), p) @ value).transpose(1, 2).flatten(2)
     if p > 0:
         value = value * dropout(value.new_ones(*value.shape[:3], 1), p)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
@@ -137,10 +150,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, p:
 class Attention(nn.Module):
     """Multi-head attention with packed input projections, as `torch.nn.MultiheadAttention`, batch first."""
 
-    def __init__(self, width: int, heads: int, p: float) -> None:
+    def __init__(self, width: int, heads: int, p: float, shared_dropout: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.p = p
+        self.shared_dropout = shared_dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -154,7 +168,7 @@ class Attention(nn.Module):
     def mix(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
         """What `forward` projects at its end: the values, mixed in each head."""
         q, k, v = (split_heads(x, self.heads) for x in self._project(query, key, value))
-        return attend(q, k, v, visible, self.p if self.training else 0.0)
+        return attend(q, k, v, visible, self.p if self.training else 0.0, self.shared_dropout)
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Each input by its part of the packed projection; parts that share an input are done at once."""

@@ -117,8 +117,9 @@ class GirlDetr(nn.Module):
 
     def _build(self, config: GirlDetrConfig) -> None:
         width, p = config.hidden_dim, config.input_dropout
-        self.video_projection = InputProjection(config.v_feat_dim, width, p, config.n_input_proj)
-        self.text_projection = InputProjection(config.t_feat_dim, width, p, config.n_input_proj)
+        blocks, shared = config.n_input_proj, config.repaired("shared_dropout")
+        self.video_projection = InputProjection(config.v_feat_dim, width, p, blocks, shared)
+        self.text_projection = InputProjection(config.t_feat_dim, width, p, blocks, shared)
         self.refinement = None if config.no_feature_refinement else FeatureRefinement(config)
         self.use_txt_pos = config.use_txt_pos
         has_text_positions = config.use_txt_pos or not config.repaired("unused_parameters")

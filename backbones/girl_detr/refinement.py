@@ -21,6 +21,7 @@ class FeatureRefinement(nn.Module):
         super().__init__()
         width = config.hidden_dim
         self.dropout = Dropout(0.1)
+        self.shared_dropout = config.repaired("shared_dropout")
         self.sentence_pool = nn.Parameter(torch.empty(width, 1))
         self.similarity = nn.Parameter(torch.empty(width, 1))
         self.mask_similarity = config.repaired("padded_similarity")
@@ -75,8 +76,13 @@ class FeatureRefinement(nn.Module):
     def _mix(self, mixed: Tensor, blocks: Sequence["Block"]) -> Tensor:
         """The mixer on the concatenated blocks, applied to their rows before the clips take their shares.
 
-        So dropout is drawn once for a sentence or token, not again for each clip that takes it.
+        So dropout is drawn once for a sentence or token, not again for each clip that takes it, unless it is
+        as published.
         """
+        if self.training and not self.shared_dropout:
+            for block, weight in zip(blocks, self._mixer_weights()[1:], strict=True):
+                mixed = mixed + F.linear(self.dropout(block.shares @ block.rows), weight)
+            return mixed
         rows = [
             F.linear(self.dropout(block.rows), weight).expand(len(mixed), -1, -1)
             for block, weight in zip(blocks, self._mixer_weights()[1:], strict=True)

@@ -21,8 +21,9 @@ class TextGuidedGating(nn.Module):
         width, p = config.hidden_dim, 0.1
         self.reads_tokens = config.repaired("gate_tokens")
         self.ignores_padding = config.repaired("sentence_padding")
-        self.read_text = Attention(width, 1, p)
-        self.read_queries = Attention(width, 1, p)
+        shared = config.repaired("shared_dropout")
+        self.read_text = Attention(width, 1, p, shared)
+        self.read_queries = Attention(width, 1, p, shared)
         self.linear = nn.Linear(width, width)
         self.dropout = Dropout(p)
         self.norm = nn.LayerNorm(width)
