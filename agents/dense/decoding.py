@@ -1,0 +1,85 @@
+"""From a distribution over spans to a ranked list of windows."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from vmr_env.agents.dense.spans import tiou, utility_table
+from vmr_env.agents.dense.timeline import Timelines, z_scores
+
+from vmr_env.data.predictions import Prediction
+
+SUPPRESSION = 0.6
+WINDOWS = 10
+
+First = Literal["utility", "mode"]
+
+
+def answers(
+    timelines: Timelines,
+    probabilities: Tensor,
+    rows: Sequence[int] | None = None,
+    *,
+    first: First = "utility",
+) -> list[Prediction]:
+    """Ranked windows of each query, with probabilities as scores; saliency is the detector's.
+
+    The list goes by falling probability, without spans that overlap a better one by a tIoU above 0.6. The
+    first window is the span of highest expected utility under the distribution (`spans.gain`), or the most
+    probable one.
+
+    Args:
+        timelines: the queries.
+        probabilities: (n, S), zero beyond the video.
+        rows: which queries these are; all by default.
+        first: rule of the first window. "mode" leaves the list as it is.
+    """
+    chosen = list(range(len(timelines))) if rows is None else list(rows)
+    overlaps = tiou(timelines.spans, timelines.spans[None].float())[0]
+    best = best_utility(timelines, probabilities) if first == "utility" else probabilities.argmax(dim=1)
+    result = []
+    for row, scores, head in zip(chosen, probabilities, best.tolist(), strict=True):
+        ranked = suppress(scores, overlaps)
+        order = [head, *(span for span in ranked if span != head)][:WINDOWS]
+        annotation = timelines.annotations[row]
+        seconds = timelines.spans[order].numpy() * timelines.seconds[row]
+        windows = np.column_stack([seconds.clip(max=annotation.duration), scores[order].double().numpy()])
+        models = [model[row] for model in timelines.models]
+        saliency = pooled_saliency([model.saliency for model in models])
+        result.append(Prediction(models[0].qid, models[0].vid, models[0].query, windows, saliency))
+    return result
+
+
+def best_utility(timelines: Timelines, probabilities: Tensor) -> Tensor:
+    """The span of highest expected gain where the distribution is the truth: (n, S) -> int64 (n,)."""
+    expected = probabilities @ utility_table(timelines.spans)
+    return expected.masked_fill(probabilities <= 0, -torch.inf).argmax(dim=1)
+
+
+def suppress(scores: Tensor, overlaps: Tensor) -> list[int]:
+    """Spans by falling score, each overlapping no earlier one by more than 0.6; at most ten.
+
+    Args:
+        scores: (S,), spans at 0 are left out.
+        overlaps: (S, S), tIoU of all pairs.
+    """
+    left = scores.clone()
+    kept: list[int] = []
+    while len(kept) < WINDOWS and float(left.max()) > 0:
+        kept.append(int(left.argmax()))
+        left[overlaps[kept[-1]] > SUPPRESSION] = 0
+    return kept
+
+
+def pooled_saliency(curves: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    """One model's saliency as it is; of a pool the mean of z-scores, None where one is missing or differs."""
+    given = [curve for curve in curves if curve is not None]
+    if len(given) < len(curves) or len({len(curve) for curve in given}) > 1:
+        return None
+    if len(given) == 1:
+        return given[0]
+    mean: NDArray[np.float32] = np.mean([z_scores(curve) for curve in given], axis=0).astype(np.float32)
+    return mean

@@ -1,0 +1,136 @@
+"""Training of the policy over all spans by the exact expected gain, and what trained ones say together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from vmr_env.agents.dense.network import DenseNetwork
+from vmr_env.agents.dense.spans import best_overlap, gain, vote
+from vmr_env.agents.dense.timeline import Timelines
+
+TARGET_TEMPERATURE = 0.08
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """Settings of network and training.
+
+    Attributes:
+        channels: width of the network.
+        dropout: probability.
+        epochs: passes over the training queries.
+        batch_size: queries of a step.
+        learning_rate: highest of the one cycle.
+        weight_decay: of matrices; what the detector's vote is weighted with does not decay.
+    """
+
+    channels: int = 64
+    dropout: float = 0.3
+    epochs: int = 6
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+
+
+def expected_gain(logits: Tensor, overlaps: Tensor) -> Tensor:
+    """Exact expected gain of a policy: sum over all spans of probability times gain; (B, S) twice -> (B,)."""
+    return (logits.softmax(dim=1) * gain(overlaps)).sum(dim=1)
+
+
+def policy_loss(logits: Tensor, overlaps: Tensor, mask: Tensor, w: float) -> Tensor:
+    """Loss of the policy, gliding from imitation to expected gain.
+
+    Args:
+        logits: (B, S), -inf for spans beyond the video.
+        overlaps: (B, S), best tIoU of each span with the moments.
+        mask: bool (B, S), which spans are in the video.
+        w: 0 is cross-entropy to softmax(tIoU / 0.08), times 1/2; 1 is minus the expected gain, times 2.
+    """
+    target = (overlaps / TARGET_TEMPERATURE).masked_fill(~mask, -torch.inf).softmax(dim=1)
+    log_policy = logits.log_softmax(dim=1).masked_fill(~mask, 0.0)
+    imitation = -(target * log_policy).sum(dim=1).mean()
+    return 0.5 * (1 - w) * imitation - 2 * w * expected_gain(logits, overlaps).mean()
+
+
+def relevance_loss(logits: Tensor, moments: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of each clip being in a moment by more than half: (B, L), (B, M, 2), (B, L) -> scalar."""
+    centres = torch.arange(logits.shape[1]) + 0.5
+    inside = (moments[..., :1] <= centres) & (centres <= moments[..., 1:])  # (B, M, L)
+    target = inside.any(dim=1).float()
+    return nn.functional.binary_cross_entropy_with_logits(logits[mask], target[mask])
+
+
+def train(
+    timelines: Timelines, seed: int, config: DenseConfig | None = None, rows: Sequence[int] | None = None
+) -> DenseNetwork:
+    """A trained network; the same queries, settings and seed give the same weights.
+
+    Args:
+        timelines: queries with their ground truth.
+        seed: of weights, order, dropout and mixtures of queries. Torch's global generator is left as it was.
+        config: settings.
+        rows: the queries to train on; all by default.
+    """
+    config = config or DenseConfig()
+    order = np.arange(len(timelines)) if rows is None else np.asarray(rows)
+    steps = config.epochs * -(-len(order) // config.batch_size)
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = DenseNetwork(timelines.dim, timelines.grid.clips, config.channels, config.dropout)
+        matrices = [one for one in network.parameters() if one.ndim > 1]
+        others = [one for one in network.parameters() if one.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps)
+        step = 0
+        for _ in range(config.epochs):
+            for chosen in np.array_split(rng.permutation(order), -(-len(order) // config.batch_size)):
+                batch = timelines.batch(chosen.tolist(), rng)
+                moments = timelines.moments(chosen.tolist())
+                outputs = network(batch)
+                overlaps = best_overlap(timelines.spans, moments)
+                loss = policy_loss(outputs.logits, overlaps, batch.span_mask, step / max(steps - 1, 1))
+                loss = loss + relevance_loss(outputs.relevance, moments, batch.clip_mask)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                step += 1
+    return network.eval()
+
+
+@torch.no_grad()
+def distribution(
+    networks: Sequence[DenseNetwork], timelines: Timelines, rows: Sequence[int] | None = None
+) -> Tensor:
+    """Mean probability of each span over the networks (seeds): float32 (n, S).
+
+    Raises:
+        ValueError: no network.
+    """
+    if not networks:
+        raise ValueError("networks is empty; expected one or more")
+    chosen = list(range(len(timelines))) if rows is None else list(rows)
+    parts = []
+    for at in range(0, len(chosen), 64):
+        batch = timelines.batch(chosen[at : at + 64])
+        parts.append(
+            torch.stack([network.eval()(batch).logits.softmax(dim=1) for network in networks]).mean(dim=0)
+        )
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def vote_distribution(timelines: Timelines, rows: Sequence[int] | None = None) -> Tensor:
+    """Softmax of the detector's own vote, what an untrained network says: float32 (n, S)."""
+    chosen = list(range(len(timelines))) if rows is None else list(rows)
+    parts = []
+    for at in range(0, len(chosen), 64):
+        batch = timelines.batch(chosen[at : at + 64])
+        parts.append(vote(batch.numbers).masked_fill(~batch.span_mask, -torch.inf).softmax(dim=1))
+    return torch.cat(parts)

@@ -1,0 +1,168 @@
+"""The policy over all spans, learnt on some prediction files and judged on others.
+
+    python -m vmr_env.benchmarks.experiment.dense --train val.jsonl cg_val.jsonl --test test.jsonl
+    cg_test.jsonl --clips features/val features/test --seeds 3
+
+takes for `--train` and `--test` an annotation file and then the prediction files of one detector, or of
+the models of a pool. Without `--test`, the training file is judged out of fold. Clip features are feature
+stores of vectors in the same space as the queries' sentence vectors: captions
+(`vmr_env.backbones.features.captions`). It prints official figures and differences from the detector (of a
+pool, its first model) and from the vote, with 95 % intervals over videos.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from vmr_env.agents.dense.decoding import answers
+from vmr_env.agents.dense.network import DenseNetwork
+from vmr_env.agents.dense.timeline import ClipFeatures, NoEvidence, Timelines
+from vmr_env.agents.dense.trainer import distribution, train, vote_distribution
+from vmr_env.backbones.features.store import FeatureStore
+from vmr_env.backbones.features.text import DEFAULT_CACHE, SentenceCache, SentenceEncoder, read_sentences
+from vmr_env.benchmarks.experiment.results import differences, figures, query_scores, table
+
+from vmr_env.data.annotations import Annotation, read_annotations
+from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
+from vmr_env.data.splits import video_folds
+from vmr_env.errors import DataError, Problem, shorten
+
+Floats = NDArray[np.float32]
+
+
+class Stores:
+    """Several feature stores as one; a video is read from the first that has it."""
+
+    def __init__(self, stores: Sequence[FeatureStore]) -> None:
+        """Join them.
+
+        Raises:
+            DataError: their widths differ.
+        """
+        self._stores = list(stores)
+        if len({store.dim for store in stores}) != 1:
+            widths = [store.dim for store in stores]
+            raise DataError(Problem("clips", None, None, f"has widths {widths}; expected one width"))
+        self.dim = stores[0].dim
+
+    def read(self, key: str) -> Floats:
+        """Features of one video: (T, D)."""
+        for store in self._stores:
+            if key in store:
+                return store.read(key)
+        raise DataError(
+            Problem("clips", None, None, f"has no features for {shorten(key)}; expected the video")
+        )
+
+
+def encode_queries(
+    annotations: Sequence[Annotation], paraphrases: Sequence[Path], model: str | None = None
+) -> dict[str, Floats]:
+    """Sentence vectors by qid as text, those of paraphrases below the query's: (1 + P, D).
+
+    Args:
+        annotations: the queries.
+        paraphrases: json lines with ``qid``, ``query`` and ``rephrased_query``.
+        model: sentence-transformers model; the offline MiniLM by default.
+    """
+    sentences = {str(annotation.qid): [annotation.query] for annotation in annotations}
+    for path in paraphrases:
+        for key, text in read_sentences(path).items():
+            qid, mark, _ = key.rpartition("#")
+            if mark and qid in sentences:
+                sentences[qid].append(text)
+    known = SentenceCache(DEFAULT_CACHE, SentenceEncoder(model), "sentence")
+    known.fill(text for texts in sentences.values() for text in texts)
+    return {qid: np.concatenate([known[text] for text in texts]) for qid, texts in sentences.items()}
+
+
+def report(
+    answered: Sequence[Prediction],
+    voted: Sequence[Prediction],
+    detector: Sequence[Prediction],
+    annotations: Sequence[Annotation],
+) -> str:
+    """Official figures of detector, vote and policy, and differences of the policy, as Markdown tables."""
+    lists = {"detector": detector, "vote": voted, "dense policy": answered}
+    scores = {name: query_scores(rows, annotations) for name, rows in lists.items()}
+    shown = table({name: figures(rows, annotations) for name, rows in lists.items()})
+    gains = {
+        f"{name} - {reference}": differences([scores[name]], scores[reference])
+        for name, reference in (("vote", "detector"), ("dense policy", "detector"), ("dense policy", "vote"))
+    }
+    return f"{shown}\n\n{table(gains)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: train the policy over all spans, and judge it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vmr_env.benchmarks.experiment.dense", description=main.__doc__
+    )
+    files = "annotation file, then prediction files of one detector or of a pool"
+    parser.add_argument("--train", nargs="+", type=Path, required=True, metavar="FILE", help=files)
+    parser.add_argument(
+        "--test", nargs="+", type=Path, metavar="FILE", help=f"{files}; default: folds of --train"
+    )
+    parser.add_argument("--clips", nargs="+", type=Path, required=True, help="feature stores of the clips")
+    parser.add_argument("--paraphrases", nargs="*", type=Path, default=[], help="of the training queries")
+    parser.add_argument("--no-evidence", action="store_true", help="control: clips and queries are zero")
+    parser.add_argument("--seeds", type=int, default=3, help="networks whose probabilities are averaged")
+    parser.add_argument("--folds", type=int, default=5, help="folds by video where there is no --test")
+    parser.add_argument("--out", type=Path, help="prediction file to write")
+    options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}; expected 1 or more")
+    for name in ("train", "test"):
+        if getattr(options, name) is not None and len(getattr(options, name)) < 2:
+            parser.error(f"--{name} names one file; expected an annotation file and prediction files")
+    torch.set_num_threads(1)
+    clips = Stores([FeatureStore(path) for path in options.clips])
+    learn = _timelines(options.train, clips, options.paraphrases, options.no_evidence)
+    if options.test is None:
+        judge, probabilities = learn, _out_of_fold(learn, options.folds, options.seeds)
+    else:
+        judge = _timelines(options.test, clips, [], options.no_evidence)
+        probabilities = distribution([_train(learn, seed) for seed in range(options.seeds)], judge)
+    answered = answers(judge, probabilities)
+    voted = answers(judge, vote_distribution(judge), first="mode")
+    print(report(answered, voted, judge.models[0], judge.annotations))
+    if options.out is not None:
+        write_predictions(options.out, answered)
+
+
+def _timelines(
+    paths: Sequence[Path], clips: ClipFeatures, paraphrases: Sequence[Path], blind: bool
+) -> Timelines:
+    annotations = read_annotations(paths[0], past_end="keep")
+    models = [read_predictions(path, before_start="keep") for path in paths[1:]]
+    if blind:
+        zeros = {str(annotation.qid): np.zeros((1, clips.dim), np.float32) for annotation in annotations}
+        return Timelines(models, annotations, NoEvidence(clips.dim), zeros)
+    return Timelines(models, annotations, clips, encode_queries(annotations, paraphrases))
+
+
+def _out_of_fold(timelines: Timelines, folds: int, seeds: int) -> Tensor:
+    parts = video_folds([annotation.vid for annotation in timelines.annotations], folds, seed=0)
+    probabilities = torch.zeros(len(timelines), len(timelines.spans))
+    for fold in range(folds):
+        rows = np.flatnonzero(parts != fold).tolist()
+        networks = [_train(timelines, seed, rows) for seed in range(seeds)]
+        held_out = np.flatnonzero(parts == fold)
+        probabilities[torch.from_numpy(held_out)] = distribution(networks, timelines, held_out.tolist())
+    return probabilities
+
+
+def _train(timelines: Timelines, seed: int, rows: Sequence[int] | None = None) -> DenseNetwork:
+    begun = perf_counter()
+    network = train(timelines, seed, rows=rows)
+    print(f"seed {seed}: {perf_counter() - begun:.0f} s", flush=True)
+    return network
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""The policy over all spans against slow, obvious implementations."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from vmr_env.agents.dense.decoding import answers, best_utility
+from vmr_env.agents.dense.network import DenseNetwork
+from vmr_env.agents.dense.spans import all_spans, best_overlap, span_numbers
+from vmr_env.agents.dense.timeline import Grid, NoEvidence, Timelines
+from vmr_env.agents.dense.trainer import (
+    DenseConfig,
+    distribution,
+    expected_gain,
+    policy_loss,
+    train,
+    vote_distribution,
+)
+
+from vmr_env.data.annotations import Annotation
+from vmr_env.data.predictions import Prediction
+from vmr_env.errors import DataError
+from vmr_env.metrics import spans as metric_spans
+
+DIM = 12
+GRID = Grid(clips=12)
+CONFIG = DenseConfig(channels=16, dropout=0.1, epochs=8, batch_size=16, learning_rate=1e-2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Rows:
+    """Features kept in memory."""
+
+    dim = DIM
+
+    def __init__(self, rows: dict[str, np.ndarray]) -> None:
+        self.rows = rows
+
+    def read(self, key: str) -> np.ndarray:
+        return self.rows[key]
+
+
+def problem(n: int = 120, *, told: bool = True, seed: int = 0) -> Timelines:
+    """Queries whose moment the features tell, or do not, with a detector that guesses at random."""
+    rng = np.random.default_rng(seed)
+    annotations, predictions, rows, queries = [], [], {}, {}
+    for i in range(n):
+        clips = int(rng.integers(8, 13))
+        start = int(rng.integers(0, clips - 3))
+        end = start + int(rng.integers(2, min(6, clips - start) + 1))
+        vector = rng.normal(size=DIM).astype(np.float32)
+        vector /= np.linalg.norm(vector)
+        features = rng.normal(size=(clips, DIM)).astype(np.float32) / 4
+        if told:
+            features[start:end] += vector
+        qid, vid = i, f"video{i}"
+        moments = np.array([[2.0 * start, 2.0 * end]])
+        annotations.append(Annotation(qid, vid, "query", 2.0 * clips, moments))
+        windows = np.sort(rng.integers(0, clips + 1, size=(3, 2)), axis=1) * 2.0
+        windows[:, 1] = np.maximum(windows[:, 1], windows[:, 0] + 2)
+        windows = windows.clip(max=2.0 * clips)
+        windows[:, 0] = np.minimum(windows[:, 0], windows[:, 1] - 2)
+        windows = np.column_stack([windows, rng.random(3)])
+        saliency = rng.normal(size=clips).astype(np.float32)
+        predictions.append(Prediction(qid, vid, "query", windows, saliency))
+        rows[vid], queries[str(qid)] = features, vector[None]
+    return Timelines([predictions], annotations, Rows(rows), queries, GRID)
+
+
+def slow_tiou(a: tuple[float, float], b: tuple[float, float]) -> float:
+    common = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    return common / (a[1] - a[0] + b[1] - b[0] - common)
+
+
+def slow_vote(timelines: Timelines, row: int) -> dict[tuple[int, int], float]:
+    """Sum of the eight numbers of each span inside the video, window by window."""
+    windows = timelines.models[0][row].windows
+    total = sum(score for *_, score in windows)
+    clips = round(timelines.annotations[row].duration / 2)
+    result = {}
+    for start in range(clips):
+        for end in range(start + 1, clips + 1):
+            value = 0.0
+            for rank, (low, high, score) in enumerate(windows):
+                overlap = slow_tiou((start, end), (low / 2, high / 2))
+                soft = sum(1 / (1 + np.exp(-(overlap - t) / 0.05)) for t in (0.5, 0.7))
+                value += (score / total + (rank == 0)) * (overlap + soft)
+                value += score / total * (int(low / 2 == start) + int(high / 2 == end))
+            result[start, end] = value
+    return result
+
+
+def test_spans_are_all_and_each_once() -> None:
+    spans = [tuple(span) for span in all_spans(75).tolist()]
+    assert len(spans) == 2850
+    assert spans == [(start, end) for start in range(75) for end in range(start + 1, 76)]
+
+
+def test_initial_weights_answer_as_the_slow_vote() -> None:
+    timelines = problem(20)
+    network = DenseNetwork(DIM, GRID.clips, 16).eval()
+    logits = network(timelines.batch(range(20))).logits
+    listed = answers(timelines, distribution([network], timelines), first="mode")
+    spans = [tuple(span) for span in timelines.spans.tolist()]
+    for row in range(20):
+        votes = slow_vote(timelines, row)
+        expected = [votes.get(span, -np.inf) for span in spans]
+        np.testing.assert_allclose(logits[row].detach().numpy(), expected, rtol=1e-4)
+        start, end = max(votes, key=votes.__getitem__)
+        assert listed[row].windows[0, :2].tolist() == [2 * start, 2 * end]
+    torch.testing.assert_close(vote_distribution(timelines), logits.softmax(dim=1).detach())
+
+
+def test_a_pool_is_the_mean_of_its_models() -> None:
+    one, other = problem(8, seed=1), problem(8, seed=1)
+    other.models[0][3] = Prediction(3, "video3", "query", np.array([[0.0, 8.0, 0.5], [2.0, 4.0, 0.1]]))
+    parts = [
+        Timelines([models], one.annotations, NoEvidence(DIM), one._queries, GRID)
+        for models in (one.models[0], other.models[0])
+    ]
+    pool = Timelines([one.models[0], other.models[0]], one.annotations, NoEvidence(DIM), one._queries, GRID)
+    batches = [timelines.batch(range(8)) for timelines in (*parts, pool)]
+    torch.testing.assert_close((batches[0].numbers + batches[1].numbers) / 2, batches[2].numbers)
+    torch.testing.assert_close((batches[0].channels + batches[1].channels) / 2, batches[2].channels)
+    assert not torch.equal(batches[0].numbers, batches[1].numbers)
+
+
+def test_overlaps_are_those_of_the_metrics() -> None:
+    timelines = problem(6)
+    overlaps = best_overlap(timelines.spans, timelines.moments(range(6)))
+    for row, annotation in enumerate(timelines.annotations):
+        expected = metric_spans.best_tiou(timelines.spans.numpy() * 2.0, annotation.moments)
+        np.testing.assert_allclose(overlaps[row], expected, atol=1e-6)
+
+
+def test_expected_gain_is_the_sum_over_all_spans() -> None:
+    rng = np.random.default_rng(0)
+    logits, overlaps = rng.normal(size=(4, 30)), rng.random((4, 30))
+    logits[:, -5:] = -np.inf
+    found = expected_gain(torch.from_numpy(logits), torch.from_numpy(overlaps))
+    for row in range(4):
+        weights = [np.exp(logit) for logit in logits[row]]
+        gains = [(o + (o >= 0.5) + (o >= 0.7)) / 3 for o in overlaps[row]]
+        expected = sum(w * g for w, g in zip(weights, gains, strict=True)) / sum(weights)
+        assert float(found[row]) == pytest.approx(expected, rel=1e-5)
+    mask = torch.isfinite(torch.from_numpy(logits))
+    last = policy_loss(torch.from_numpy(logits), torch.from_numpy(overlaps), mask, 1.0)
+    assert float(last) == pytest.approx(-2 * float(found.mean()), rel=1e-6)
+
+
+def test_the_first_window_has_the_highest_expected_utility() -> None:
+    timelines = problem(3)
+    probabilities = torch.rand(3, len(timelines.spans), generator=torch.Generator().manual_seed(0)) ** 6
+    probabilities /= probabilities.sum(dim=1, keepdim=True)
+    spans = timelines.spans.tolist()
+    for row, found in enumerate(best_utility(timelines, probabilities).tolist()):
+        values = []
+        for answer in spans:
+            overlaps = [slow_tiou(answer, truth) for truth in spans]
+            gains = [(o + (o >= 0.5) + (o > 0.7 - 1e-6)) / 3 for o in overlaps]
+            values.append(np.dot(gains, probabilities[row].numpy()))
+        assert values[found] == pytest.approx(max(values), rel=1e-5)
+
+
+def test_nothing_beyond_the_video_counts() -> None:
+    timelines = problem(30)
+    network = train(timelines, 0, DenseConfig(channels=16, epochs=1, batch_size=16))
+    short = [row for row in range(30) if timelines.clips[row] < GRID.clips]
+    probabilities = distribution([network], timelines)
+    batch = timelines.batch(short)
+    for row in short:
+        beyond = timelines.spans[:, 1] > int(timelines.clips[row])
+        assert float(probabilities[row][beyond].sum()) == 0
+    listed = answers(timelines, probabilities)
+    for annotation, prediction in zip(timelines.annotations, listed, strict=True):
+        assert prediction.windows[:, 1].max() <= annotation.duration
+    # What lies beyond the video does not reach the network either.
+    filled = torch.where(batch.clip_mask[..., None], batch.clips, 7.0)
+    noise = torch.where(batch.clip_mask[..., None], batch.channels, -3.0)
+    changed = network(batch._replace(clips=filled, channels=noise)).logits
+    torch.testing.assert_close(changed, network(batch).logits)
+
+
+def test_long_videos_take_a_coarser_grid() -> None:
+    grid = Grid()
+    assert (grid.merged(150), grid.count(150)) == (1, 75)
+    assert (grid.merged(151), grid.count(151)) == (2, 38)
+    assert (grid.merged(2000), grid.count(2000)) == (14, 72)
+    moments = np.array([[560.0, 840.0]])
+    annotations = [Annotation(1, "v", "query", 2000.0, moments)]
+    predictions = [Prediction(1, "v", "query", np.array([[560.0, 840.0, 0.9]]))]
+    features = np.arange(1000 * DIM, dtype=np.float32).reshape(1000, DIM)
+    timelines = Timelines([predictions], annotations, Rows({"v": features}), {"1": np.ones((1, DIM))})
+    batch = timelines.batch([0])
+    np.testing.assert_allclose(batch.clips[0, 20], features[280:294].mean(axis=0), rtol=1e-6)
+    best = timelines.spans[int(batch.numbers[0].sum(dim=1).argmax())]
+    assert best.tolist() == [20, 30]
+    assert answers(timelines, vote_distribution(timelines), first="mode")[0].windows[0, :2].tolist() == [
+        560,
+        840,
+    ]
+
+
+def test_same_seed_same_weights_and_the_global_generator_stays() -> None:
+    timelines = problem(40)
+    short = DenseConfig(channels=16, epochs=1, batch_size=16)
+    before = torch.random.get_rng_state()
+    one, same, other = (train(timelines, seed, short).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["clip_map.weight"], other["clip_map.weight"])
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_it_learns_what_evidence_tells_and_nothing_from_noise(told: bool) -> None:
+    timelines = problem(220, told=told)
+    network = train(timelines, 0, CONFIG, rows=range(160))
+    held_out = list(range(160, 220))
+    overlaps = best_overlap(timelines.spans, timelines.moments(held_out))
+
+    def mean_tiou(probabilities: torch.Tensor) -> float:
+        return float(overlaps.gather(1, best_utility(timelines, probabilities)[:, None]).mean())
+
+    learnt = mean_tiou(distribution([network], timelines, held_out))
+    zeros = {qid: np.zeros((1, DIM), np.float32) for qid in timelines._queries}
+    blind = Timelines(timelines.models, timelines.annotations, NoEvidence(DIM), zeros, GRID)
+    without = mean_tiou(distribution([train(blind, 0, CONFIG, rows=range(160))], blind, held_out))
+    if told:
+        assert learnt > without + 0.2
+    else:
+        assert learnt < without + 0.08
+
+
+def test_bad_input_is_one_clear_error() -> None:
+    timelines = problem(3)
+    with pytest.raises(DataError, match=r"no prediction for qid 2"):
+        Timelines([timelines.models[0][:2]], timelines.annotations, NoEvidence(DIM), timelines._queries)
+    with pytest.raises(DataError, match=r"missing for qid 0; expected \(1 or more, 12\)"):
+        Timelines(timelines.models, timelines.annotations, NoEvidence(DIM), {})
+    with pytest.raises(DataError, match="0 models"):
+        Timelines([], timelines.annotations, NoEvidence(DIM), {})
+    with pytest.raises(ValueError, match="networks is empty"):
+        distribution([], timelines)
+
+
+def test_numbers_are_between_0_and_1() -> None:
+    timelines = problem(5)
+    painted = timelines.batch(range(5)).channels
+    numbers = span_numbers(timelines.spans, timelines.windows(range(5)), painted[..., 6], painted[..., 7])
+    assert float(numbers.min()) >= 0
+    assert float(numbers.max()) <= 1 + 1e-6
