@@ -40,6 +40,7 @@ from vmr_env.data.annotations import Annotation
 from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.data.splits import split_by_video
 from vmr_env.errors import DataError, Problem
+from vmr_env.files.text import write_text
 from vmr_env.metrics.moments import evaluate
 
 SELECTION_SHARE = 0.1
@@ -232,13 +233,13 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.shadow.load_state_dict(state["shadow"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._cut_history()
+        cut_history(self._out / "history.jsonl", self.epoch)
 
-    def _cut_history(self) -> None:
-        """Drop lines of an epoch that was logged but not saved before a kill."""
-        path = self._out / "history.jsonl"
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-        path.write_text("".join(lines[: self.epoch]), "utf-8")
+
+def cut_history(path: Path, epochs: int) -> None:
+    """Drop lines of an epoch that was logged but not saved before a kill; the file is replaced whole."""
+    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+    write_text(path, "".join(lines[:epochs]))
 
 
 def recipe_without_length(text: str) -> dict[str, Any]:

@@ -9,12 +9,13 @@ copies such files into one feature store. Layout (GIRL-DETR specification, secti
 """
 
 import argparse
+import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,13 @@ from tqdm import tqdm
 from vmr_env.backbones.features.store import array_problem, import_features
 
 from vmr_env.data.annotations import read_annotations
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
 
 VIDEO_ARRAY = "features"
 TEXT_ARRAY = "last_hidden_state"
 _NORM_FLOOR = 1e-5
+_MAX_BYTES = 2**30  # of one array: a video of hours at 4,096 channels stays far below
 
 
 def l2_normalised(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -64,7 +66,8 @@ class OfficialFeatures:
         """Features of one video or query, ``(T, D)`` float32.
 
         Raises:
-            DataError: every folder whose file is missing, damaged, mis-shaped or not finite.
+            DataError: every folder whose file is missing, damaged, mis-shaped or not finite, or a key that
+                is no plain file name.
         """
         parts: list[NDArray[np.float32]] = []
         problems: list[Problem] = []
@@ -80,6 +83,8 @@ class OfficialFeatures:
         return np.concatenate([part[:length] for part in parts], axis=1)
 
     def _file(self, folder: Path, key: str) -> NDArray[Any]:
+        if not key or any(character in key for character in "/\\:\0"):
+            raise _fail(folder, f"key {shorten(key)} is no file name; expected one without separators")
         path = folder / f"{self.prefix}{key}.npz"
         if not path.exists() and path.with_suffix(".npy").exists():
             path = path.with_suffix(".npy")
@@ -101,24 +106,53 @@ class OfficialFeatures:
 def read_array(path: Path, name: str) -> NDArray[Any]:
     """One array of an ``.npz`` file, or the array of an ``.npy`` file; never unpickles.
 
+    Memory is taken only for what the file holds: a shape that its bytes do not fill is refused first.
+
     Raises:
-        DataError: the file is missing or damaged, or has no array of that name.
+        DataError: the file is missing or damaged, has no array of that name, or one of more than 1 GiB.
     """
     try:
-        with open(path, "rb") as file:  # NumPy does not close a file that it cannot read
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            if name not in loaded:
-                raise _fail(path, f"has arrays {sorted(loaded)}; expected {name!r}")
-            array: NDArray[Any] = loaded[name]
-            return array
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                return _read_npy(path, file, path.stat().st_size)
+            with zipfile.ZipFile(file) as archive:
+                names = [member.removesuffix(".npy") for member in archive.namelist()]
+                if name not in names:
+                    raise _fail(path, f"has arrays {sorted(names)}; expected {name!r}")
+                member = archive.infolist()[names.index(name)]
+                with archive.open(member) as content:
+                    return _read_npy(path, content, member.file_size)
+    except DataError:
+        raise
     except FileNotFoundError:
         raise _fail(path, "does not exist, neither as .npz nor as .npy") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
+    except Exception as error:  # damaged archives raise a dozen kinds: zlib, struct, NotImplementedError, ...
         raise _fail(path, f"is no readable array file ({error})") from error
+
+
+def _read_npy(path: Path, file: IO[bytes], size: int) -> NDArray[Any]:
+    """The array of an open ``.npy`` stream of `size` bytes."""
+    file.seek(0)
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise _fail(path, f"has array format {version}; expected 1.0 or 2.0")
+    if dtype.hasobject:
+        raise _fail(path, "holds Python objects; expected numbers")
+    wanted, held = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if min(shape, default=0) < 0 or wanted != held:
+        raise _fail(
+            path, f"has shape {shape} of {wanted} bytes, but holds {held}; expected an undamaged file"
+        )
+    if wanted > _MAX_BYTES:
+        raise _fail(path, f"has an array of {wanted} bytes; expected at most {_MAX_BYTES}")
+    raw = file.read()  # to the end, so that the archive's checksum is compared
+    if len(raw) != wanted:
+        raise _fail(path, f"ends after {len(raw)} of {wanted} bytes; expected an undamaged file")
+    return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _fail(path: PathLike, message: str) -> DataError:
