@@ -16,6 +16,7 @@ from vmr_env.agents.base import Metrics
 from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from vmr_env.agents.ppo import entropy
+from vmr_env.agents.rollout import drawn
 
 from vmr_env.envs.vector_env import VMRVectorEnv
 
@@ -107,7 +108,7 @@ class GRPO(PolicyAgent):
                 policy = -torch.minimum(ratio * part.advantages, limited * part.advantages).mean()
                 spread = entropy(log_policy)
                 loss = policy - config.entropy * spread
-                descend(loss, optimiser, config.max_norm)
+                descend(loss, optimiser, config.max_norm, policy=policy, entropy=spread)
         return {
             "charts/episode_return": float(np.mean([returns for _, returns in gathered])),
             "losses/policy": policy.item(),
@@ -127,12 +128,14 @@ class GRPO(PolicyAgent):
             seen, masks = torch.from_numpy(observations), torch.from_numpy(infos["action_mask"])
             said: PolicyValue = network(seen, masks)
             log_policy = said.logits.log_softmax(-1)
-            actions = torch.multinomial(log_policy.exp(), 1, generator=self.generator)
+            actions = drawn(log_policy.exp(), self.generator)
             steps.append((runs, seen, masks, actions[:, 0], log_policy.gather(1, actions)[:, 0]))
-            observations, rewards, ends, _, infos = env.step(actions[:, 0].numpy())
+            observations, rewards, terminated, truncated, infos = env.step(actions[:, 0].numpy())
             self.collector.steps += int(runs.sum())
             returns += torch.from_numpy(rewards).float() * runs  # an episode that began anew does not count
-            runs = runs & ~torch.from_numpy(ends)
+            runs = runs & ~torch.from_numpy(
+                terminated | truncated
+            )  # what a time limit cuts off counts so far
         grouped = returns.view(-1, group)
         spread = grouped.std(1, keepdim=True).clamp_min(_LEAST_STD)
         advantages = ((grouped - grouped.mean(1, keepdim=True)) / spread).flatten()

@@ -29,12 +29,35 @@ class Member(nn.Module):
         self.optimiser = torch.optim.AdamW(network.parameters(), lr, weight_decay=weight_decay, fused=True)
 
 
-def descend(loss: Tensor, optimiser: torch.optim.Optimizer, max_norm: float) -> None:
-    """One step down a loss's gradient, scaled down where its norm is above `max_norm`."""
+def standardised(advantages: Tensor) -> Tensor:
+    """Advantages less their mean, in units of their deviation; a single one, which has none, as it is."""
+    if advantages.numel() < 2:
+        return advantages
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
+def descend(loss: Tensor, optimiser: torch.optim.Optimizer, max_norm: float, **figures: Tensor) -> None:
+    """One step down a loss's gradient, scaled down where its norm is above `max_norm`.
+
+    Args:
+        loss: scalar.
+        optimiser: of the parameters.
+        max_norm: see above.
+        figures: scalars that the loss is the sum of, by name, for the error.
+
+    Raises:
+        FloatingPointError: a figure, the loss or its gradient is not finite; the parameters stay.
+    """
+    if not loss.isfinite():
+        for name, figure in {**figures, "loss": loss}.items():
+            if not figure.isfinite():
+                raise FloatingPointError(f"{name} is {figure.item()}, expected a finite number")
     optimiser.zero_grad()
     torch.autograd.backward(loss)
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    nn.utils.clip_grad_norm_(parameters, max_norm)
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    if not norm.isfinite():
+        raise FloatingPointError(f"gradient norm is {norm.item()}, expected a finite number")
     optimiser.step()
 
 
@@ -111,7 +134,11 @@ class PolicyAgent(Agent):
         return [member for member in self.members if isinstance(member, Member)]
 
     def update(self) -> Metrics:
-        """One round of every member."""
+        """One round of every member.
+
+        Raises:
+            FloatingPointError: a loss, a gradient or the policy is not finite.
+        """
         lr = self._lr * 0.5 * (1 + math.cos(math.pi * self.round / self.rounds))
         before = self.collector.steps
         every: list[Metrics] = []
@@ -120,7 +147,11 @@ class PolicyAgent(Agent):
             self.collector.reset(derived(self.seed, "episodes", self.round, number))
             for group in member.optimiser.param_groups:
                 group["lr"] = lr
-            every.append(self.learn(member.network, member.optimiser))
+            try:
+                every.append(self.learn(member.network, member.optimiser))
+            except FloatingPointError as error:
+                where = f"{type(self).__name__}, round {self.round + 1}"
+                raise FloatingPointError(f"{where}: {error}") from None
         self.round += 1
         means = {name: float(np.mean([metrics[name] for metrics in every])) for name in every[0]}
         return {**means, "charts/steps": float(self.collector.steps - before)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from vmr_env.agents.base import Metrics
 from vmr_env.agents.networks import PolicyValue, check_kind
-from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
+from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend, standardised
 from vmr_env.agents.rollout import Rollout, gae, mean_episode_return
 
 from vmr_env.envs.vector_env import VMRVectorEnv
@@ -80,7 +80,9 @@ class PPO(PolicyAgent):
         """Gather a rollout, then several passes of clipped policy-gradient steps over it."""
         config = self.config
         rollout = self.collector.collect(network, config.steps)
-        advantages = gae(rollout.rewards, rollout.values, rollout.ends, config.gamma, config.lam)
+        advantages = gae(
+            rollout.rewards, rollout.values, rollout.ends, config.gamma, config.lam, rollout.cut_values
+        )
         returns = advantages + rollout.values[:-1]
         columns = (*(column.flatten(0, 1) for column in rollout[:4]), advantages.flatten(), returns.flatten())
         losses: tuple[Tensor, ...] = ()
@@ -90,7 +92,7 @@ class PPO(PolicyAgent):
             for minibatch in zip(*minibatches, strict=True):
                 policy, value, spread = losses = self._losses(network, *minibatch)
                 loss = policy + config.value * value - config.entropy * spread
-                descend(loss, optimiser, config.max_norm)
+                descend(loss, optimiser, config.max_norm, policy=policy, value=value, entropy=spread)
         return _metrics(rollout, losses)
 
     def _losses(
@@ -107,7 +109,7 @@ class PPO(PolicyAgent):
         said: PolicyValue = network(observations, masks)
         log_policy = said.logits.log_softmax(-1)
         ratio = (log_policy.gather(1, actions[:, None])[:, 0] - old_log_probs).exp()
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        advantages = standardised(advantages)
         limited = ratio.clamp(1 - self.config.clip, 1 + self.config.clip)
         policy = -torch.minimum(ratio * advantages, limited * advantages).mean()
         return policy, (said.values - returns).square().mean(), entropy(log_policy)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from vmr_env.agents.base import Metrics
 from vmr_env.agents.networks import PolicyValue
-from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
+from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend, standardised
 from vmr_env.agents.ppo import entropy
 from vmr_env.agents.rollout import gae, mean_episode_return
 
@@ -64,9 +64,9 @@ class Reinforce(PolicyAgent):
         rollout = self.collector.collect(network, config.steps)
         # lam = 1 and gamma = 1: the undiscounted return, less the baseline. An episode that the rollout cuts
         # off is continued by the value of the state it stands in.
-        advantages = gae(rollout.rewards, rollout.values, rollout.ends, gamma=1.0, lam=1.0)
+        advantages = gae(rollout.rewards, rollout.values, rollout.ends, 1.0, 1.0, rollout.cut_values)
         returns = (advantages + rollout.values[:-1]).flatten()
-        advantages = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).flatten()
+        advantages = standardised(advantages).flatten()
         observations, masks, actions = (column.flatten(0, 1) for column in rollout[:3])
         policy = value = spread = torch.zeros(())
         for rows in torch.split(torch.randperm(len(actions), generator=self.generator), config.minibatch):
@@ -77,7 +77,7 @@ class Reinforce(PolicyAgent):
             value = (said.values - returns[rows]).square().mean()
             spread = entropy(log_policy)
             loss = policy + config.value * value - config.entropy * spread
-            descend(loss, optimiser, config.max_norm)
+            descend(loss, optimiser, config.max_norm, policy=policy, value=value, entropy=spread)
         return {
             "charts/episode_return": mean_episode_return(rollout),
             "losses/policy": policy.item(),

@@ -1,13 +1,15 @@
 """Collecting experience on the vector environment, and advantages."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from vmr_env.agents.base import Floats, Masks
 from vmr_env.agents.networks import PolicyValue
 
+from vmr_env.envs.gymnasium_vector import AutoresetMode
 from vmr_env.envs.vector_env import VMRVectorEnv
 
 
@@ -25,9 +27,23 @@ class Rollout(NamedTuple):
     rewards: Tensor
     """(T, N)."""
     ends: Tensor
-    """(T, N), 1.0 where the episode ended with this step."""
+    """(T, N), 1.0 where the episode ended with this step, or was cut off."""
     values: Tensor
     """(T + 1, N), the network's values; the last row is of the state after the rollout."""
+    cut_values: Tensor
+    """(T, N), the value of the state in which a time limit cut the episode off with this step; else 0."""
+
+
+class Stepped(NamedTuple):
+    """What a step of N environments told."""
+
+    rewards: Tensor
+    """(N,), float32."""
+    ends: Tensor
+    """(N,), 1.0 where the episode ended or was cut off."""
+    cut: NDArray[np.intp]
+    """Which episodes were cut off by a time limit."""
+    infos: dict[str, Any]
 
 
 class Collector:
@@ -36,9 +52,15 @@ class Collector:
     Args:
         env: finished episodes restart in the same step.
         generator: draws the actions.
+
+    Raises:
+        ValueError: finished episodes restart otherwise; then steps are no transitions, or none are possible.
     """
 
     def __init__(self, env: VMRVectorEnv, generator: torch.Generator) -> None:
+        if env.autoreset_mode is not AutoresetMode.SAME_STEP:
+            mode = env.autoreset_mode.value
+            raise ValueError(f"autoreset_mode is {mode!r}, expected 'SameStep': agents learn from each step")
         self.env, self._generator = env, generator
         self.steps = 0
         """Environment steps taken so far."""
@@ -50,12 +72,26 @@ class Collector:
         self._observations, infos = self.env.reset(seed=seed)
         self._masks = infos["action_mask"]
 
-    def _step(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Take actions (N,); rewards and ends (N,) as float32."""
-        self._observations, rewards, ends, _, infos = self.env.step(actions.numpy())
+    def _step(self, actions: Tensor) -> Stepped:
+        """Take actions (N,)."""
+        self._observations, rewards, terminated, truncated, infos = self.env.step(actions.numpy())
         self._masks = infos["action_mask"]
         self.steps += len(rewards)
-        return torch.from_numpy(rewards).float(), torch.from_numpy(ends).float()
+        return Stepped(
+            torch.from_numpy(rewards).float(),
+            torch.from_numpy(terminated | truncated).float(),
+            np.flatnonzero(truncated & ~terminated),
+            infos,
+        )
+
+    def _cut_values(self, network: torch.nn.Module, stepped: Stepped) -> Tensor:
+        """Values of the states in which episodes were cut off, 0 for others: (N,)."""
+        values = torch.zeros_like(stepped.rewards)
+        if len(stepped.cut):
+            observations = np.stack(list(stepped.infos["final_obs"][stepped.cut]))
+            masks = np.stack(list(stepped.infos["final_info"]["action_mask"][stepped.cut]))
+            values[stepped.cut] = network(torch.from_numpy(observations), torch.from_numpy(masks)).values
+        return values
 
     @torch.no_grad()
     def visit(self, steps: int) -> Tensor:
@@ -71,19 +107,20 @@ class Collector:
     @torch.no_grad()
     def collect(self, network: torch.nn.Module, steps: int) -> Rollout:
         """A rollout of T = `steps` steps under the network's policy."""
-        columns: list[list[Tensor]] = [[] for _ in range(7)]
+        columns: list[list[Tensor]] = [[] for _ in Rollout._fields]
         for _ in range(steps):
             observations, masks = torch.from_numpy(self._observations), torch.from_numpy(self._masks)
             said: PolicyValue = network(observations, masks)
             log_policy = said.logits.log_softmax(-1)
-            actions = torch.multinomial(log_policy.exp(), 1, generator=self._generator)
+            actions = drawn(log_policy.exp(), self._generator)
             log_probs = log_policy.gather(1, actions)[:, 0]
-            rewards, ends = self._step(actions[:, 0])
-            step = (observations, masks, actions[:, 0], log_probs, rewards, ends, said.values)
+            stepped = self._step(actions[:, 0])
+            learnt = (stepped.rewards, stepped.ends, said.values, self._cut_values(network, stepped))
+            step = (observations, masks, actions[:, 0], log_probs, *learnt)
             for column, value in zip(columns, step, strict=True):
                 column.append(value)
         last = network(torch.from_numpy(self._observations), torch.from_numpy(self._masks)).values
-        columns[-1].append(last)
+        columns[Rollout._fields.index("values")].append(last)
         return Rollout(*(torch.stack(column) for column in columns))
 
     @torch.no_grad()
@@ -99,17 +136,35 @@ class Collector:
             for column, value in zip(columns, state, strict=True):
                 column.append(torch.from_numpy(value))
             policy = network(columns[0][-1], columns[1][-1]).logits.softmax(-1)
-            actions = torch.multinomial(policy, 1, generator=self._generator)[:, 0]
+            actions = drawn(policy, self._generator)[:, 0]
             self._step(actions)
         observations, masks, gains = (torch.cat(column) for column in columns)
         return observations, masks, gains
 
 
-def gae(rewards: Tensor, values: Tensor, ends: Tensor, gamma: float, lam: float) -> Tensor:
+def drawn(policy: Tensor, generator: torch.Generator) -> Tensor:
+    """Actions (N, 1) of a policy (N, A).
+
+    Raises:
+        FloatingPointError: a probability is not finite.
+    """
+    if not policy.isfinite().all():
+        raise FloatingPointError("the policy has probabilities that are not finite")
+    return torch.multinomial(policy, 1, generator=generator)
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    ends: Tensor,
+    gamma: float,
+    lam: float,
+    cut_values: Tensor | None = None,
+) -> Tensor:
     """Generalised advantage estimates (Schulman et al., 2016, eq. 16).
 
     A_t = sum_k (gamma lam)^k (r_{t+k} + gamma V_{t+k+1} - V_{t+k}), cut at the episode's end, after which V
-    is 0.
+    is 0, or what the state is worth in which a time limit cut the episode off.
 
     Args:
         rewards: (T, N).
@@ -117,12 +172,15 @@ def gae(rewards: Tensor, values: Tensor, ends: Tensor, gamma: float, lam: float)
         ends: (T, N), 1.0 where the episode ended.
         gamma: discount.
         lam: 0 trusts the values, 1 the returns.
+        cut_values: (T, N), values of the states in which episodes were cut off, 0 elsewhere; None where none
+            was.
     """
     advantages = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[0])
+    beyond = torch.zeros_like(rewards) if cut_values is None else cut_values
     for t in reversed(range(len(rewards))):
         goes_on = 1 - ends[t]
-        error = rewards[t] + gamma * goes_on * values[t + 1] - values[t]
+        error = rewards[t] + gamma * (goes_on * values[t + 1] + beyond[t]) - values[t]
         following = error + gamma * lam * goes_on * following
         advantages[t] = following
     return advantages

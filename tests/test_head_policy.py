@@ -24,6 +24,7 @@ from vmr_env.agents.tprl.validation import Validator, propose
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.curriculum import STAGES, Stage
 from vmr_env.metrics.spans import tiou
+from vmr_env.seeding import derived
 
 Pair = tuple[DecoderStateCache, DecoderStateCache]
 
@@ -220,7 +221,7 @@ def test_cross_fitting_judges_every_sample_once_and_averages_the_members(caches:
         return made[-1]
 
     result = cross_fit_head(make, cache, rows, members=3, seed=2)
-    assert [trainer.seed for trainer in made] == [6, 7, 8]
+    assert [trainer.seed for trainer in made] == [derived(2, "member", k) for k in range(3)]
     assert [row["epoch"] for row in result.history] == [-1, 0, 1, 2]
     came = Validator(cache, "miou")(*propose(new_head(), StateBatches(cache)))
     assert result.history[0]["mIoU"] == pytest.approx(came["mIoU"], abs=0.011)  # in another order

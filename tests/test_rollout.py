@@ -1,6 +1,7 @@
 """Advantages against hand computation and their definition; rollouts against the environment."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refinement import environment, short_cache, user_cache_in
 from torch import Tensor
+from vmr_env.agents.expected_gain import ExpectedGain
+from vmr_env.agents.grpo import GRPO, GRPOConfig
 from vmr_env.agents.networks import RefinementNetwork
+from vmr_env.agents.ppo import PPO
+from vmr_env.agents.reinforce import Reinforce
 from vmr_env.agents.rollout import Collector, Rollout, gae, mean_episode_return
 
 from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.envs.vector_env import VMRVectorEnv
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +35,13 @@ def test_gae_equals_hand_computation() -> None:
     # Errors: 2 + 0.5 * 1 - 3 = -0.5; then 2 - 1 = 1 at the end; then 4 + 0.5 * 6 - 2 = 5, not at its end.
     advantages = gae(column(2, 2, 4), column(3, 1, 2, 6), column(0, 1, 0), gamma=0.5, lam=0.5)
     torch.testing.assert_close(advantages, column(-0.5 + 0.5 * 0.5 * 1, 1, 5))
+
+
+def test_gae_of_an_episode_cut_in_the_middle_equals_hand_computation() -> None:
+    # Errors: 1 + 0.5 * 1 - 3 = -1.5; cut off in a state worth 10: 2 + 0.5 * 10 - 1 = 6; 4 + 0.5 * 6 - 2 = 5.
+    rest = {"gamma": 0.5, "lam": 0.5, "cut_values": column(0, 10, 0)}
+    advantages = gae(column(1, 2, 4), column(3, 1, 2, 6), column(0, 1, 0), **rest)
+    torch.testing.assert_close(advantages, column(-1.5 + 0.5 * 0.5 * 6, 6, 5))
 
 
 def test_gae_passes_errors_back_within_an_episode() -> None:
@@ -99,10 +112,68 @@ def test_rollout_is_what_happened(cache: DecoderStateCache) -> None:
     assert mean == pytest.approx((gone + gained.sum()) / float(rollout.ends.sum()), abs=1e-6)
 
 
+class Cut(VMRVectorEnv):
+    """A time limit of one step, below the horizon, on the even slots."""
+
+    def step(self, actions: np.ndarray) -> Any:
+        observations, rewards, terminated, truncated, infos = super().step(actions)
+        cut = ~terminated & (np.arange(self.num_envs) % 2 == 0)
+        if not cut.any():
+            return observations, rewards, terminated, truncated, infos
+        finals = infos.get("final_obs", np.full(self.num_envs, None, object))
+        for i in np.flatnonzero(cut):
+            finals[i] = observations[i].copy()
+        masks = infos["action_mask"].copy()
+        if "final_info" in infos:
+            masks[terminated] = infos["final_info"]["action_mask"][terminated]
+        observations, infos = self.reset(options={"reset_mask": cut})
+        final = {"final_obs": finals, "final_info": {"action_mask": masks}}
+        return observations, rewards, terminated, truncated | cut, {**infos, **final}
+
+
+def test_what_a_time_limit_cuts_off_goes_on_with_its_value(
+    cache: DecoderStateCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = Cut(8, source=cache, autoreset_mode="SameStep", horizon=3)
+    collector = Collector(env, torch.Generator().manual_seed(1))
+    collector.reset(0)
+    network = RefinementNetwork(env.observer, 8)
+    step, told = env.step, []
+
+    def watched(actions: np.ndarray) -> Any:
+        told.append(step(actions))
+        return told[-1]
+
+    monkeypatch.setattr(env, "step", watched)
+    rollout = collector.collect(network, 5)
+    cuts = 0
+    for t, (_, _, terminated, truncated, infos) in enumerate(told):
+        np.testing.assert_array_equal(rollout.ends[t], terminated | truncated)
+        for i in range(8):
+            expected = 0.0
+            if truncated[i]:
+                cuts += 1
+                final = torch.from_numpy(infos["final_obs"][i][None])
+                possible = torch.from_numpy(infos["final_info"]["action_mask"][i][None])
+                expected = network(final, possible).values.item()
+                assert expected != pytest.approx(rollout.values[t + 1, i].item(), abs=1e-6)
+            assert rollout.cut_values[t, i].item() == pytest.approx(expected, abs=1e-5)
+    assert cuts > 5
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
+def test_modes_in_which_steps_are_no_transitions_are_refused(cache: DecoderStateCache, mode: str) -> None:
+    env = VMRVectorEnv(4, source=cache, autoreset_mode=mode)
+    for agent in (PPO, GRPO, Reinforce, ExpectedGain):
+        config = {"config": GRPOConfig(group=2)} if agent is GRPO else {}
+        with pytest.raises(ValueError, match=f"autoreset_mode is '{mode}', expected 'SameStep'"):
+            agent(env, 0, **config)
+
+
 def test_mean_return_is_per_episode_that_ended() -> None:
     empty = torch.zeros(2, 2, 0)
     rewards, ends = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
-    rollout = Rollout(empty, empty, ends, ends, rewards, ends, torch.zeros(3, 2))
+    rollout = Rollout(empty, empty, ends, ends, rewards, ends, torch.zeros(3, 2), torch.zeros(2, 2))
     assert mean_episode_return(rollout) == pytest.approx(10 / 3)
 
 

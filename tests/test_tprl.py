@@ -276,7 +276,8 @@ def test_start_may_be_kept(caches: tuple[DecoderStateCache, DecoderStateCache]) 
 def test_losses_that_are_not_finite_stop_training(
     caches: tuple[DecoderStateCache, DecoderStateCache],
 ) -> None:
-    with pytest.raises(FloatingPointError, match="losses up to epoch 1 are not all finite"):
+    expected = r"epoch 0: (loss|gradient norm) is (nan|inf), expected a finite number"
+    with pytest.raises(FloatingPointError, match=expected):
         TprlTrainer(new_head(), small_config(lr=1e30)).fit(*caches, progress=False)
 
 

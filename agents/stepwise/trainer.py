@@ -344,7 +344,7 @@ class StepwiseTrainer:
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()}")
+            raise FloatingPointError(f"stepwise: the loss is {loss.item()}, expected a finite number")
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         clip_grad_norm_(self.policy.parameters(), self.config.clip)

@@ -93,6 +93,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
             self._groups(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self._generator = torch.Generator()
+        self._epoch = 0
 
     @property
     @abstractmethod
@@ -219,6 +220,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
 
     def _seed_draws(self, epoch: int) -> None:
         """Make the draws of an epoch follow from the seed and its number alone."""
+        self._epoch = epoch
         self._generator.manual_seed(derived(self.seed, "draws", epoch))
 
     def _descend(self, loss: Tensor) -> None:
@@ -226,10 +228,15 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         for group in self._optimizer.param_groups:
             for weight in group["params"]:
                 weight.grad = None
+        where = f"{self.kind}, epoch {self._epoch}"
+        if not loss.isfinite():
+            raise FloatingPointError(f"{where}: loss is {loss.item()}, expected a finite number")
         torch.autograd.backward(loss)
         self._before_step()
         for group in self._optimizer.param_groups:
-            clip_grad_norm_(group["params"], self.config.clip)
+            norm = clip_grad_norm_(group["params"], self.config.clip)
+            if not norm.isfinite():
+                raise FloatingPointError(f"{where}: gradient norm is {norm.item()}, expected a finite number")
         self._optimizer.step()
         if self.config.pull:
             with torch.no_grad():
