@@ -13,7 +13,6 @@ processes that open the store, and a store pickles as its path.
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.files.sync import rename_synced
 from vmr_env.files.text import PathLike
 
 FORMAT = "vmr-env-features"
@@ -233,7 +233,6 @@ class FeatureStoreWriter:
         self._values.seek(0)
         self._values.write(_npy_header(self._dtype, (rows, self._dim)))
         self._values.flush()
-        os.fsync(self._values.fileno())
         order = np.argsort(encoded)
         if not np.array_equal(order, np.arange(len(keys))):
             self._sort_values(order, lengths, rows)
@@ -250,7 +249,7 @@ class FeatureStoreWriter:
         }
         (self._temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         try:
-            self._temporary.rename(self.path)
+            rename_synced(self._temporary, self.path)
         except OSError as error:
             raise _fail(self.path, f"cannot be written ({error}); expected a new folder name") from error
 
@@ -263,8 +262,6 @@ class FeatureStoreWriter:
             file.write(_npy_header(self._dtype, (rows, self._dim)))
             for index in order:
                 file.write(unsorted[ends[index] - lengths[index] : ends[index]].tobytes())
-            file.flush()
-            os.fsync(file.fileno())
         del unsorted
         (self._temporary / "sorted.npy").replace(self._temporary / "values.npy")
 

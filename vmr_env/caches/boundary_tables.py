@@ -19,19 +19,13 @@ def timelines_of(cache: DecoderStateCache) -> Timelines:
     Raises:
         DataError: the user's cache folder cannot be written.
     """
-    inputs = ("spans.npy", "scores.npy", "counts.npy", "models.npy", "durations.npy", "saliency.values.npy")
-    files = cache.manifest["files"]
-    identity = [
-        _VERSION,
-        CELLS,
-        cache.manifest["clip_seconds"],
-        *(files[f]["sha256"] for f in inputs if f in files),
-    ]
     shapes = {
         "points": (len(cache), CELLS + 1, len(POINT_FEATURES)),
         "proposals": (*cache.scores.shape, len(SPAN_FEATURES)),
     }
-    return _open(derived_files("timelines", identity, shapes, lambda tables: _fill(cache, tables)))
+    return _open(
+        derived_files("timelines", cache, [_VERSION, CELLS], shapes, lambda tables: _fill(cache, tables))
+    )
 
 
 @lru_cache(maxsize=64)

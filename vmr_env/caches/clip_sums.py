@@ -75,11 +75,9 @@ def clip_sums_of(cache: DecoderStateCache) -> ClipSums | None:
     """
     if cache.clips is None:
         return None
-    files = cache.manifest["files"]
-    identity = [_VERSION, *(files[f"clips.{part}.npy"]["sha256"] for part in ("values", "offsets"))]
     shape = len(cache.clips.values) + len(cache), cache.clips.values.shape[1]
     folder = derived_files(
-        "clip-sums", identity, {"sums": shape}, lambda tables: _fill(cache, tables["sums"])
+        "clip-sums", cache, [_VERSION], {"sums": shape}, lambda tables: _fill(cache, tables["sums"])
     )
     offsets = np.asarray(cache.clips.offsets)
     return ClipSums(_open(folder / "sums.npy"), offsets[:-1] + np.arange(len(cache)), np.diff(offsets))

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.errors import DataError, Problem
+from vmr_env.files.sync import rename_synced
 
 Tables = dict[str, NDArray[np.float32]]
 
@@ -30,7 +32,8 @@ def user_cache_folder() -> Path:
 
 def derived_files(
     kind: str,
-    identity: Sequence[Any],
+    cache: DecoderStateCache,
+    parameters: Sequence[Any],
     shapes: Mapping[str, tuple[int, ...]],
     fill: Callable[[Tables], None],
 ) -> Path:
@@ -38,14 +41,18 @@ def derived_files(
 
     Args:
         kind: what they are, the name of the folder above.
-        identity: all that their content depends on, JSON values.
+        cache: what they are made from; every one of its arrays counts.
+        parameters: all else that their content depends on, JSON values.
         shapes: of the tables, by name.
         fill: writes their values.
 
     Raises:
         DataError: the user's cache folder cannot be written.
     """
-    name = hashlib.sha256(json.dumps(list(identity)).encode()).hexdigest()[:32]
+    manifest = cache.manifest
+    files = {file: facts["sha256"] for file, facts in manifest["files"].items()}
+    identity = json.dumps([list(parameters), manifest["clip_seconds"], files], sort_keys=True)
+    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     folder = user_cache_folder() / kind / name
     if not folder.exists():
         _make(folder, shapes, fill)
@@ -63,7 +70,7 @@ def _make(folder: Path, shapes: Mapping[str, tuple[int, ...]], fill: Callable[[T
         fill(dict(tables))
         for table in tables.values():
             table.flush()
-        temporary.rename(folder)
+        rename_synced(temporary, folder)
     except OSError as error:
         if not folder.exists():  # else another process was first, with the same bytes
             message = f"cannot be written ({error}), expected a writable folder (XDG_CACHE_HOME chooses it)"

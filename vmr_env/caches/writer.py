@@ -35,6 +35,7 @@ from vmr_env.caches.format import (
 )
 from vmr_env.caches.table import TableWriter, first_repeated
 from vmr_env.errors import DataError, Problem
+from vmr_env.files.sync import rename_synced, sync_folder
 from vmr_env.files.text import PathLike
 
 _HEADER_BYTES = 128
@@ -204,10 +205,7 @@ class CacheWriter:
             except (TypeError, ValueError) as error:
                 raise DataError(Problem("argument", None, "notes", f"are not JSON ({error})")) from None
             (self._temporary / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
-            for path in (*self._temporary.iterdir(), self._temporary):
-                _sync(path)
             self._publish()
-            _sync(self.path.parent)
         return self.path
 
     def abort(self) -> None:
@@ -223,10 +221,11 @@ class CacheWriter:
         self._refuse_target()
         old = self._temporary.with_suffix(".old")
         replaces = self.path.exists()
+        sync_folder(self._temporary)  # before the old folder goes
         if replaces:
             self.path.rename(old)
         try:
-            self._temporary.rename(self.path)
+            rename_synced(self._temporary, self.path)
         except BaseException:
             if replaces:
                 old.rename(self.path)
@@ -327,11 +326,3 @@ def sha256_of(path: Path) -> str:
 
 def _entry(path: Path) -> FileEntry:
     return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
