@@ -1,8 +1,10 @@
 """Potentials of a span, from which the environments' rewards are differences.
 
-A step from span s to span s' earns potential(s') - potential(s). Over an episode these sum to the gain from
-the start to the end, whatever lies between: shaping by a potential does not move the optimum (Ng, Harada and
-Russell, 1999). Episodes are short and of known length, so nothing is discounted.
+A step from span s to span s' earns potential(s') - potential(s). Undiscounted, these sum over an episode to
+the gain from its start to its end, whatever lies between: the return depends on the last span alone, and the
+best policy is the one whose last span has the highest expected potential. The differences are the whole
+reward, there is no other that they shape; so each potential is an objective of its own, and the best policies
+of two of them may differ. A discount below 1 adds a preference for early gains.
 
 Arrays have the episodes on the last axis, as in `vmr_env.envs.actions`; those of one episode lack it.
 """
