@@ -1,5 +1,7 @@
 """Advancing through the stages: the rules, the wrappers, and the callback of Stable-Baselines3."""
 
+import json
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -194,3 +196,27 @@ def test_the_wrapper_reaches_through_other_wrappers(cache: DecoderStateCache) ->
         env.reset(seed=0)
         assert env.unwrapped.stage == stage  # type: ignore[attr-defined]
         env.step(0)
+
+
+@pytest.mark.parametrize("rule", [StepSchedule((10, 25)), Plateau(window=2, patience=2, least_gain=0.1)])
+def test_a_progression_goes_on_from_its_state(rule: StepSchedule | Plateau) -> None:
+    returns = np.random.default_rng(0).normal(size=60).tolist()
+    whole, cut = Progression(rule), Progression(rule)
+    stages = []
+    for i, value in enumerate(returns):
+        whole.observe(1, [value])
+        cut.observe(1, [value])
+        state = json.loads(json.dumps(cut.state_dict()))
+        cut = Progression(rule)
+        cut.load_state_dict(state)
+        stages.append(cut.stage)
+        assert cut.stage == whole.stage, i
+    assert stages[-1] == 3
+
+
+def test_a_return_that_is_no_number_is_refused_and_counts_for_nothing() -> None:
+    progression = Progression(Plateau(window=1, patience=1))
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"a return is (nan|inf), expected a finite number"):
+            progression.observe(1, [0.5, wrong])
+    assert progression.state_dict() == Progression(Plateau()).state_dict()

@@ -8,9 +8,9 @@ with which loss coefficients. `SCHEDULES` names the published schedules; `coeffi
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,15 +297,43 @@ class Progression:
 
         Returns:
             Whether a new stage has begun.
+
+        Raises:
+            ValueError: a return is not finite; nothing is taken note of then.
         """
         before = self.stage
+        returns = [float(value) for value in returns]
+        if wrong := [value for value in returns if not math.isfinite(value)]:
+            raise ValueError(f"a return is {wrong[0]}, expected a finite number")
         self._steps += steps
         if isinstance(self._rule, StepSchedule):
             self.stage = 1 + sum(self._steps >= after for after in self._rule.after)
         else:
             for value in returns:
-                self._ended(self._rule, float(value))
+                self._ended(self._rule, value)
         return self.stage != before
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, in JSON values: for `load_state_dict` of another with the same rule."""
+        return {
+            "stage": self.stage,
+            "steps": self._steps,
+            "returns": list(self._returns),
+            "best": None if self._best == -math.inf else self._best,
+            "failures": self._failures,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was asked.
+
+        Raises:
+            ValueError: the state names no stage.
+            KeyError: the state lacks an entry.
+        """
+        self.stage = get_stage(state["stage"]).number
+        self._steps, self._returns = state["steps"], list(state["returns"])
+        self._best = -math.inf if state["best"] is None else state["best"]
+        self._failures = state["failures"]
 
     def _ended(self, rule: Plateau, value: float) -> None:
         self._returns.append(value)
