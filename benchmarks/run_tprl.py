@@ -45,11 +45,12 @@ from vmr_env.benchmarks.experiment.head_methods import (
     parse_options,
 )
 from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Fold, Method, Settings, check_weights
+from vmr_env.benchmarks.experiment.pools import with_references
 from vmr_env.benchmarks.experiment.stepwise_method import STEPWISE_AGENTS
 from vmr_env.benchmarks.experiment.unfrozen import Features
 from vmr_env.benchmarks.report.files import report
 
-from vmr_env.caches.from_predictions import build_prediction_cache
+from vmr_env.caches.from_predictions import build_prediction_cache, model_name
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.actions import FREE
@@ -344,7 +345,8 @@ def open_data(args: argparse.Namespace) -> list[Fold]:
         if cache is not None and cache.manifest["dataset"] != args.dataset:
             message = f"is {args.dataset}, expected {cache.manifest['dataset']} as in {cache.path}"
             raise DataError(Problem("--dataset", None, None, message))
-    return cross_validation(train, args.folds) if test is None else train_test(train, test, select)
+    folds = cross_validation(train, args.folds) if test is None else train_test(train, test, select)
+    return with_references(folds, args.out)
 
 
 def _cache(
@@ -360,6 +362,7 @@ def _cache(
     if not predictions:
         return None
     path = args.out / f"cache-{split}"
+    predictions = sorted(predictions, key=model_name)  # the order of a pool says nothing
     profile = get_profile(args.dataset)
     return DecoderStateCache.open(
         build_prediction_cache(path, predictions, annotations, profile, split, sort=args.sort, overwrite=True)
@@ -414,7 +417,7 @@ def settle(args: argparse.Namespace, folds: Sequence[Fold]) -> None:
         DataError: the interrupted run was another.
     """
     passing = ("out", "resume", "seeds", "jobs")  # may change when a run goes on
-    data = [cache.manifest["files"] for cache in (folds[0].train, folds[0].test)]
+    data = [cache.manifest["files"] for fold in folds for cache in (fold.train, fold.test)]
     now = {key: str(value) for key, value in sorted(vars(args).items()) if key not in passing}
     now["data"] = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
     path = args.out / "settings.json"

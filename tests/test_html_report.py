@@ -16,7 +16,7 @@ from vmr_env.agents.tprl.config import default_config, with_stages
 from vmr_env.agents.tprl.head_policy import head_policy_config
 from vmr_env.benchmarks.cli import main as cli
 from vmr_env.benchmarks.report import plots
-from vmr_env.benchmarks.report.figures import stage_lengths, staged_curve
+from vmr_env.benchmarks.report.figures import CHANGES, _changes, stage_lengths, staged_curve
 from vmr_env.benchmarks.report.html import PAGE_FILE, render, write_report
 
 from vmr_env.envs.curriculum import get_schedule
@@ -328,3 +328,10 @@ def test_a_run_without_agents_has_a_page_too() -> None:
     text = render(bare)
     assert "Learning" not in text
     assert "Error of the start" in text
+
+
+def test_another_proposal_has_not_moved() -> None:
+    before, after = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], [[0.0, 1.0], [2.5, 3.0], [7.0, 9.0]]
+    shares = dict(zip(CHANGES, _changes(before, after, [False, False, True]), strict=True))
+    third = pytest.approx(1 / 3)
+    assert shares == {"kept": third, "start only": third, "end only": 0, "both": 0, "another proposal": third}

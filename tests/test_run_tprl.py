@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -286,11 +287,11 @@ def test_folds_by_video_over_one_file_judge_every_query_once(files: list[str], f
     record = _results(folder / "out")
     assert record["run"]["source"] == "predictions"
     official = evaluate(files[1], files[3])["brief"]
-    assert record["detectors"] == {
-        "predictions, as published": {
-            name: official[f"MR-full-{name}"] for name in ("R1@0.5", "R1@0.7", "mIoU", "mAP")
-        }
-    }
+    expected = {name: official[f"MR-full-{name}"] for name in ("R1@0.5", "R1@0.7", "mIoU", "mAP")}
+    assert record["detectors"]["predictions, as published"] == expected
+    assert list(record["detectors"]) == ["detector (predictions)", "predictions, as published"]
+    change = record["agents"]["own_agent:MyAgent"]["change"]  # it keeps all
+    assert all(value == 0.0 for interval in change.values() for value in interval.values())
     answers = read_predictions(folder / "out" / "submission-own_agent.MyAgent-seed0.jsonl")
     assert [row.qid for row in answers] == [row.qid for row in read_predictions(Path(files[1]))]
 
@@ -421,3 +422,34 @@ def test_missing_packages_are_named(
     monkeypatch.setattr(vmr_env.benchmarks.run_tprl.importlib.util, "find_spec", lambda _: None)
     assert main([]) == 2
     assert "tensorboard: is missing, expected `pip install vmr-env[bench]`" in capsys.readouterr().err
+
+
+def test_the_order_of_a_pool_changes_nothing(files: list[str], folder: Path) -> None:
+    """The reference is the better file by training videos, and keeping it is no change."""
+    good = read_predictions(Path(files[1]))
+    worse = [replace(row, windows=row.windows * [0.5, 0.5, 1.0]) for row in good]
+    (folder / "pool").mkdir()
+    paths = [folder / "pool" / name for name in ("test.zeta.jsonl", "test.alpha.jsonl")]
+    for path, rows in zip(paths, (good, worse), strict=True):
+        write_predictions(path, rows)
+    found = []
+    for number, order in enumerate((paths, paths[::-1])):
+        arguments = ["--predictions", *map(str, order), *files[2:], "--folds", "2", "--seeds", "1"]
+        agents = ["--agents", "--agent", "own_agent:MyAgent", "--agent", "own_agent:Small"]
+        assert main([*arguments, *agents, *QUICK, "--out", f"out{number}"]) == 0
+        record = _results(folder / f"out{number}")
+        record["run"].pop("command")
+        record["run"].pop("manifests")  # they have the time of writing
+        page = json.loads((folder / f"out{number}" / "page.json").read_text())
+        found.append((record, page["detector"], page["start"], page["agents"]))
+    assert found[0] == found[1]
+    record, detector, start, _ = found[0]
+    assert next(iter(record["detectors"])) == "detector (zeta)"
+    assert detector["spans"] == start["spans"]
+    answers = [np.round(row.windows[0, :2], 2).tolist() for row in good]
+    assert sorted(detector["spans"]) == sorted(answers)  # fold after fold
+    kept = record["agents"]["own_agent:MyAgent"]
+    for measure in ("R1@0.5", "R1@0.7", "mIoU"):
+        assert kept["change"][measure] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert kept["change_from_pool"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert kept["change"]["mAP"]["mean"] != 0.0  # the other file's windows

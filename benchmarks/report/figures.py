@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Training = tuple[Sequence[int], Sequence[float]]
 """Rounds, and the gains after them."""
 
-CHANGES = ("kept", "start only", "end only", "both")
+CHANGES = ("kept", "start only", "end only", "both", "another proposal")
 """What an agent may have done to the boundaries of the detector's moment."""
 
 _SAME = 0.005
@@ -55,7 +55,10 @@ def all_figures(page: Mapping[str, Any]) -> str:
     caption = "Each disc is a tenth of the queries, by rising score of the detector's first window."
     blocks.append(_figure("Reliability of scores", svg, caption, _series(answers, classes)))
     if first:
-        used = {name: _changes(detector["spans"], answer["spans"]) for name, answer in first.items()}
+        used = {
+            name: _changes(detector["spans"], answer["spans"], answer.get("switched"))
+            for name, answer in first.items()
+        }
         title, caption = (
             "What agents did",
             "Which boundaries of the detector's moments the answers have moved.",
@@ -200,8 +203,14 @@ def boundary_errors(spans: Sequence[Sequence[float]], moments: Sequence[Any], bo
     return np.array([best(span, among) for span, among in zip(spans, moments, strict=True)])
 
 
-def _changes(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Floats:
-    """Shares of `CHANGES`."""
+def _changes(
+    before: Sequence[Sequence[float]],
+    after: Sequence[Sequence[float]],
+    switched: Sequence[bool] | None = None,
+) -> Floats:
+    """Shares of `CHANGES`; what came from another proposal has not moved."""
     moved = np.abs(np.array(after) - np.array(before)) > _SAME  # (queries, 2)
-    start, end = moved.T
-    return np.array([np.mean(kind) for kind in (~start & ~end, start & ~end, end & ~start, start & end)])
+    other = np.zeros(len(moved), bool) if switched is None else np.array(switched, bool)
+    start, end = (moved & ~other[:, None]).T
+    kept = ~start & ~end & ~other
+    return np.array([np.mean(kind) for kind in (kept, start & ~end, end & ~start, start & end, other)])

@@ -12,6 +12,8 @@
                     figures        for each of them
                     change         measure -> {mean, low, high}, percent points: difference from the
                                    detector `compared_with`, 95 % bootstrap over videos and seeds
+                    change_from_pool  {mean, low, high} of mAP: difference from the pool unlearnt; null where
+                                   there is no pool
                     compared_with  name of a detector
                     config         settings of a method that trains the head, else {}
                     chosen_rounds  for each unit (seed by seed, its folds); 0 where the detector was kept
@@ -28,6 +30,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +38,25 @@ import gymnasium
 import numpy as np
 import torch
 from vmr_env.agents.ensemble.cross_fitting import Selection
-from vmr_env.agents.evaluation import Refined, refine, submission
+from vmr_env.agents.evaluation import Refined, refine
 from vmr_env.agents.references import GreedyOracle, RandomAgent, StopAtOnce, constant_window
 from vmr_env.agents.tprl.validation import submission_times
 from vmr_env.benchmarks.experiment.experiment import Experiment, UnitResult, merge
-from vmr_env.benchmarks.experiment.methods import Fold, Ranked, predictions
-from vmr_env.benchmarks.experiment.results import MEASURES, differences, figures, query_scores, table
+from vmr_env.benchmarks.experiment.methods import Answers, Fold, Ranked, predictions
+from vmr_env.benchmarks.experiment.results import (
+    MEASURES,
+    Difference,
+    differences,
+    figures,
+    query_scores,
+    table,
+)
 from vmr_env.benchmarks.report.curves import draw_changes, draw_curves
 from vmr_env.benchmarks.report.html import PAGE_FILE, Given, gather, write_report
 from vmr_env.benchmarks.report.trajectories import Trail, trails
 
 import vmr_env
+from vmr_env.caches.from_predictions import model_name
 from vmr_env.caches.writer import sha256_of
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
@@ -55,6 +66,11 @@ from vmr_env.files.text import write_text
 from vmr_env.metrics.baselines import OBJECTIVES
 
 STOP_AT_ONCE = "stop at once"
+FROM_POOL = "Δ mAP from the pool unlearnt"
+POOL_NOTE = (
+    "Of a pool, the difference in mAP from the detector is mostly the other files' windows, which answers "
+    "keep; what learning did to it is the difference from the pool unlearnt."
+)
 
 
 def truth_of(folds: Sequence[Fold]) -> list[Annotation]:
@@ -100,18 +116,47 @@ def references(folds: Sequence[Fold], options: Mapping[str, Any]) -> dict[str, l
             constant_window(fold.train, fold.train_samples, fold.test, fold.test_samples, objective)
             for fold in folds
         ]
-    return {name: submission(folds[0].test, merge(each)) for name, each in parts.items()}
+    return {name: submitted(folds, each) for name, each in parts.items()}
+
+
+def submitted(folds: Sequence[Fold], parts: Sequence[Answers]) -> list[Prediction]:
+    """Answers of all folds as one submission, in the order of their samples."""
+    rows = [
+        (int(sample), row)
+        for fold, part in zip(folds, parts, strict=True)
+        for sample, row in zip(part.samples, predictions(fold.test, part), strict=True)
+    ]
+    return [row for _, row in sorted(rows, key=itemgetter(0))]
 
 
 def detectors(folds: Sequence[Fold], files: Sequence[Path], stopped: list[Prediction]) -> dict[str, Any]:
-    """The detectors to compare with: each file as published; for caches, their first proposals."""
+    """The detectors by name: first what all is compared with, then each file as published.
+
+    What is compared with are the windows of the reference of each fold (`pools.reference_model`), cut to the
+    video and rounded as all answers are, so that whoever keeps them differs by nothing. Where a pool's
+    reference has no window, the pool's stand.
+
+    Args:
+        folds: the data; the models of their caches begin with the reference.
+        files: prediction files on the test data; none for caches.
+        stopped: the answers of stopping at once.
+    """
     manifest = folds[0].test.manifest
-    if not files:
-        return {f"detector ({manifest['backbone']['kind']})": stopped}
-    return {
-        f"{name}, as published": read_predictions(file)
-        for name, file in zip(manifest["models"], files, strict=True)
+    of_reference = {}
+    for fold in folds:
+        for sample in fold.test_samples.tolist():
+            count = int(fold.test.counts[sample])
+            of_reference[str(fold.test.sample(sample).qid)] = fold.test.models[sample, :count] == 0
+    rows = []
+    for row in stopped:
+        own = of_reference[str(row.qid)]
+        rows.append(replace(row, windows=row.windows[own]) if own.any() else row)
+    names = ", ".join(sorted({fold.test.manifest["models"][0] for fold in folds}))
+    named = names if files or len(manifest["models"]) > 1 else manifest["backbone"]["kind"]
+    published = {
+        f"{model_name(file)}, as published": read_predictions(file, before_start="keep") for file in files
     }
+    return {f"detector ({named})": rows} | published
 
 
 def report(
@@ -137,7 +182,7 @@ def report(
         "references": {},
         "agents": {},
     }
-    compared_with = max(published, key=lambda name: record["detectors"][name]["R1@0.7"])
+    compared_with = next(iter(published))
     detector = query_scores(published[compared_with], truth, profile)
     write_predictions(experiment.folder / "submission-detector.jsonl", published[compared_with])
     rows: dict[str, Mapping[str, Any]] = dict(record["detectors"])
@@ -145,11 +190,20 @@ def report(
     changes = {}
     given: dict[str, dict[int, Given]] = {}
 
+    pooled = len(experiment.folds[0].test.manifest["models"]) > 1
+    unlearnt = query_scores(standing[STOP_AT_ONCE], truth, profile)
+
+    def from_pool(answers: Sequence[Sequence[Prediction]]) -> dict[str, Difference]:
+        """Difference from the pool unlearnt, where there is a pool."""
+        scores = [query_scores(each, truth, profile) for each in answers]
+        return {FROM_POOL: differences(scores, unlearnt)["mAP"]} if pooled else {}
+
     for name, answers in standing.items():
         row = {"figures": figures(answers, truth)}
         change = differences([query_scores(answers, truth, profile)], detector)
         record["references"][name] = row | {"change": _plain(change)}
         rows[name] = row["figures"] | {f"Δ {measure}": change[measure] for measure in MEASURES}
+        rows[name] = {**rows[name], **from_pool([answers])}
 
     for agent in experiment.agents:
         results = {seed: experiment.results(agent, seed) for seed in range(experiment.seeds)}
@@ -161,13 +215,15 @@ def report(
         given[agent] = {}
         for seed, of_seed in done.items():
             merged = merge([unit.outcome.answers for unit in of_seed])
-            answers = predictions(experiment.folds[0].test, merged)
+            answers = submitted(experiment.folds, [unit.outcome.answers for unit in of_seed])
             if experiment.settings.submission_times:
                 answers = rounded(answers, profile)
             name = f"submission-{agent.replace(':', '.')}-seed{seed}.jsonl"
             write_predictions(experiment.folder / name, answers)
             answers_of_seeds.append(answers)
-            given[agent][seed] = Given(answers, trails_of(of_seed, experiment), isinstance(merged, Ranked))
+            given[agent][seed] = Given(
+                answers, trails_of(of_seed, experiment), isinstance(merged, Ranked), switched(answers, merged)
+            )
         each = [figures(answers, truth) for answers in answers_of_seeds]
         change = differences(
             [query_scores(answers, truth, profile) for answers in answers_of_seeds], detector
@@ -178,6 +234,7 @@ def report(
         rows[agent] = {
             **{measure: float(np.mean([one[measure] for one in each])) for measure in MEASURES},
             **{f"Δ {measure}": change[measure] for measure in MEASURES},
+            **from_pool(answers_of_seeds),
             "seeds": f"{len(done)}/{experiment.seeds}",
             "kept detector": f"{kept}/{len(units)}",
             "steps/s": f"{steps / seconds:,.0f}" if steps else None,
@@ -187,6 +244,7 @@ def report(
             "seeds": list(done),
             "figures": each,
             "change": _plain(change),
+            "change_from_pool": _plain(from_pool(answers_of_seeds)).get(FROM_POOL),
             "compared_with": compared_with,
             "config": experiment.agents[agent].describe(),
             "frozen": frozen_tensors(units),
@@ -197,6 +255,7 @@ def report(
         trainings[agent] = [unit.selection for unit in units]
 
     heading = _heading(experiment, len(truth), compared_with)
+    notes = [*notes, POOL_NOTE] if pooled else notes
     text = "\n\n".join([heading, table(rows), *notes]) + "\n"
     write_text(experiment.folder / "table.md", text)
     write_text(experiment.folder / "results.json", json.dumps(record, indent=1) + "\n")
@@ -221,6 +280,13 @@ def trails_of(units: Sequence[UnitResult], experiment: Experiment) -> Mapping[st
         profile = get_profile(cache.manifest["dataset"])
         steps = steps._replace(windows=submission_times(steps.windows, profile))
     return trails(steps, cache)
+
+
+def switched(answers: Sequence[Prediction], merged: Answers) -> Mapping[str, bool] | None:
+    """Which answers came from another proposal than the first, by qid as text; None of heads."""
+    if isinstance(merged, Ranked):
+        return None
+    return {str(row.qid): bool(at) for row, at in zip(answers, merged.proposals > 0, strict=True)}
 
 
 def rounded(answers: Sequence[Prediction], profile: DatasetProfile) -> list[Prediction]:
@@ -258,7 +324,8 @@ def _heading(experiment: Experiment, queries: int, compared_with: str) -> str:
         f"Source of the data: {manifest['source']}. {manifest['dataset']}, {', '.join(manifest['models'])}, "
         f"{protocol}, {queries:,} test queries, {seeds}, "
         f"{experiment.settings.members} members a committee. {times}"
-        f"Δ are differences from {compared_with}, with 95 % bootstrap intervals over videos and seeds."
+        f"Δ are differences from {compared_with}, its windows cut to the video and rounded as all answers "
+        "are, with 95 % bootstrap intervals over videos and seeds."
     )
 
 

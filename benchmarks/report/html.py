@@ -37,6 +37,8 @@ class Given(NamedTuple):
     """By qid as text; None where there were no episodes, or units of an earlier version recorded no steps."""
     is_head: bool
     """Whether a detection head answered, in one step."""
+    switched: Mapping[str, bool] | None = None
+    """By qid as text, whether the answer is another proposal than the first; None of heads."""
 
 
 def gather(
@@ -73,6 +75,8 @@ def gather(
 
     def of_seed(given: Given) -> dict[str, Any]:
         told = judged(given.answers) | {"is_head": given.is_head}
+        if given.switched is not None:
+            told["switched"] = [given.switched[str(row.qid)] for row in truth]
         if given.trails is not None:
             told["steps"] = [given.trails[str(row.qid)] for row in truth]
         return told

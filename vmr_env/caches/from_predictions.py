@@ -166,9 +166,9 @@ def _named(predictions: PathLike | Sequence[PathLike] | Mapping[str, PathLike]) 
     if isinstance(predictions, Mapping):
         named = [(name, os.fspath(file)) for name, file in predictions.items()]
     elif isinstance(predictions, str | os.PathLike):
-        named = [(_model_name(predictions), os.fspath(predictions))]
+        named = [(model_name(predictions), os.fspath(predictions))]
     else:
-        named = [(_model_name(file), os.fspath(file)) for file in predictions]
+        named = [(model_name(file), os.fspath(file)) for file in predictions]
     if not named:
         raise DataError(Problem("predictions", None, None, "is empty; expected at least one file"))
     result: dict[str, str] = {}
@@ -182,7 +182,8 @@ def _named(predictions: PathLike | Sequence[PathLike] | Mapping[str, PathLike]) 
     return result
 
 
-def _model_name(file: PathLike) -> str:
+def model_name(file: PathLike) -> str:
+    """What a prediction file's model is called: the last dotted part of the file's name."""
     return Path(file).name.removesuffix(".gz").removesuffix(".jsonl").rpartition(".")[2]
 
 
@@ -297,7 +298,7 @@ def _pooled_saliency(
     cut = padded = 0
     for index, wanted in enumerate(n_clips.tolist()):
         curves = []
-        for model in pool:
+        for model in sorted(pool, key=lambda model: model.name):  # a sum depends on the order
             row = model.rows.get(index)
             if row is None or row.saliency is None:
                 continue
