@@ -185,11 +185,12 @@ def _arrays(output: DetectorOutput, counts: Sequence[int], dtype: str) -> Arrays
         "states": output.states,
         "references": output.references.float(),
         "spans": spans,
+        "detections": torch.cat([output.spans.float(), foreground[..., None]], -1),
         "scores": foreground if output.scores is None else output.scores.float(),
         "n_clips": torch.tensor(counts, dtype=torch.int32),
     }
     order = tensors["scores"].argsort(dim=1, descending=True, stable=True)
-    for name in ("states", "references", "spans", "scores"):
+    for name in ("states", "references", "detections", "spans", "scores"):
         tensor = tensors[name]
         rows = order if tensor.ndim == 2 else order[..., None].expand_as(tensor)
         tensors[name] = tensor.gather(1, rows)
@@ -228,6 +229,7 @@ def _batch(rows: Sequence[Annotation], arrays: Mapping[str, NDArray[Any]]) -> Ca
         models=np.zeros(arrays["scores"].shape, np.uint8),
         states=arrays["states"],
         references=arrays["references"],
+        detections=arrays["detections"],
         saliency=ragged.get("saliency"),
         clips=ragged.get("clips"),
         text=arrays.get("text"),

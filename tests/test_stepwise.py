@@ -7,16 +7,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from girl_detr_cases import model_of
 from head_goldens import load_moments
 from safetensors.torch import load_file
 from torch import Tensor
 from vmr_env.agents.stepwise.data import SceneBatches
 from vmr_env.agents.stepwise.objectives import gae, match, oracle_loss, step_rewards, tiou
-from vmr_env.agents.stepwise.policy import MAX_ACTION, DiscretePolicy, Rollout, Scene, moved, observe
+from vmr_env.agents.stepwise.policy import (
+    MAX_ACTION,
+    DiscretePolicy,
+    Rollout,
+    Scene,
+    boundaries,
+    moved,
+    observe,
+)
 from vmr_env.agents.stepwise.trainer import StepwiseConfig, StepwiseTrainer, new_policy, walk
 from vmr_env.agents.tprl.losses import Moments
+from vmr_env.backbones.base import GirlDetrDetector
+from vmr_env.backbones.cache import build_cache
+from vmr_env.backbones.dataset import DatasetSettings, MomentDataset
 
 from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
+from vmr_env.data.annotations import Annotation
 from vmr_env.errors import DataError
 
 ALL = {"gate": True, "memory": True, "iou_head": True}
@@ -365,3 +378,59 @@ def test_cache_without_clips_is_refused(tmp_path: Path) -> None:
 def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StepwiseConfig(**changes)
+
+
+class InMemory(dict[str, np.ndarray]):
+    """Features in memory."""
+
+    dim = 0
+
+    def read(self, key: str) -> np.ndarray:
+        return self[key]
+
+
+def golden_cache(goldens: Path, path: Path) -> DecoderStateCache:
+    """The tiny model's cache of the three golden samples, each video 0.4 s longer than its clips."""
+    moments = load_moments(goldens, "single")
+    inputs = np.load(goldens / "tiny" / "inputs.npz")
+    rows, clips, tokens = [], InMemory(), InMemory()
+    for b, mask in enumerate(inputs["src_vid_mask"]):
+        count, words = int(mask.sum()), int(inputs["src_txt_mask"][b].sum())
+        seconds = boundaries(moments.spans[b][moments.mask[b]]).double().numpy() * count
+        rows.append(Annotation(b, f"v{b}", "q", count + 0.4, seconds.clip(0)))
+        clips[f"v{b}"], tokens[str(b)] = inputs["src_vid"][b, :count], inputs["src_txt"][b, :words]
+    settings = DatasetSettings(clip_seconds=1, max_clips=20, official=True, endpoints=False)
+    built = build_cache(
+        path,
+        GirlDetrDetector(model_of(goldens / "tiny"), "refined"),
+        MomentDataset(rows, clips, tokens, settings),
+        split="val",
+        source="real",
+        profile="charades",
+        dtype="float32",
+        progress=False,
+    )
+    assert built is not None
+    return DecoderStateCache.open(built)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_through_a_cache_it_walks_as_published(
+    goldens: Path, scene: Scene, recorded: dict[str, np.ndarray], tmp_path: Path, name: str
+) -> None:
+    """Spans beyond the video's ends and moments in units of the clips, up to the order of proposals."""
+    cache = golden_cache(goldens, tmp_path / "cache")
+    cache.verify()
+    found, moments = SceneBatches(cache).take(np.arange(3))
+    order = scene.scores.argsort(dim=1, descending=True, stable=True)
+    raw = boundaries(scene.spans)
+    assert ((raw < 0) | (raw > 1)).any()  # otherwise this would show nothing
+    flat = (order + torch.arange(3)[:, None] * order.shape[1]).flatten()
+    rollout = recorded_trainer(goldens, name).policy.roll_out(found, 3)
+    for step in range(4):
+        want = recorded[f"{name}.spans{step}"].reshape(-1, 2)[flat]
+        np.testing.assert_allclose(rollout.spans[step], want, rtol=1e-4, atol=3e-5)
+    matched = match(found.spans, moments)
+    pairs = sorted(zip(flat[matched.rows].tolist(), matched.moments.tolist(), strict=True))
+    assert [row for row, _ in pairs] == recorded[f"{name}.matched_flat_index"].tolist()
+    np.testing.assert_allclose([m for _, m in pairs], recorded[f"{name}.matched_gt"], atol=1e-5)

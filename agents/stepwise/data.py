@@ -17,6 +17,9 @@ from vmr_env.metrics.spans import to_cxw
 class SceneBatches:
     """Batches of scenes and moments from a cache that holds clip features and text of one width.
 
+    As published, moments are in units of the number of clips times their length, and proposals are not cut to
+    the video, if the cache has them uncut (`detections`).
+
     Args:
         cache: Where the samples are.
         rows: Samples of the cache that take part, in this order; None for all.
@@ -43,14 +46,20 @@ class SceneBatches:
         column = np.arange(counts.max())
         mask = column < counts[:, None]
         clips = self._clips.values[offsets[rows][:, None] + column * mask].astype(np.float32, copy=False)
+        if cache.detections is None:
+            spans = to_cxw(np.take(cache.spans, rows, axis=0))
+            scores = np.take(cache.scores, rows, axis=0)
+        else:
+            detections = np.take(cache.detections, rows, axis=0)
+            spans, scores = detections[..., :2].copy(), detections[..., 2].copy()
         scene = Scene(
             torch.from_numpy(clips * mask[..., None]),
             torch.from_numpy(mask.astype(np.float32)),
             torch.from_numpy(np.take(self._text, rows, axis=0).astype(np.float32, copy=False)),
-            torch.from_numpy(to_cxw(np.take(cache.spans, rows, axis=0))),
-            torch.from_numpy(np.take(cache.scores, rows, axis=0)),
+            torch.from_numpy(spans),
+            torch.from_numpy(scores),
         )
-        return scene, padded_moments(cache, rows)
+        return scene, padded_moments(cache, rows, "clips")
 
     def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[Scene, Moments]]:
         """Every sample once, in random order; the last batch may be smaller."""

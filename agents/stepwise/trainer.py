@@ -413,6 +413,9 @@ def walk(
         for scene, _ in SceneBatches(cache, rows).ordered(256)
     ]
     walked: NDArray[np.float32] = torch.cat(spans).numpy()
+    walked[:, :, 0] = (
+        cache.spans if rows is None else cache.spans[rows]
+    )  # cut to the video, as all others see
     return walked
 
 

@@ -31,6 +31,8 @@ class CacheBatch:
         models: uint8 (n, Q), which of the cache's models made the proposal.
         states: (n, Q, D), last decoder layer's output, or None.
         references: float32 (n, Q, 2), the detector's last references (centre, width) as it has them, or None.
+        detections: float32 (n, Q, 3), centre and width from the detector, not cut to the video, and its
+            foreground probability, or None.
         saliency: ragged float32 (S,), one value per clip, any scale, or None.
         clips: ragged (S, C), clip features, or None.
         text: (n, X), one vector per query, or None.
@@ -48,6 +50,7 @@ class CacheBatch:
     models: Array
     states: Array | None = None
     references: Array | None = None
+    detections: Array | None = None
     saliency: Ragged | None = None
     clips: Ragged | None = None
     text: Array | None = None
@@ -65,6 +68,7 @@ class Layout:
     clips: int | None
     text: int | None
     references: bool
+    detections: bool
     saliency: bool
 
 
@@ -76,6 +80,7 @@ def layout_of(batch: CacheBatch) -> Layout:
         clips=None if batch.clips is None else batch.clips.values.shape[1],
         text=None if batch.text is None else batch.text.shape[1],
         references=batch.references is not None,
+        detections=batch.detections is not None,
         saliency=batch.saliency is not None,
     )
 
@@ -120,6 +125,9 @@ def coerced(batch: CacheBatch, dtype: str) -> CacheBatch:
         references=None
         if batch.references is None
         else array("references", batch.references, "float32", n, q, 2),
+        detections=None
+        if batch.detections is None
+        else array("detections", batch.detections, "float32", n, q, 3),
         saliency=None if batch.saliency is None else ragged("saliency", batch.saliency, "float32"),
         clips=None if batch.clips is None else ragged("clips", batch.clips, dtype, None),
         text=None if batch.text is None else array("text", batch.text, dtype, n, None),
@@ -197,7 +205,7 @@ def content_problems(batch: CacheBatch, models: int, where: str = "batch", first
     check.rows("spans", ~ordered, batch.spans, "0 <= start <= end <= 1")
     check.rows("scores", ~((batch.scores >= 0) & (batch.scores <= 1)), batch.scores, "scores within [0, 1]")
     check.rows("models", batch.models >= models, batch.models, f"an index below {models}")
-    for name in ("spans", "scores", "models", "states", "references"):
+    for name in ("spans", "scores", "models", "states", "references", "detections"):
         values = getattr(batch, name)
         if values is not None:
             padding = values.reshape(*real.shape, -1).any(axis=-1) & ~real
@@ -223,7 +231,7 @@ def content_problems(batch: CacheBatch, models: int, where: str = "batch", first
         if ragged is not None:
             check.ragged(name, ~np.isfinite(ragged.values), ragged, "finite numbers")
             check.rows(name, ragged.lengths != batch.n_clips, ragged.lengths, "one value per clip (n_clips)")
-    for name in ("states", "references", "text"):
+    for name in ("states", "references", "detections", "text"):
         values = getattr(batch, name)
         if values is not None:
             check.rows(name, ~np.isfinite(values), values, f"finite {values.dtype} numbers")

@@ -130,6 +130,7 @@ ARRAYS: Mapping[str, ArraySpec] = {
     "moments.offsets": ArraySpec("int64", ("N+1",)),
     "states": ArraySpec(None, ("N", "Q", "D"), optional=True),
     "references": ArraySpec("float32", ("N", "Q", 2), optional=True),
+    "detections": ArraySpec("float32", ("N", "Q", 3), optional=True),
     "saliency.values": ArraySpec("float32", ("*",), optional=True),
     "saliency.offsets": ArraySpec("int64", ("N+1",), optional=True),
     "clips.values": ArraySpec(None, ("*", "C"), optional=True),
@@ -341,7 +342,7 @@ def _file_problems(where: str, raw: Mapping[str, Any]) -> list[Problem]:
     files = raw["files"]
     present = {"states": raw["d"] is not None, "text": "text" in raw["dims"]}
     present |= dict.fromkeys(("clips.values", "clips.offsets"), "clips" in raw["dims"])
-    present |= {"references": "references.npy" in files}
+    present |= {name: f"{name}.npy" in files for name in ("references", "detections")}
     present |= dict.fromkeys(("saliency.values", "saliency.offsets"), "saliency.values.npy" in files)
     wanted = {f"{name}.npy" for name, spec in ARRAYS.items() if not spec.optional or present[name]} | {
         SAMPLES_FILE

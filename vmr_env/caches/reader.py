@@ -65,6 +65,8 @@ class DecoderStateCache:
         moments: ragged float32 (T, 2), ground truth normalised to [0, 1].
         states: float32 or float16 (N, Q, D), decoder states, or None.
         references: float32 (N, Q, 2), the detector's last references (centre, width) as it has them, or None.
+        detections: float32 (N, Q, 3), centre and width from the detector, not cut to the video, and its
+            foreground probability, or None.
         saliency: ragged float32 (S,), one value per clip, any scale, or None.
         clips: ragged (S, C), clip features, or None.
         text: (N, X), one vector per query, or None.
@@ -82,6 +84,7 @@ class DecoderStateCache:
         self.moments = Ragged(arrays["moments.values"], arrays["moments.offsets"])
         self.states: NDArray[Any] | None = arrays.get("states")
         self.references: NDArray[np.float32] | None = arrays.get("references")
+        self.detections: NDArray[np.float32] | None = arrays.get("detections")
         self.saliency = _ragged(arrays, "saliency")
         self.clips = _ragged(arrays, "clips")
         self.text: NDArray[Any] | None = arrays.get("text")
@@ -224,6 +227,7 @@ class DecoderStateCache:
                 models=self.models[part],
                 states=None if self.states is None else self.states[part],
                 references=None if self.references is None else self.references[part],
+                detections=None if self.detections is None else self.detections[part],
                 saliency=None if self.saliency is None else self.saliency.rows(start, stop),
                 clips=None if self.clips is None else self.clips.rows(start, stop),
                 text=None if self.text is None else self.text[part],

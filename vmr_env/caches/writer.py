@@ -278,6 +278,7 @@ def stored_arrays(batch: CacheBatch) -> dict[str, Array]:
         "n_clips": batch.n_clips,
         "states": batch.states,
         "references": batch.references,
+        "detections": batch.detections,
         "text": batch.text,
     }
     ragged: dict[str, Ragged | None] = {
