@@ -316,7 +316,7 @@ def test_the_default_cache_is_written_once_however_many_ask(home: Path) -> None:
 
 def test_a_folder_in_the_home_that_cannot_be_written_is_told(home: Path) -> None:
     home.write_text("a file where the folder should be")
-    with pytest.raises(DataError, match="XDG_CACHE_HOME"):
+    with pytest.raises(DataError, match="VMR_ENV_CACHE"):
         simulated_cache(PROFILES["charades"], "test")
 
 

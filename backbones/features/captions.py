@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
-from vmr_env.backbones.features.text import DEFAULT_CACHE, Encoder, SentenceCache, SentenceEncoder, describe
+from vmr_env.backbones.features.text import Encoder, SentenceCache, SentenceEncoder, describe
 
 from vmr_env.data.rows import Row, read_rows
 from vmr_env.errors import DataError, Problem, shorten
@@ -65,7 +65,7 @@ def build_caption_store(
     videos: Mapping[str, Sequence[str]],
     encoder: Encoder,
     *,
-    cache: PathLike = DEFAULT_CACHE,
+    cache: PathLike | None = None,
     progress: bool = True,
 ) -> FeatureStore:
     """Sentence features of captions as a feature store: key vid, one row per clip.
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     encode.add_argument("--clip-seconds", type=float, default=2.0, help="expected clip length (default: 2)")
     encode.add_argument("--model", help="sentence-transformers model (default: offline MiniLM)")
     encode.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    encode.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder of the sentence cache")
+    encode.add_argument("--cache", type=Path, help="folder of the sentence cache")
     load = commands.add_parser("import", help="import caption embeddings stored in eight bits")
     load.add_argument("folder", type=Path, help=f"folder with {VALUES_FILE}, {SCALES_FILE} and {VIDEOS_FILE}")
     load.add_argument("--split", required=True, help="videos to take")

@@ -26,9 +26,9 @@ from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 from vmr_env.data.rows import read_rows
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
+from vmr_env.files.user_cache import user_cache_folder
 
 Level = Literal["tokens", "sentence"]
-DEFAULT_CACHE = Path.home() / ".cache" / "vmr-env" / "text"
 SHARD_SENTENCES = 512
 DEFAULT_MAX_TOKENS = 96
 
@@ -123,11 +123,12 @@ class SentenceCache:
     goes on from there.
     """
 
-    def __init__(self, folder: PathLike, encoder: Encoder, level: Level) -> None:
-        """Open the cache of one encoder and level below `folder`; it is created on the first write."""
+    def __init__(self, folder: PathLike | None, encoder: Encoder, level: Level) -> None:
+        """Open the cache of one encoder and level below `folder` (None: the user's), made on first write."""
         self._encoder = encoder
         self._level = level
-        self._folder = Path(folder) / encoder.fingerprint[:16] / level
+        base = user_cache_folder() / "text" if folder is None else Path(folder)
+        self._folder = base / encoder.fingerprint[:16] / level
         self._shards = [FeatureStore(path) for path in sorted(self._folder.glob("shard-*"))]
 
     @staticmethod
@@ -186,7 +187,7 @@ def build_text_store(
     sentences: Mapping[str, str],
     encoder: Encoder,
     *,
-    cache: PathLike = DEFAULT_CACHE,
+    cache: PathLike | None = None,
     progress: bool = True,
 ) -> FeatureStore:
     """Token features of sentences as a feature store.
@@ -263,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--batch-size", type=int, default=64, help="sentences in one forward pass")
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder of the sentence cache")
+    parser.add_argument("--cache", type=Path, help="folder of the sentence cache")
     options = parser.parse_args(arguments)
     sentences: dict[str, str] = {}
     for path in options.files:

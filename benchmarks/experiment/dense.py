@@ -24,7 +24,7 @@ from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.timeline import ClipFeatures, NoEvidence, Timelines
 from vmr_env.agents.dense.trainer import distribution, train, vote_distribution
 from vmr_env.backbones.features.store import FeatureStore
-from vmr_env.backbones.features.text import DEFAULT_CACHE, SentenceCache, SentenceEncoder, read_sentences
+from vmr_env.backbones.features.text import SentenceCache, SentenceEncoder, read_sentences
 from vmr_env.benchmarks.experiment.results import differences, figures, query_scores, table
 
 from vmr_env.data.annotations import Annotation, read_annotations
@@ -76,7 +76,7 @@ def encode_queries(
             qid, mark, _ = key.rpartition("#")
             if mark and qid in sentences:
                 sentences[qid].append(text)
-    known = SentenceCache(DEFAULT_CACHE, SentenceEncoder(model), "sentence")
+    known = SentenceCache(None, SentenceEncoder(model), "sentence")
     known.fill(text for texts in sentences.values() for text in texts)
     return {qid: np.concatenate([known[text] for text in texts]) for qid, texts in sentences.items()}
 

@@ -1,12 +1,11 @@
 """Tables derived from a cache, on disk: made once, then memory-mapped by every process that needs them.
 
-They lie in the user's cache folder (`XDG_CACHE_HOME` or `~/.cache`, then `vmr_env`) under a name that is a
+They lie in the user's cache folder (`vmr_env.files.user_cache`) under a name that is a
 hash of what they are made from, so a cache that changes gets new tables. Deleting the folder is always safe.
 """
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -20,14 +19,9 @@ from numpy.typing import NDArray
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.errors import DataError, Problem
 from vmr_env.files.sync import rename_synced
+from vmr_env.files.user_cache import VARIABLE, user_cache_folder
 
 Tables = dict[str, NDArray[np.float32]]
-
-
-def user_cache_folder() -> Path:
-    """Where derived files of this package lie."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "vmr_env"
 
 
 def derived_files(
@@ -73,7 +67,7 @@ def _make(folder: Path, shapes: Mapping[str, tuple[int, ...]], fill: Callable[[T
         rename_synced(temporary, folder)
     except OSError as error:
         if not folder.exists():  # else another process was first, with the same bytes
-            message = f"cannot be written ({error}), expected a writable folder (XDG_CACHE_HOME chooses it)"
+            message = f"cannot be written ({error}), expected a writable folder ({VARIABLE} chooses it)"
             raise DataError(Problem(str(folder.parent), None, None, message)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from vmr_env.caches.derived import user_cache_folder
 from vmr_env.caches.reader import CacheBatch, Ragged, write_cache
 from vmr_env.data.profiles import DatasetProfile
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
+from vmr_env.files.user_cache import VARIABLE, user_cache_folder
 from vmr_env.simulation.config import CONFIGS, SimulatorConfig
 from vmr_env.simulation.detector import simulated_proposals, simulated_regions, simulated_saliency
 from vmr_env.simulation.videos import draw_samples, statistics_of
@@ -106,7 +106,7 @@ def simulated_cache(profile: DatasetProfile, split: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         return simulate(path, profile, split, samples=sizes[split])
     except OSError as error:
-        message = f"cannot be written ({error}); set XDG_CACHE_HOME to choose another folder"
+        message = f"cannot be written ({error}); set {VARIABLE} to choose another folder"
         raise DataError(Problem(str(path.parent), None, None, message)) from error
     except DataError:
         if path.exists():  # another process was first
