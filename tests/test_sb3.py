@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from vmr_env.agents.sb3.vec_env import SB3PPO, NativeVecEnv, native
 
 from vmr_env.caches.reader import DecoderStateCache
@@ -57,14 +57,33 @@ def test_equals_a_list_of_single_environments(cache: DecoderStateCache, options:
         assert ours[1].dtype == theirs[1].dtype == np.float32
         np.testing.assert_array_equal(ours[2], theirs[2])
         for done, info, wanted in zip(ours[2], ours[3], theirs[3], strict=True):
-            assert bool(info) == bool(done)
+            for key in ("sample", "qid", "vid", "proposal"):
+                assert info[key] == wanted[key]
+                assert type(info[key]) is type(wanted[key])
+            assert info["tiou"] == pytest.approx(wanted["tiou"], abs=1e-7)
+            np.testing.assert_array_equal(info["action_mask"], wanted["action_mask"])
+            assert ("episode" in info) == bool(done)
             if done:
                 ended += 1
                 equal(info["terminal_observation"], wanted["terminal_observation"])
                 assert info["TimeLimit.truncated"] == wanted["TimeLimit.truncated"]
                 assert info["episode"]["l"] == wanted["episode"]["l"]
                 assert info["episode"]["r"] == pytest.approx(wanted["episode"]["r"], abs=2e-6)  # rounded
+        for info, wanted in zip(native.reset_infos, dummy.reset_infos, strict=True):
+            assert info["qid"] == wanted["qid"]
     assert ended >= N
+
+
+def test_monitors_over_native_environments_find_their_keywords(cache: DecoderStateCache) -> None:
+    keys = ("qid", "vid", "tiou", "proposal")
+    with pytest.warns(
+        UserWarning, match="already wrapped"
+    ):  # the native environment keeps its own statistics
+        env = VecMonitor(NativeVecEnv(environment(cache, n=N, horizon=1)), info_keywords=keys)
+    env.reset()
+    _, _, ends, infos = env.step(np.array([env.action_space.sample() for _ in range(N)]))
+    assert ends.all()
+    assert all(info["episode"][key] == info[key] for info in infos for key in keys)
 
 
 def test_native_takes_the_place_of_single_environments_made_alike(cache: DecoderStateCache) -> None:

@@ -175,7 +175,7 @@ def test_reset_mask_leaves_the_others_alone(source: Path) -> None:
     before, _ = native.reset(seed=0)
     mask = np.array([True, False, True, False])
     after, infos = native.reset(options={"reset_mask": mask})
-    np.testing.assert_array_equal(infos["_sample"], mask)
+    assert infos["_sample"].all()
     np.testing.assert_array_equal(before[~mask], after[~mask])
     assert (before[mask] != after[mask]).any()
 

@@ -32,8 +32,10 @@ Array = NDArray[Any]
 class NativeVecEnv(VecEnv):
     """`VMRVectorEnv` as SB3 wants it.
 
-    Infos hold what SB3 reads at the end of an episode (`terminal_observation`, `TimeLimit.truncated`, and
-    `episode` as its `Monitor` has it, without a clock) and are empty elsewhere.
+    Every info holds `sample`, `qid`, `vid`, `tiou`, `span`, `proposal` and `action_mask` as the single
+    environment tells them, at the end of an episode those of its last step, and there also what SB3 reads:
+    `terminal_observation`, `TimeLimit.truncated`, and `episode` as its `Monitor` has it, without a clock.
+    `reset_infos` hold those of the episodes that began last.
 
     Args:
         env: finished episodes restart in the same step.
@@ -56,7 +58,8 @@ class NativeVecEnv(VecEnv):
         """Begin episodes everywhere, under the seeds and options that were set; both serve once."""
         options = {key: [one[key] for one in self._options] for key in self._options[0]}
         seeded = any(seed is not None for seed in self._seeds)
-        observations, _ = self.env.reset(seed=self._seeds if seeded else None, options=options)
+        observations, told = self.env.reset(seed=self._seeds if seeded else None, options=options)
+        self.reset_infos = _rows(told, self.num_envs)
         self._reset_seeds()
         self._reset_options()
         self._returns[:], self._lengths[:] = 0, 0
@@ -80,9 +83,11 @@ class NativeVecEnv(VecEnv):
         self._returns += rewards
         self._lengths += 1
         ends = terminated | truncated
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        infos = _rows(told, self.num_envs)
+        last = _rows(told["final_info"], self.num_envs) if ends.any() else infos
         for i in np.flatnonzero(ends).tolist():
-            infos[i] = {
+            self.reset_infos[i] = infos[i]
+            infos[i] = last[i] | {
                 "terminal_observation": _row(told["final_obs"], i),
                 "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
                 "episode": {"r": float(self._returns[i]), "l": int(self._lengths[i])},
@@ -160,6 +165,15 @@ def _row(observations: Any, i: int) -> Any:
     if isinstance(observations, dict):
         return {name: part[i] for name, part in observations.items()}
     return observations[i]
+
+
+_TOLD = ("sample", "qid", "vid", "tiou", "span", "proposal", "action_mask")
+
+
+def _rows(told: dict[str, Any], n: int) -> list[dict[str, Any]]:
+    """The infos of a vector environment, one by one: Python scalars where there is one value of each."""
+    columns = {key: told[key].tolist() if told[key].ndim == 1 else told[key] for key in _TOLD}
+    return [{key: column[i] for key, column in columns.items()} for i in range(n)]
 
 
 class SB3Agent(Agent):

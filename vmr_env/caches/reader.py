@@ -151,6 +151,12 @@ class DecoderStateCache:
         """Video names of all samples."""
         return self._table.column("vid")
 
+    @cached_property
+    def names(self) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+        """Query ids as text, and video names, of all samples: two arrays (N,) of str, read once."""
+        qids = np.array([str(qid) for qid in self.qids()], object)
+        return qids, np.array(self.vids(), object)
+
     def source_videos(self) -> list[str]:
         """Source videos of all samples, by the rule of the data set's profile: what folds and bootstraps keep
         together."""

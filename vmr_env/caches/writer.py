@@ -118,7 +118,7 @@ class CacheWriter:
 
     def __enter__(self) -> "CacheWriter":
         with self._errors():
-            self._temporary.mkdir()
+            self._temporary.mkdir(parents=True)
         try:
             with self._errors():
                 self._table = TableWriter(self._temporary / SAMPLES_FILE)

@@ -49,10 +49,10 @@ class VMREnv(gymnasium.Env[Any, Any]):
     `info["tiou"]` is always the plain tIoU.
 
     ## Infos
-    Always `tiou` (float) and `action_mask` (A,) bool. Of a reset also `sample` (row of the cache), `qid`
-    (always as text, whatever the annotations have: 7 and "7" are one query), `vid`, `query`, `duration` in
-    seconds, and `source`. At an episode's end also `span` (2,) in seconds, and `proposal`, the number from 0
-    of the proposal that it came from.
+    The same keys after a reset and after every step: `tiou` (float), `span` (2,) in seconds, `proposal` (the
+    number from 0 of the proposal that it came from), `action_mask` (A,) bool, `sample` (row of the cache),
+    `qid` (always as text, whatever the annotations have: 7 and "7" are one query), `vid`, `query`, `duration`
+    in seconds, and `source` of the cache. Vector environments tell all but the last three.
 
     ## Starting state
     A random sample, or the one that `reset(options={"qid": …})` or `{"sample": row}` names. The first span is
@@ -132,6 +132,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
         self.episode = self._setting.episode()
         self._draws: Draws | None = None
         self._over = True
+        self._about: Info = {}
         self._window: Window | None = None
 
     @property
@@ -168,15 +169,16 @@ class VMREnv(gymnasium.Env[Any, Any]):
         self.episode.start(int(row), int(proposal))
         self._over = False
         sample = self.cache.sample(row)
-        info = self._info()
-        info["source"] = self.cache.manifest["source"]
-        info["sample"] = int(row)
-        info["qid"] = str(sample.qid)
-        info["vid"] = sample.vid
-        info["query"] = sample.query
-        info["duration"] = sample.duration
+        self._about = {
+            "source": self.cache.manifest["source"],
+            "sample": int(row),
+            "qid": str(sample.qid),
+            "vid": sample.vid,
+            "query": sample.query,
+            "duration": sample.duration,
+        }
         self._show()
-        return self._observation(), info
+        return self._observation(), self._info()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, Info]:
         """Take one action.
@@ -188,15 +190,18 @@ class VMREnv(gymnasium.Env[Any, Any]):
         if self._over:
             raise gymnasium.error.ResetNeeded("step called on a finished episode, expected reset first")
         reward, self._over = self.episode.step(self.action_mode.checked_one(action))
-        info = self._info()
-        if self._over:
-            info["span"] = self.episode.seconds()
-            info["proposal"] = self.episode.source
         self._show()
-        return self._observation(), float(reward), self._over, False, info
+        return self._observation(), float(reward), self._over, False, self._info()
 
     def _info(self) -> Info:
-        return {"tiou": float(self.episode.tiou), "action_mask": self.episode.mask.copy()}
+        """The same keys after a reset and after every step: recorders and collectors rely on it."""
+        return {
+            **self._about,
+            "tiou": float(self.episode.tiou),
+            "span": self.episode.seconds(),
+            "proposal": int(self.episode.source),
+            "action_mask": self.episode.mask.copy(),
+        }
 
     def _observation(self) -> Any:
         return self._setting.formed(self.episode.observe())

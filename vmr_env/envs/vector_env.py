@@ -149,7 +149,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         self.episodes.start(starts)
         self.episodes.refresh()
         self._ended[rows] = False
-        return self._observe(), {**self._infos(), **self._begun(rows)}
+        return self._observe(), self._infos()
 
     def _seeded(self, seed: int | Sequence[int | None] | None, rows: Rows) -> Draws:
         """The random streams, those of `rows` begun anew where there is a seed for them."""
@@ -190,17 +190,13 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         # NextStep: the actions of episodes that begin do not count.
         rewards, ended = episodes.step(actions, starts)
         infos = self._infos()
-        if np.count_nonzero(ended):
-            infos |= self._ends(ended)
-            if mode is AutoresetMode.SAME_STEP:
-                assert self._draws is not None
-                starts = self._random_starts(self._draws, np.flatnonzero(ended))
-                final = self._final(starts.rows, infos)
-                episodes.start(starts)
-                episodes.refresh()
-                infos = self._infos() | final
-        if starts is not None:
-            infos |= self._begun(starts.rows)
+        if np.count_nonzero(ended) and mode is AutoresetMode.SAME_STEP:
+            assert self._draws is not None
+            starts = self._random_starts(self._draws, np.flatnonzero(ended))
+            final = self._final(starts.rows, infos)
+            episodes.start(starts)
+            episodes.refresh()
+            infos = self._infos() | final
         self._ended = ended & (mode is not AutoresetMode.SAME_STEP)
         return self._observe(), rewards.astype(np.float64), ended, np.zeros(self.num_envs, bool), infos
 
@@ -212,26 +208,18 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         return self._setting.starts(draws, rows, self.episodes.stage.start_k)
 
     def _infos(self) -> Info:
-        """What every step tells."""
-        return {
-            "tiou": self.episodes.tiou.astype(np.float64),
-            "_tiou": np.ones(self.num_envs, bool),
-            "action_mask": self.episodes.mask.copy(order="K"),
-            "_action_mask": np.ones(self.num_envs, bool),
+        """What every reset and step tells of every episode, under the same keys."""
+        episodes, (qids, vids) = self.episodes, self.cache.names
+        told: Info = {
+            "sample": episodes.samples.copy(),
+            "qid": qids[episodes.samples],
+            "vid": vids[episodes.samples],
+            "tiou": episodes.tiou.astype(np.float64),
+            "span": episodes.seconds(),
+            "proposal": episodes.sources.copy(),
+            "action_mask": episodes.mask.copy(order="K"),
         }
-
-    def _ends(self, ended: Bools) -> Info:
-        """What is told of episodes that have ended."""
-        return {
-            "span": self.episodes.seconds(),
-            "_span": ended.copy(),
-            "proposal": self.episodes.sources.copy(),
-            "_proposal": ended.copy(),
-        }
-
-    def _begun(self, rows: Rows) -> Info:
-        """What is told of episodes that have begun."""
-        return {"sample": self.episodes.samples.copy(), "_sample": self._among(rows)}
+        return told | {f"_{key}": np.ones(self.num_envs, bool) for key in told}
 
     def _final(self, rows: Rows, infos: Info) -> Info:
         """The last observations and infos of episodes that restart in the same step, as in Gymnasium."""
