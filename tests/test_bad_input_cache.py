@@ -492,7 +492,8 @@ def test_only_a_cache_is_ever_overwritten(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="pass overwrite=True"):
         write_cache(tmp_path / "c", GOOD, **ARGUMENTS)
     with pytest.raises(DataError, match="cannot be written"):
-        write_cache(tmp_path / "missing" / "c", GOOD, **ARGUMENTS)
+        write_cache(tmp_path / "file" / "c", GOOD, **ARGUMENTS)
+    assert len(DecoderStateCache.open(write_cache(tmp_path / "new" / "folders" / "c", GOOD, **ARGUMENTS)))
     assert (tmp_path / "home" / "thesis.tex").read_text() == "years of work"
 
 
