@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vmr_env.agents.base import Agent, Floats, Masks, Metrics
 from vmr_env.agents.networks import make_network
 from vmr_env.agents.rollout import Collector
+from vmr_env.agents.settings import INSIDE, check_ranges
 
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.seeding import derived
@@ -82,6 +83,7 @@ class PolicyConfig:
                 expected = "a number of at least 0"
             if not right:
                 raise ValueError(f"{field.name} is {value!r}, expected {expected}")
+        check_ranges(self, clip=INSIDE)
 
 
 class PolicyAgent(Agent):

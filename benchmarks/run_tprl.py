@@ -29,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from vmr_env.agents.ensemble.cross_fitting import Configured, MakeAgent, Progress
@@ -50,6 +51,7 @@ from vmr_env.benchmarks.experiment.stepwise_method import STEPWISE_AGENTS
 from vmr_env.benchmarks.experiment.unfrozen import Features
 from vmr_env.benchmarks.report.files import report
 
+import vmr_env
 from vmr_env.caches.from_predictions import build_prediction_cache, model_name
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile
@@ -302,7 +304,16 @@ def methods_of(args: argparse.Namespace, folds: Sequence[Fold]) -> dict[str, Met
     if args.ablate:
         features = Features(*args.features) if args.features else None
         return ablations(args.dataset, args.weights, features)
-    options = parse_options(args.set, [*BACKBONE_METHODS, *AGENTS, *args.agent])
+    return chosen_methods(args)
+
+
+def chosen_methods(args: argparse.Namespace) -> dict[str, Method]:
+    """The chosen agents with their settings, by name; reads no data.
+
+    Raises:
+        DataError: an agent or a setting is unknown, or `--set` names an agent that was not chosen.
+    """
+    options = parse_options(args.set, [*args.agents, *args.agent])
     methods: dict[str, Method] = {}
     for name in [*args.agents, *args.agent]:
         if name in BACKBONE_METHODS:
@@ -403,6 +414,9 @@ def make_folder(args: argparse.Namespace) -> None:
         raise DataError(
             Problem(str(args.out), None, None, "has a run already, expected --resume or another --out")
         )
+    if args.resume and not (args.out.is_dir() and any(args.out.iterdir())):
+        message = "has no run, expected the folder of an interrupted one for --resume"
+        raise DataError(Problem(str(args.out), None, None, message))
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -420,6 +434,7 @@ def settle(args: argparse.Namespace, folds: Sequence[Fold]) -> None:
     data = [cache.manifest["files"] for fold in folds for cache in (fold.train, fold.test)]
     now = {key: str(value) for key, value in sorted(vars(args).items()) if key not in passing}
     now["data"] = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    now["versions"] = f"vmr_env {vmr_env.__version__}, torch {torch.__version__}, numpy {np.__version__}"
     path = args.out / "settings.json"
     if not path.exists():
         write_text(path, json.dumps(now, indent=1) + "\n")
@@ -504,6 +519,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in [*args.agents, *args.agent]:
             if name not in BACKBONE_METHODS:
                 load_agent(name)
+        if not args.ablate:
+            chosen_methods(args)  # wrong settings are told before anything is trained
         make_folder(args)
         if args.backbone:
             train_backbone(args)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 from vmr_env.agents.checkpoint import load_run, save_run
+from vmr_env.agents.settings import check_ranges
 from vmr_env.agents.stepwise.data import SceneBatches
 from vmr_env.agents.stepwise.objectives import Matched, gae, match, oracle_loss, step_rewards, tiou
 from vmr_env.agents.stepwise.policy import (
@@ -108,6 +109,7 @@ class StepwiseConfig:
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.actions not in ("discrete", "continuous"):
             raise ValueError(f"actions must be 'discrete' or 'continuous', got {self.actions!r}")
         if self.algorithm not in ("reinforce", "ppo"):
