@@ -17,9 +17,11 @@ from vmr_env.agents.dense.trainer import (
     train,
     vote_distribution,
 )
+from vmr_env.benchmarks.experiment.dense import report
 
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
+from vmr_env.data.profiles import get_profile
 from vmr_env.errors import DataError
 from vmr_env.metrics import spans as metric_spans
 
@@ -257,3 +259,15 @@ def test_numbers_are_between_0_and_1() -> None:
     numbers = span_numbers(timelines.spans, timelines.windows(range(5)), painted[..., 6], painted[..., 7])
     assert float(numbers.min()) >= 0
     assert float(numbers.max()) <= 1 + 1e-6
+
+
+def test_the_report_compares_policy_vote_and_detector() -> None:
+    timelines = problem(n=24)
+    voted = answers(timelines, vote_distribution(timelines), first="mode")
+    text = report(
+        timelines.models[0], voted, timelines.models[0], timelines.annotations, get_profile("qvhighlights")
+    )
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert {"detector", "vote", "dense policy", "vote - detector", "dense policy - vote"} <= set(rows)
+    assert rows["dense policy"].split("|")[2:] == rows["detector"].split("|")[2:]
+    assert "+0.00" in rows["dense policy - detector"] or " 0.00" in rows["dense policy - detector"]

@@ -218,7 +218,8 @@ def quality(tiou: Array) -> Array:
     So its mean over queries is that of mIoU, R1@0.5 and R1@0.7. By tIoU alone, moments that grow towards the
     average length count as better, also where recall pays for it.
     """
-    return (tiou + reaches(tiou, 0.5) + reaches(tiou, 0.7)) / 3
+    judged: Array = (tiou + reaches(tiou, 0.5) + reaches(tiou, 0.7)) / 3
+    return judged
 
 
 def training_environment(

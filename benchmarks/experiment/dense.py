@@ -29,6 +29,7 @@ from vmr_env.benchmarks.experiment.results import differences, figures, query_sc
 
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
+from vmr_env.data.profiles import PROFILES, DatasetProfile, get_profile
 from vmr_env.data.splits import video_folds
 from vmr_env.errors import DataError, Problem, shorten
 
@@ -86,10 +87,11 @@ def report(
     voted: Sequence[Prediction],
     detector: Sequence[Prediction],
     annotations: Sequence[Annotation],
+    profile: DatasetProfile,
 ) -> str:
     """Official figures of detector, vote and policy, and differences of the policy, as Markdown tables."""
     lists = {"detector": detector, "vote": voted, "dense policy": answered}
-    scores = {name: query_scores(rows, annotations) for name, rows in lists.items()}
+    scores = {name: query_scores(rows, annotations, profile) for name, rows in lists.items()}
     shown = table({name: figures(rows, annotations) for name, rows in lists.items()})
     gains = {
         f"{name} - {reference}": differences([scores[name]], scores[reference])
@@ -108,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--test", nargs="+", type=Path, metavar="FILE", help=f"{files}; default: folds of --train"
     )
+    parser.add_argument("--dataset", choices=PROFILES, default="qvhighlights", help="default: qvhighlights")
     parser.add_argument("--clips", nargs="+", type=Path, required=True, help="feature stores of the clips")
     parser.add_argument("--paraphrases", nargs="*", type=Path, default=[], help="of the training queries")
     parser.add_argument("--no-evidence", action="store_true", help="control: clips and queries are zero")
@@ -122,15 +125,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--{name} names one file; expected an annotation file and prediction files")
     torch.set_num_threads(1)
     clips = Stores([FeatureStore(path) for path in options.clips])
+    profile = get_profile(options.dataset)
     learn = _timelines(options.train, clips, options.paraphrases, options.no_evidence)
     if options.test is None:
-        judge, probabilities = learn, _out_of_fold(learn, options.folds, options.seeds)
+        judge, probabilities = learn, _out_of_fold(learn, profile, options.folds, options.seeds)
     else:
         judge = _timelines(options.test, clips, [], options.no_evidence)
         probabilities = distribution([_train(learn, seed) for seed in range(options.seeds)], judge)
     answered = answers(judge, probabilities)
     voted = answers(judge, vote_distribution(judge), first="mode")
-    print(report(answered, voted, judge.models[0], judge.annotations))
+    print(report(answered, voted, judge.models[0], judge.annotations, profile))
     if options.out is not None:
         write_predictions(options.out, answered)
 
@@ -146,8 +150,9 @@ def _timelines(
     return Timelines(models, annotations, clips, encode_queries(annotations, paraphrases))
 
 
-def _out_of_fold(timelines: Timelines, folds: int, seeds: int) -> Tensor:
-    parts = video_folds([annotation.vid for annotation in timelines.annotations], folds, seed=0)
+def _out_of_fold(timelines: Timelines, profile: DatasetProfile, folds: int, seeds: int) -> Tensor:
+    videos = [profile.source_video(annotation.vid) for annotation in timelines.annotations]
+    parts = video_folds(videos, folds, seed=0)
     probabilities = torch.zeros(len(timelines), len(timelines.spans))
     for fold in range(folds):
         rows = np.flatnonzero(parts != fold).tolist()
