@@ -173,3 +173,10 @@ def test_sb3_programs_run_on_it(cache: DecoderStateCache, tmp_path: Path) -> Non
         loaded.predict(observations, deterministic=True)[0],
         agent.model.predict(observations, deterministic=True)[0],
     )
+
+
+def test_only_spaces_that_can_be_listed_have_masks(cache: DecoderStateCache) -> None:
+    """sb3-contrib's MaskablePPO asks whether there are masks before it takes an environment."""
+    for actions, has in (("discrete", True), ("multidiscrete", True), ("continuous", False)):
+        assert hasattr(VMREnv("charades", source=cache, actions=actions), "action_masks") is has
+        assert NativeVecEnv(environment(cache, n=N, actions=actions)).has_attr("action_masks") is has

@@ -5,7 +5,7 @@
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -99,14 +99,24 @@ class NativeVecEnv(VecEnv):
         """Close the environment."""
         self.env.close()
 
-    def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions are possible now: (N, A)."""
+    @property
+    def action_masks(self) -> Callable[[], NDArray[np.bool_]]:
+        """Call it for the actions that are possible now: (N, A).
+
+        Raises:
+            AttributeError: actions are continuous, so that there is nothing to mask.
+        """
+        if isinstance(self.action_space, gymnasium.spaces.Box):
+            raise AttributeError("action_masks: continuous actions have no masks")
+        return self._masks
+
+    def _masks(self) -> NDArray[np.bool_]:
         return self.env.episodes.mask.copy()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """The attribute as a single environment has it, once for each index."""
         rows = list(self._get_indices(indices))
-        if attr_name == "action_masks":
+        if attr_name == "action_masks" and self.action_masks:
             return [partial(self._mask, i) for i in rows]
         of_one = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
         return [getattr(self.env, of_one.get(attr_name, attr_name))] * len(rows)

@@ -1,6 +1,6 @@
 """The moment-refinement environment; the dynamics are in `vmr_env.envs.episodes`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -134,6 +134,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
         self._over = True
         self._about: Info = {}
         self._window: Window | None = None
+        self._no_desktop = False
 
     @property
     def stage(self) -> int:
@@ -152,8 +153,18 @@ class VMREnv(gymnasium.Env[Any, Any]):
         """
         self.episode.set_stage(stage)
 
-    def action_masks(self) -> Bools:
-        """Which actions are possible now: (A,), as sb3-contrib asks for it."""
+    @property
+    def action_masks(self) -> Callable[[], Bools]:
+        """Call it for the actions that are possible now: (A,) bool, as sb3-contrib does.
+
+        Raises:
+            AttributeError: actions are continuous, so that there is nothing to mask.
+        """
+        if isinstance(self.action_space, gymnasium.spaces.Box):
+            raise AttributeError("action_masks: continuous actions have no masks")
+        return self._masks
+
+    def _masks(self) -> Bools:
         mask: Bools = self.episode.mask.copy()
         return mask
 
@@ -238,13 +249,18 @@ class VMREnv(gymnasium.Env[Any, Any]):
         return render_rgb(self._scene())
 
     def _show(self) -> None:
-        """Show the timeline in the window, where there is to be one."""
-        if self.render_mode != "human":
+        """Show the timeline in the window, where there is to be one and a desktop; one warning without."""
+        if self.render_mode != "human" or self._no_desktop:
             return
         from vmr_env.rendering.window import Window
 
         if self._window is None:
-            self._window = Window(self.metadata["render_fps"])
+            try:
+                self._window = Window(self.metadata["render_fps"])
+            except RuntimeError as error:  # checkers and clusters make environments of every declared mode
+                self._no_desktop = True
+                gymnasium.logger.warn(f"nothing is shown: {error}")
+                return
         self._window.show(self._image())
 
     def close(self) -> None:

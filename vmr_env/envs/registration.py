@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium.vector
 from gymnasium.envs.registration import register, registry
 
 from vmr_env.data.profiles import PROFILES, DatasetProfile, add_profile
@@ -14,6 +15,10 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "-Stage2": {"stage": 2},
     "-Stage3": {"stage": 3},
 }
+
+
+# Before 1.1 Gymnasium knows no autoreset modes; there `make_vec` makes N single environments instead.
+_VECTOR_ENV = "vmr_env.envs.vector_env:VMRVectorEnv" if hasattr(gymnasium.vector, "AutoresetMode") else None
 
 
 def register_all() -> None:
@@ -42,6 +47,6 @@ def _register_ids(profile: DatasetProfile) -> None:
             register(
                 id=name,
                 entry_point="vmr_env.envs.env:VMREnv",
-                vector_entry_point="vmr_env.envs.vector_env:VMRVectorEnv",
+                vector_entry_point=_VECTOR_ENV,
                 kwargs={"dataset": profile.name, **kwargs},
             )
