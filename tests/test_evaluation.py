@@ -179,9 +179,10 @@ def test_stopping_at_once_on_an_unsorted_file_gives_its_own_figures(tmp_path: Pa
         scores = 0.5 + rng.permutation(6)[:, None] * 1e-5
         given.append(Prediction(qid, f"v{qid}", "what happens", np.concatenate([windows, scores], axis=1)))
     write_predictions(tmp_path / "file.jsonl", given)
-    path = build_prediction_cache(
-        tmp_path / "cache", tmp_path / "file.jsonl", truth, get_profile("charades"), "test"
-    )
+    with pytest.warns(UserWarning, match="30 of 30 rows are not by falling score"):
+        path = build_prediction_cache(
+            tmp_path / "cache", tmp_path / "file.jsonl", truth, get_profile("charades"), "test"
+        )
     cache = DecoderStateCache.open(path)
     stop = StopAtOnce(VMRVectorEnv(1, "charades", source=cache), 0)
     answers = submission(cache, refine(stop.act, cache, np.arange(len(cache))))

@@ -26,9 +26,12 @@ from vmr_env.data.predictions import read_predictions
 from vmr_env.errors import DataError
 
 QUICK = ["--members", "2", "--evaluations", "1", "--rounds", "1", "--jobs", "1", "--seeds", "1"]
-SHORT = [
+SHORT_TPRL = [
     *("--set", "tprl.epochs=[0,1,1]", "--set", "tprl.lr=0.01", "--set", "tprl.class_lr=0.01"),
     *("--set", "tprl.start_is_candidate=false", "--set", "tprl.ema=0"),
+]
+SHORT = [
+    *SHORT_TPRL,
     *("--set", "head_grpo.epochs=[0,0,2]", "--set", "head_grpo.lr=0.01"),
     *("--set", "head_grpo.start_is_candidate=false"),
 ]
@@ -96,7 +99,7 @@ def test_a_selection_cache_chooses_instead_of_parts_of_the_training_videos(
     backbone: Backbone, tmp_path: Path
 ) -> None:
     select = ["--select-cache", str(backbone.caches / "select")]
-    more = ["--agents", "tprl", *select, *SHORT]
+    more = ["--agents", "tprl", *select, *SHORT_TPRL]
     assert main(arguments(backbone, tmp_path / "out", *more)) == 0
     unit = json.loads((tmp_path / "out" / "units" / "tprl-seed0-fold0.json").read_text())
     assert unit["selection"]["rounds"] == [1, 2]
