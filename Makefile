@@ -21,8 +21,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	# The packages are typed as they are installed: agents, backbones and benchmarks inside vmr_env.
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --upgrade --target build/typed .
-	MYPYPATH=build/typed $(BIN)/mypy -p vmr_env
+	rm -rf build/typed
+	$(BIN)/pip install --quiet --no-deps --target build/typed .
+	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/setup.cfg -p vmr_env
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -116,7 +116,7 @@ class NativeVecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """The attribute as a single environment has it, once for each index."""
         rows = list(self._get_indices(indices))
-        if attr_name == "action_masks" and self.action_masks:
+        if attr_name == "action_masks" and not isinstance(self.action_space, gymnasium.spaces.Box):
             return [partial(self._mask, i) for i in rows]
         of_one = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
         return [getattr(self.env, of_one.get(attr_name, attr_name))] * len(rows)
