@@ -46,16 +46,16 @@ class Agent(ABC):
 
     @abstractmethod
     def act(self, observations: Floats, masks: Masks) -> NDArray[Any]:
-        """The best actions, without exploration: (N, width) observations, (N, A) possible actions -> (N,
-        …)."""
+        """The best actions, without exploration: (N, width) observations, (N, A) possible actions ->
+        (N, …)."""
 
     def update(self) -> Metrics:
         """One round of learning; returns figures to log, named `charts/…` or `losses/…`."""
         raise NotImplementedError(f"{type(self).__name__} has rounds > 0 but no update")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs: tensors, arrays, numbers, strings, and dicts and lists of
-        them."""
+        """Everything that a resumed run needs: tensors, arrays, numbers, strings, and dicts and
+        lists of them."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

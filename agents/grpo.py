@@ -133,9 +133,8 @@ class GRPO(PolicyAgent):
             observations, rewards, terminated, truncated, infos = env.step(actions[:, 0].numpy())
             self.collector.steps += int(runs.sum())
             returns += torch.from_numpy(rewards).float() * runs  # an episode that began anew does not count
-            runs = runs & ~torch.from_numpy(
-                terminated | truncated
-            )  # what a time limit cuts off counts so far
+            # What a time limit cuts off counts so far.
+            runs = runs & ~torch.from_numpy(terminated | truncated)
         grouped = returns.view(-1, group)
         spread = grouped.std(1, keepdim=True).clamp_min(_LEAST_STD)
         advantages = ((grouped - grouped.mean(1, keepdim=True)) / spread).flatten()

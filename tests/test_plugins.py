@@ -69,7 +69,6 @@ def _run(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_data_set_from_outside_exists_in_every_kind_of_process(tmp_path: Path) -> None:
-    pytest.importorskip("gymnasium.vector", reason="needs vector environments").AutoresetMode  # noqa: B018
     _outside(tmp_path, PLUGIN)
     done = _run(tmp_path, USE)
     assert done.returncode == 0, done.stderr

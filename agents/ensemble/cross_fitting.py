@@ -85,8 +85,7 @@ class Selection:
     """Environment steps of all members together, as far as the agent reports them in `charts/steps`."""
     uses: tuple[tuple[float, ...], ...] = ()
     """What was made of the detector's moments then: shares of `vmr_env.agents.evaluation.USES`. Empty where
-    nobody
-    recorded it."""
+    nobody recorded it."""
 
 
 class Committee:
