@@ -34,10 +34,10 @@ class Refined(NamedTuple):
 
 
 KINDS = ("start", "move", "switch", "stop")
-"""What a row of `Steps` can be."""
+"""What a row of `Trajectories` can be."""
 
 
-class Steps(NamedTuple):
+class Trajectories(NamedTuple):
     """Every step of the episodes of K samples: a row each, episode after episode, its start first."""
 
     samples: NDArray[np.intp]
@@ -69,7 +69,7 @@ def trace(
     env_options: Mapping[str, Any] | None = None,
     *,
     enter: Callable[[VMRVectorEnv], None] = lambda env: None,
-) -> tuple[Refined, Steps]:
+) -> tuple[Refined, Trajectories]:
     """Run one episode for each sample, from the detector's first proposal.
 
     Args:
@@ -96,7 +96,7 @@ def trace(
         enter(env)
         parts.append(_trace_batch(act, env, part))
     refined, steps = zip(*parts, strict=True)
-    return Refined(*_joined(refined)), Steps(*_joined(steps))
+    return Refined(*_joined(refined)), Trajectories(*_joined(steps))
 
 
 def _joined(parts: Sequence[Sequence[Array]]) -> list[Array]:
@@ -106,7 +106,7 @@ def _joined(parts: Sequence[Sequence[Array]]) -> list[Array]:
 
 def _trace_batch(
     act: Callable[[Floats, Masks], Array], env: VMRVectorEnv, samples: Array
-) -> tuple[Refined, Steps]:
+) -> tuple[Refined, Trajectories]:
     n, episodes = len(samples), env.episodes
     observations, infos = env.reset(seed=0, options={"sample": samples, "start": 0})
     before = infos["tiou"]
@@ -129,7 +129,7 @@ def _trace_batch(
     numbers, *columns = _joined(rows)
     order = np.argsort(numbers, kind="stable")
     kinds, spans, sources = (column[order] for column in columns)
-    steps = Steps(samples[numbers[order]], kinds, spans.round(_DECIMALS), sources)
+    steps = Trajectories(samples[numbers[order]], kinds, spans.round(_DECIMALS), sources)
     return Refined(samples, windows, proposals, before, after), steps
 
 

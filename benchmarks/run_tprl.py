@@ -13,7 +13,7 @@
     python benchmarks/run_tprl.py --backbone charades-simulated --ablate  what in TPRL does the work
 
 Several files after --predictions form a pool. Agents learn and are selected on training videos only; test
-videos are read once, at the end of a unit. Ctrl-C leaves the table of what was done; --resume goes on.
+videos are read once, at the end of a run. Ctrl-C leaves the table of what was done; --resume goes on.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from vmr_env.agents.ensemble.cross_fitting import Configured, MakeAgent, Progres
 from vmr_env.agents.stepwise.data import SceneBatches
 from vmr_env.backbones.recipes import get_recipe
 from vmr_env.backbones.simulated.embedded import RECIPE, Sizes, build_embedded
-from vmr_env.benchmarks.experiment.experiment import Experiment, Unit, cross_validation, run_units, train_test
+from vmr_env.benchmarks.experiment.experiment import Experiment, Run, cross_validation, run_all, train_test
 from vmr_env.benchmarks.experiment.head_methods import (
     BACKBONE_METHODS,
     HEAD_AGENTS,
@@ -166,7 +166,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--agent", action="append", default=[], help="an own agent, module:Class; may be repeated"
     )
     learning.add_argument("--seeds", type=int, default=2, help="runs of each agent (default 2)")
-    learning.add_argument("--members", type=int, default=3, help="members of a committee (default 3)")
+    learning.add_argument("--members", type=int, default=3, help="members of an ensemble (default 3)")
     learning.add_argument("--evaluations", type=int, default=3, help="judgements of a member (default 3)")
     learning.add_argument("--rounds", type=int, help="rounds of learning; default: each agent's own number")
     learning.add_argument("--proposals", type=int, help="proposals that take part; default: 1, of a pool 10")
@@ -454,20 +454,20 @@ def settle(args: argparse.Namespace, folds: Sequence[Fold]) -> None:
 
 
 class Watcher:
-    """Shows how far the units are, and logs their figures for TensorBoard: a run of its own for each.
+    """Shows how far the runs are, and logs their figures for TensorBoard: a log of its own for each.
 
     Args:
-        experiment: what the units are of.
+        experiment: what the runs are of.
         folder: of the logs.
     """
 
     def __init__(self, experiment: Experiment, folder: Path) -> None:
-        units = list(experiment.units())
-        done = sum(map(experiment.is_done, units))
-        self._bar = tqdm(total=len(units), initial=done, unit="unit", dynamic_ncols=True)
-        self._running: dict[Unit, Progress] = {}
+        runs = list(experiment.runs())
+        done = sum(map(experiment.is_done, runs))
+        self._bar = tqdm(total=len(runs), initial=done, unit="run", dynamic_ncols=True)
+        self._running: dict[Run, Progress] = {}
         self._folder = folder
-        self._logs: dict[Unit, Any] = {}
+        self._logs: dict[Run, Any] = {}
 
     def __enter__(self) -> "Watcher":
         return self
@@ -477,35 +477,35 @@ class Watcher:
             log.close()
         self._bar.close()
 
-    def progress(self, unit: Unit, now: Progress) -> None:
+    def progress(self, run: Run, now: Progress) -> None:
         """A round is over."""
-        self._running[unit] = now
+        self._running[run] = now
         self._bar.set_postfix_str(
             "; ".join(
-                f"{unit.name} member {at.member + 1}, round {at.round}/{at.rounds}"
-                for unit, at in self._running.items()
+                f"{run.name} member {at.member + 1}, round {at.round}/{at.rounds}"
+                for run, at in self._running.items()
             )
         )
-        if unit not in self._logs:
-            self._logs[unit] = _open_log(self._folder / unit.name)
+        if run not in self._logs:
+            self._logs[run] = _open_log(self._folder / run.name)
         at = now.member * now.rounds + now.round
         for metric, value in now.metrics.items():
-            self._logs[unit].add_scalar(metric, value, at)
+            self._logs[run].add_scalar(metric, value, at)
         if now.gain is not None:
-            self._logs[unit].add_scalar("charts/held_out_gain", now.gain, at)
+            self._logs[run].add_scalar("charts/held_out_gain", now.gain, at)
 
-    def finished(self, unit: Unit) -> None:
-        """A unit has its result."""
-        self._running.pop(unit, None)
-        if unit in self._logs:
-            self._logs.pop(unit).close()
+    def finished(self, run: Run) -> None:
+        """A run has its result."""
+        self._running.pop(run, None)
+        if run in self._logs:
+            self._logs.pop(run).close()
         self._bar.update()
 
 
 def _open_log(folder: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=0)  # hides what an interrupted unit logged
+    return SummaryWriter(str(folder), purge_step=0)  # hides what an interrupted run logged
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -550,11 +550,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(experiment: Experiment, jobs: int) -> bool:
-    """Do all units that are not done; False if interrupted."""
-    todo = [unit for unit in experiment.units() if not experiment.is_done(unit)]
+    """Do all runs that are not done; False if interrupted."""
+    todo = [run for run in experiment.runs() if not experiment.is_done(run)]
     with Watcher(experiment, experiment.folder / "tensorboard") as watcher:
         try:
-            run_units(experiment, todo, jobs, watcher.progress, watcher.finished)
+            run_all(experiment, todo, jobs, watcher.progress, watcher.finished)
         except KeyboardInterrupt:
             return False
     return True

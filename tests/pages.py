@@ -31,7 +31,7 @@ def answers(spans: tuple[tuple[float, float], ...]) -> list[Prediction]:
     ]
 
 
-TRAILS = (
+TRAJECTORIES = (
     [[5.0, 10.0, 0.5], []],
     [[]],
     [[0.0, 20.0, 0.5, 2], [5.0, 15.0, 1.0]],
@@ -79,9 +79,9 @@ def record() -> dict[str, Any]:
 
 def page() -> Page:
     """The page's data."""
-    trails = {str(row.qid): trail for row, trail in zip(TRUTH, TRAILS, strict=True)}
+    trajectories = {str(row.qid): trail for row, trail in zip(TRUTH, TRAJECTORIES, strict=True)}
     given = {
-        "ppo": {0: Given(answers(BETTER), trails, False), 1: Given(answers(DETECTOR), None, False)},
+        "ppo": {0: Given(answers(BETTER), trajectories, False), 1: Given(answers(DETECTOR), None, False)},
         "tp & rl": {0: Given(answers(WORSE), None, True)},
     }
     half, quarter = (0.5, 0.5, 0.0, 0.0, 0.0), (0.25, 0.0, 0.25, 0.0, 0.5)

@@ -61,7 +61,7 @@ def test_the_whole_model_with_the_trained_head_predicts_what_the_run_wrote(
     annotations = read_annotations(backbone.features / "test" / "annotations.jsonl", past_end="clip")
     durations = {row.qid: row.duration for row in annotations}
     for agent in ("tprl", "head_grpo"):
-        kept = run / "units" / f"{agent}-seed0-fold0.safetensors"
+        kept = run / "runs" / f"{agent}-seed0-fold0.safetensors"
         assert graft.main([str(backbone.weights), str(kept), "--out", str(tmp_path / agent)]) == 0
         model = load_checkpoint(tmp_path / agent)
         before, after = load_checkpoint(backbone.weights).state_dict(), model.state_dict()
@@ -101,13 +101,13 @@ def test_a_selection_cache_chooses_instead_of_parts_of_the_training_videos(
     select = ["--select-cache", str(backbone.caches / "select")]
     more = ["--agents", "tprl", *select, *SHORT_TPRL]
     assert main(arguments(backbone, tmp_path / "out", *more)) == 0
-    unit = json.loads((tmp_path / "out" / "units" / "tprl-seed0-fold0.json").read_text())
-    assert unit["selection"]["rounds"] == [1, 2]
-    shares = np.array(unit["selection"]["uses"])  # (evaluations, uses)
+    run = json.loads((tmp_path / "out" / "runs" / "tprl-seed0-fold0.json").read_text())
+    assert run["selection"]["rounds"] == [1, 2]
+    shares = np.array(run["selection"]["uses"])  # (evaluations, uses)
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     assert shares[0, USES.index("another proposal")] == 0  # stage 2 does not choose anew
     assert shares[1, USES.index("kept")] < 1
-    assert unit["selection"]["steps"] == 2 * 40
+    assert run["selection"]["steps"] == 2 * 40
 
 
 def test_what_training_made_of_moments(backbone: Backbone) -> None:
@@ -135,10 +135,10 @@ def test_resuming_gives_the_same_numbers(backbone: Backbone, run: Path, tmp_path
     out = tmp_path / "out"
     more = ["--agents", "tprl", "head_grpo", "ppo", *SHORT]
     assert main(arguments(backbone, out, *more)) == 0
-    (out / "units" / "head_grpo-seed0-fold0.json").unlink()
+    (out / "runs" / "head_grpo-seed0-fold0.json").unlink()
     assert main([*arguments(backbone, out, *more), "--resume"]) == 0
-    for unit in (run / "units").glob("*.json"):
-        one, other = (json.loads((folder / "units" / unit.name).read_text()) for folder in (run, out))
+    for result in (run / "runs").glob("*.json"):
+        one, other = (json.loads((folder / "runs" / result.name).read_text()) for folder in (run, out))
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
@@ -213,7 +213,7 @@ def test_a_head_of_another_backbone_is_refused(backbone: Backbone, tmp_path: Pat
 
 
 def test_kept_heads_hold_the_whole_head(backbone: Backbone, run: Path) -> None:
-    kept = load_file(run / "units" / "tprl-seed0-fold0.safetensors")
+    kept = load_file(run / "runs" / "tprl-seed0-fold0.safetensors")
     assert set(kept) == set(load_checkpoint(backbone.weights).head.state_dict())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import vmr_env.benchmarks.run_tprl
-from vmr_env.agents.ensemble.cross_fitting import Configured, load_committee
+from vmr_env.agents.ensemble.cross_fitting import Configured, load_ensemble
 from vmr_env.agents.evaluation import refine, submission
 from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
 from vmr_env.benchmarks.experiment.experiment import Experiment
@@ -85,16 +85,16 @@ def _results(out: Path) -> Any:
     return _without_seconds(json.loads((out / "results.json").read_text()))
 
 
-def _interrupt_after(units: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, done = Experiment.run, []
+def _interrupt_after(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, done = Experiment.do, []
 
     def interrupted(self: Experiment, *args: Any) -> Any:
-        if len(done) == units:
+        if len(done) == runs:
             raise KeyboardInterrupt
         done.append(args)
         return run(self, *args)
 
-    monkeypatch.setattr(Experiment, "run", interrupted)
+    monkeypatch.setattr(Experiment, "do", interrupted)
 
 
 def test_from_data_to_table(
@@ -166,18 +166,18 @@ def test_from_data_to_table(
 
 
 @pytest.mark.parametrize("networks", [1, 2])
-def test_a_kept_committee_gives_the_submission_again(
+def test_a_kept_ensemble_gives_the_submission_again(
     networks: int, caches: Path, data: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     more = [] if networks == 1 else ["--set", f"expected_gain.members={networks}"]
     assert main([*data, "--agents", "expected_gain", *QUICK, "--seeds", "1", "--out", str(out), *more]) == 0
     test = DecoderStateCache.open(caches / "test")
-    kept = out / "units" / "expected_gain-seed0-fold0.pt"
+    kept = out / "runs" / "expected_gain-seed0-fold0.pt"
     made = Configured(ExpectedGain, ExpectedGainConfig(members=networks))
-    committee = load_committee(kept, made, test)
+    ensemble = load_ensemble(kept, made, test)
     rows = np.arange(len(test))
-    again = submission(test, refine(committee.act, test, rows, committee.options))
+    again = submission(test, refine(ensemble.act, test, rows, ensemble.options))
     for one, other in zip(again, read_predictions(out / "submission-expected_gain-seed0.jsonl"), strict=True):
         assert one.qid == other.qid
         np.testing.assert_array_equal(one.windows, other.windows)
@@ -206,31 +206,11 @@ def test_an_interrupted_run_tells_what_is_done_and_resumes_to_the_same_numbers(
 
     assert main([*arguments, "--resume"]) == 0
     assert _results(folder / "parts" / "out") == _results(folder / "whole" / "out")
-    for unit in (folder / "whole" / "out" / "units").glob("*.json"):
-        other = folder / "parts" / "out" / "units" / unit.name
-        assert _without_seconds(json.loads(unit.read_text())) == _without_seconds(
+    for run in (folder / "whole" / "out" / "runs").glob("*.json"):
+        other = folder / "parts" / "out" / "runs" / run.name
+        assert _without_seconds(json.loads(run.read_text())) == _without_seconds(
             json.loads(other.read_text())
         )
-
-
-def test_units_of_earlier_versions_have_no_steps_and_still_count(
-    data: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [*data, "--agents", "--agent", "own_agent:Small", *QUICK, "--out", "out"]
-    assert main(arguments) == 0
-    before = _results(folder / "out")
-    unit = folder / "out" / "units" / "own_agent.Small-seed1-fold0.json"
-    content = json.loads(unit.read_text())
-    assert content.pop("steps")
-    assert content["selection"].pop("uses")
-    unit.write_text(json.dumps(content))
-    assert main([*arguments, "--resume"]) == 0
-    assert _results(folder / "out")["agents"] == before["agents"]
-    page = json.loads((folder / "out" / "page.json").read_text())
-    assert "steps" in page["agents"]["own_agent:Small"]["0"]
-    assert "steps" not in page["agents"]["own_agent:Small"]["1"]
-    assert page["uses"] == {}
-    assert "all steps (this run recorded no single ones)" in (folder / "out" / "report.html").read_text()
 
 
 def test_an_interruption_before_any_unit_still_leaves_the_references(

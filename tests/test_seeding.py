@@ -87,7 +87,7 @@ def test_episodes_are_as_varied_as_independent_draws(cache: DecoderStateCache, n
     assert abs(len(np.unique(streams)) - expected) < 5 * deviation + 1
 
 
-def test_members_of_committees_of_neighbouring_seeds_differ(cache: DecoderStateCache) -> None:
+def test_members_of_ensembles_of_neighbouring_seeds_differ(cache: DecoderStateCache) -> None:
     seeds: list[int] = []
 
     def make(env: VMRVectorEnv, seed: int) -> Agent:
@@ -96,7 +96,7 @@ def test_members_of_committees_of_neighbouring_seeds_differ(cache: DecoderStateC
 
     for seed, members in product(range(3), (2, 3)):
         cross_fit(make, cache, np.arange(24), members=members, evaluations=1, seed=seed, options={})
-    # The first members of two committees of one seed may be alike; those of other seeds are not.
+    # The first members of two ensembles of one seed may be alike; those of other seeds are not.
     assert len(set(seeds)) == 3 * 3
 
 

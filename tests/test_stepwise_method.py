@@ -39,7 +39,7 @@ def test_answers_are_the_proposals_after_the_kept_policy_s_moves(backbone: Backb
     cache = DecoderStateCache.open(backbone.caches / "test")
     for name in STEPWISE_AGENTS:
         policy = new_policy(stepwise_config(name, "charades"), 16)
-        policy.load_state_dict(load_file(out / "units" / f"{name}-seed0-fold0.safetensors"))
+        policy.load_state_dict(load_file(out / "runs" / f"{name}-seed0-fold0.safetensors"))
         walked = walk(policy, cache)
         answers = {row.qid: row.windows for row in read_predictions(out / f"submission-{name}-seed0.jsonl")}
         for i in range(len(cache)):
@@ -49,24 +49,24 @@ def test_answers_are_the_proposals_after_the_kept_policy_s_moves(backbone: Backb
                 windows[:, :2], walked[i, :, -1].clip(0, 1) * sample.duration, atol=1e-4
             )
             np.testing.assert_allclose(windows[:, 2], cache.scores[i], atol=1e-4)
-        unit = json.loads((out / "units" / f"{name}-seed0-fold0.json").read_text())
-        steps = np.array(unit["steps"]["windows"]).reshape(len(cache), 4, 2)
+        run = json.loads((out / "runs" / f"{name}-seed0-fold0.json").read_text())
+        steps = np.array(run["trajectories"]["windows"]).reshape(len(cache), 4, 2)
         seconds = walked[:, 0] * cache.durations[:, None, None]
         np.testing.assert_allclose(steps, np.clip(seconds, 0, cache.durations[:, None, None]), atol=1e-4)
-        assert unit["selection"]["rounds"] == [1, 2]
-        assert unit["selection"]["chosen"] in (1, 2)
-        assert unit["selection"]["steps"] in range(2 * 10, 2 * 31)  # two epochs over some half of the videos
+        assert run["selection"]["rounds"] == [1, 2]
+        assert run["selection"]["chosen"] in (1, 2)
+        assert run["selection"]["steps"] in range(2 * 10, 2 * 31)  # two epochs over some half of the videos
 
 
 def test_resuming_gives_the_same_numbers(backbone: Backbone, tmp_path: Path) -> None:
     select = ["--select-cache", str(backbone.caches / "select")]
     out = tmp_path / "out"
     assert main(arguments(backbone, out, *select)) == 0
-    unit = out / "units" / "stepwise_ppo-seed0-fold0.json"
-    before = json.loads(unit.read_text())
-    unit.unlink()
+    run = out / "runs" / "stepwise_ppo-seed0-fold0.json"
+    before = json.loads(run.read_text())
+    run.unlink()
     assert main([*arguments(backbone, out, *select), "--resume"]) == 0
-    assert {**json.loads(unit.read_text()), "seconds": 0} == {**before, "seconds": 0}
+    assert {**json.loads(run.read_text()), "seconds": 0} == {**before, "seconds": 0}
     assert before["selection"]["steps"] == 2 * 40
 
 

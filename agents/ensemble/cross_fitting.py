@@ -1,8 +1,8 @@
-"""Cross-fitted training: a committee whose members check each other, so that no video is wasted on selection.
+"""Cross-fitted training: an ensemble whose members check each other, so that no video is wasted on selection.
 
 The training videos are cut into K parts. Member k learns on all parts but k and is judged on part k, which it
 has not seen. Together the members judge every training sample once, out of fold. That tells after how many
-rounds to stop, and whether the agent improves on the detector at all; if it does not, the committee leaves
+rounds to stop, and whether the agent improves on the detector at all; if it does not, the ensemble leaves
 the detector's moments alone. Test samples take no part.
 """
 
@@ -29,7 +29,7 @@ from vmr_env.seeding import derived
 Array = NDArray[Any]
 MakeAgent = Callable[[VMRVectorEnv, int], Agent]
 
-_CHECKPOINT = "committee"
+_CHECKPOINT = "ensemble"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Selection:
     gains: tuple[float, ...]
     """Mean gain in `quality` over all training samples, out of fold, after each of them."""
     chosen: int
-    """Rounds of learning that the committee keeps; 0 if it leaves the detector's moments alone."""
+    """Rounds of learning that the ensemble keeps; 0 if it leaves the detector's moments alone."""
     steps: int
     """Environment steps of all members together, as far as the agent reports them in `charts/steps`."""
     uses: tuple[tuple[float, ...], ...] = ()
@@ -88,7 +88,7 @@ class Selection:
     nobody recorded it."""
 
 
-class Committee:
+class CrossFittedEnsemble:
     """Agents that act together: by their mean policy where they tell probabilities, else by plurality.
 
     Args:
@@ -138,8 +138,8 @@ def cross_fit(
     options: Mapping[str, Any],
     rounds: int | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
-) -> tuple[Committee, Selection]:
-    """Train a committee on samples of a cache.
+) -> tuple[CrossFittedEnsemble, Selection]:
+    """Train an ensemble on samples of a cache.
 
     Args:
         make: makes an agent for an environment and a seed.
@@ -198,10 +198,10 @@ def cross_fit(
         tuple(_uses(cache, of_members) for of_members in zip(*answers, strict=True)),
     )
     if chosen is None:
-        return Committee([], options), selection
+        return CrossFittedEnsemble([], options), selection
     for agent, kept in zip(agents, snapshots, strict=True):
         agent.load_state_dict(kept[chosen])
-    return Committee(agents, options), selection
+    return CrossFittedEnsemble(agents, options), selection
 
 
 def _uses(cache: DecoderStateCache, parts: Sequence[Refined]) -> tuple[float, ...]:
@@ -262,14 +262,14 @@ def _choose(gains: Array, videos: Sequence[str]) -> int | None:
     return best if means[best] > error else None
 
 
-def save_committee(
-    path: Path, committee: Committee, cache: DecoderStateCache, run: Mapping[str, Any]
+def save_ensemble(
+    path: Path, ensemble: CrossFittedEnsemble, cache: DecoderStateCache, run: Mapping[str, Any]
 ) -> None:
-    """Keep a trained committee in one file, written in one step.
+    """Keep a trained ensemble in one file, written in one step.
 
     Args:
         path: the file.
-        committee: what to keep.
+        ensemble: what to keep.
         cache: what it was trained on.
         run: how it came to be: seed, settings, versions.
 
@@ -277,21 +277,21 @@ def save_committee(
         DataError: the file cannot be written.
     """
     state = {
-        "options": committee.options,
+        "options": ensemble.options,
         "members": [
             {
                 "class": _class_name(member),
                 "width": member.env.observer.width,
                 "state": _storable(member.state_dict()),
             }
-            for member in committee.members
+            for member in ensemble.members
         ],
     }
     save_run(path, _CHECKPOINT, {**run, "dataset": cache.manifest["dataset"]}, state)
 
 
-def load_committee(path: PathLike, make: MakeAgent, cache: DecoderStateCache) -> Committee:
-    """A committee from its file; `refine(committee.act, cache, samples, committee.options)` applies it.
+def load_ensemble(path: PathLike, make: MakeAgent, cache: DecoderStateCache) -> CrossFittedEnsemble:
+    """An ensemble from its file; `refine(ensemble.act, cache, samples, ensemble.options)` applies it.
 
     Args:
         path: the file.
@@ -299,7 +299,7 @@ def load_committee(path: PathLike, make: MakeAgent, cache: DecoderStateCache) ->
         cache: of the same data set, with the same kinds of observations.
 
     Raises:
-        DataError: the file is no committee's, its members are of another class or have other settings, or the
+        DataError: the file is no ensemble's, its members are of another class or have other settings, or the
             cache does not fit.
     """
     state = load_run(Path(path), _CHECKPOINT, {"dataset": cache.manifest["dataset"]})
@@ -322,7 +322,7 @@ def load_committee(path: PathLike, make: MakeAgent, cache: DecoderStateCache) ->
             )
             raise DataError(Problem(str(path), None, "state", message)) from error
         members.append(agent)
-    return Committee(members, state["options"])
+    return CrossFittedEnsemble(members, state["options"])
 
 
 _ARRAY = "numpy.ndarray"

@@ -49,7 +49,7 @@ class Validator:
         cache: Where the validation samples are.
         selection: "official" is the published weighted score of R1, mIoU and mAP, over windows rounded as in
             published submissions; "miou" is the mean tIoU of the first windows, as they are; "quality" is the
-            mean of that and of R1@0.5 and R1@0.7, as committees in the environments are judged.
+            mean of that and of R1@0.5 and R1@0.7, as ensembles in the environments are judged.
         rows: Samples of the cache; None for all.
     """
 

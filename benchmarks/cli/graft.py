@@ -1,6 +1,6 @@
 """A trained head put back into its backbone: a checkpoint like any other, for features and caches alike.
 
-    python -m vmr_env.benchmarks.cli.graft runs/captions/best runs/tprl/units/tprl-seed0-fold0.safetensors \\
+    python -m vmr_env.benchmarks.cli.graft runs/captions/best runs/tprl/runs/tprl-seed0-fold0.safetensors \\
         --out runs/captions/tprl
     python -m vmr_env.backbones.predict runs/captions/tprl --annotations val.jsonl …
 

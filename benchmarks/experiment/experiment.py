@@ -1,7 +1,7 @@
-"""An experiment: which data are learnt from and judged on, and the units of work that it consists of.
+"""An experiment: which data are learnt from and judged on, and the runs that it consists of.
 
-A unit is one agent, one seed, one fold. Its result is a file, written in one step, with what was learnt
-beside it; a run that was interrupted goes on with the units that have none, to the same numbers.
+A run is one agent, one seed, one fold. Its result is a file, written in one step, with what was learnt
+beside it; a run that was interrupted goes on with the runs that have none, to the same numbers.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from vmr_env.agents.ensemble.cross_fitting import Progress, Selection
-from vmr_env.agents.evaluation import Refined, Steps
+from vmr_env.agents.evaluation import Refined, Trajectories
 from vmr_env.benchmarks.experiment.methods import Answers, Fold, Method, Outcome, Ranked, Settings
 
 import vmr_env
@@ -68,7 +68,7 @@ def cross_validation(cache: DecoderStateCache, folds: int) -> list[Fold]:
     ]
 
 
-class Unit(NamedTuple):
+class Run(NamedTuple):
     """One training."""
 
     agent: str
@@ -82,8 +82,8 @@ class Unit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class UnitResult:
-    """Outcome of one unit, and how long it took."""
+class RunResult:
+    """Outcome of one run, and how long it took."""
 
     outcome: Outcome
     seconds: float
@@ -116,60 +116,59 @@ class Experiment:
         self.folder, self.folds, self.agents = folder, folds, agents
         self.seeds, self.settings = seeds, settings
 
-    def units(self) -> Iterator[Unit]:
-        """All units, seeds slowest, so that an interrupted run has whole seeds of every agent."""
+    def runs(self) -> Iterator[Run]:
+        """All runs, seeds slowest, so that an interrupted run has whole seeds of every agent."""
         for seed in range(self.seeds):
             for agent in self.agents:
                 for fold in range(len(self.folds)):
-                    yield Unit(agent, seed, fold)
+                    yield Run(agent, seed, fold)
 
-    def path(self, unit: Unit) -> Path:
-        """Result file of a unit; what was learnt lies beside it (`.pt` or `.safetensors`).
+    def path(self, run: Run) -> Path:
+        """Result file of a run; what was learnt lies beside it (`.pt` or `.safetensors`).
 
         The file is a JSON object: "selection" (`vmr_env.agents.ensemble.cross_fitting.Selection`),
         "seconds", "frozen"
-        (`methods.Outcome`), and either "ranked" (columns of `methods.Ranked`), or "refined" and "steps"
-        (columns of `vmr_env.agents.evaluation.Refined` and `Steps`). The first versions wrote neither steps
-        nor the uses of a selection.
+        (`methods.Outcome`), and either "ranked" (columns of `methods.Ranked`), or "refined" and
+        "trajectories" (columns of `vmr_env.agents.evaluation.Refined` and `Trajectories`).
         """
-        return self.folder / "units" / f"{unit.name}.json"
+        return self.folder / "runs" / f"{run.name}.json"
 
-    def is_done(self, unit: Unit) -> bool:
-        """Whether the unit has its result."""
-        return self.path(unit).exists()
+    def is_done(self, run: Run) -> bool:
+        """Whether the run has its result."""
+        return self.path(run).exists()
 
-    def run(self, unit: Unit, watch: Callable[[Progress], None] = lambda progress: None) -> UnitResult:
-        """Do a unit; keep its result, and what was learnt."""
-        path = self.path(unit)
+    def do(self, run: Run, watch: Callable[[Progress], None] = lambda progress: None) -> RunResult:
+        """Carry out a run; keep its result, and what was learnt."""
+        path = self.path(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        about = {**unit._asdict(), "settings": asdict(self.settings), "version": vmr_env.__version__}
-        seed = derived(unit.seed, "fold", unit.fold)
+        about = {**run._asdict(), "settings": asdict(self.settings), "version": vmr_env.__version__}
+        seed = derived(run.seed, "fold", run.fold)
         began = time.perf_counter()
-        outcome = self.agents[unit.agent].run(
-            self.folds[unit.fold], seed, self.settings, path.with_suffix(""), about, watch
+        outcome = self.agents[run.agent].run(
+            self.folds[run.fold], seed, self.settings, path.with_suffix(""), about, watch
         )
-        result = UnitResult(outcome, time.perf_counter() - began)
+        result = RunResult(outcome, time.perf_counter() - began)
         self._write(path, result)
         return result
 
-    def _write(self, path: Path, result: UnitResult) -> None:
+    def _write(self, path: Path, result: RunResult) -> None:
         outcome = result.outcome
         content = {
             "selection": asdict(result.selection),
             "seconds": result.seconds,
             "frozen": outcome.frozen,
         }
-        for table in (outcome.answers, outcome.steps):
+        for table in (outcome.answers, outcome.trajectories):
             if table is not None:
                 columns = {name: column.tolist() for name, column in table._asdict().items()}
                 content[type(table).__name__.lower()] = columns
         write_text(path, json.dumps(content))
 
-    def read(self, unit: Unit) -> UnitResult:
-        """Result of a unit that is done."""
-        content: dict[str, Any] = json.loads(self.path(unit).read_text())
+    def read(self, run: Run) -> RunResult:
+        """Result of a run that is done."""
+        content: dict[str, Any] = json.loads(self.path(run).read_text())
         selection = content["selection"]
-        return UnitResult(
+        return RunResult(
             Outcome(
                 _answers(content),
                 Selection(
@@ -177,18 +176,18 @@ class Experiment:
                     tuple(selection["gains"]),
                     selection["chosen"],
                     selection["steps"],
-                    tuple(map(tuple, selection.get("uses", ()))),
+                    tuple(map(tuple, selection["uses"])),
                 ),
                 content["frozen"],
-                _steps(content),
+                _trajectories(content),
             ),
             content["seconds"],
         )
 
-    def results(self, agent: str, seed: int) -> list[UnitResult] | None:
+    def results(self, agent: str, seed: int) -> list[RunResult] | None:
         """Results of all folds for one seed; None while one is missing."""
-        units = [Unit(agent, seed, fold) for fold in range(len(self.folds))]
-        return [self.read(unit) for unit in units] if all(map(self.is_done, units)) else None
+        runs = [Run(agent, seed, fold) for fold in range(len(self.folds))]
+        return [self.read(run) for run in runs] if all(map(self.is_done, runs)) else None
 
 
 def _answers(content: Mapping[str, Any]) -> Answers:
@@ -205,11 +204,11 @@ def _answers(content: Mapping[str, Any]) -> Answers:
     )
 
 
-def _steps(content: Mapping[str, Any]) -> Steps | None:
-    if "steps" not in content:
+def _trajectories(content: Mapping[str, Any]) -> Trajectories | None:
+    if "trajectories" not in content:
         return None
-    columns = content["steps"]
-    return Steps(
+    columns = content["trajectories"]
+    return Trajectories(
         np.array(columns["samples"], np.intp),
         np.array(columns["kinds"], np.intp),
         np.array(columns["windows"], np.float64).reshape(-1, 2),
@@ -217,7 +216,7 @@ def _steps(content: Mapping[str, Any]) -> Steps | None:
     )
 
 
-OneKind = TypeVar("OneKind", bound=Answers | Steps)
+OneKind = TypeVar("OneKind", bound=Answers | Trajectories)
 
 
 def merge(parts: Sequence[OneKind]) -> OneKind:
@@ -227,29 +226,29 @@ def merge(parts: Sequence[OneKind]) -> OneKind:
     return type(parts[0])(*(column[order] for column in columns))
 
 
-def run_units(
+def run_all(
     experiment: Experiment,
-    units: Sequence[Unit],
+    runs: Sequence[Run],
     jobs: int,
-    watch: Callable[[Unit, Progress], None],
-    finished: Callable[[Unit], None],
+    watch: Callable[[Run, Progress], None],
+    finished: Callable[[Run], None],
 ) -> None:
-    """Do units in as many processes as `jobs` says; the numbers do not depend on it.
+    """Do runs in as many processes as `jobs` says; the numbers do not depend on it.
 
     Args:
-        experiment: what the units are of.
-        units: which to do.
+        experiment: what the runs are of.
+        runs: which to do.
         jobs: 1 does them in this process.
-        watch: called after every round of every unit.
-        finished: called when a unit has its result.
+        watch: called after every round of every run.
+        finished: called when a run has its result.
 
     Raises:
         KeyboardInterrupt: interrupted; worker processes have ended.
     """
     if jobs == 1:
-        for unit in units:
-            experiment.run(unit, partial(watch, unit))
-            finished(unit)
+        for run in runs:
+            experiment.do(run, partial(watch, run))
+            finished(run)
         return
     context = multiprocessing.get_context("spawn")
     told, stop = context.SimpleQueue(), context.Event()
@@ -257,7 +256,7 @@ def run_units(
     with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=arguments) as pool:
         try:
             with _interrupts_ignored():  # workers inherit it: they are told by `stop` alone
-                running = {pool.submit(_work, unit) for unit in units}
+                running = {pool.submit(_work, run) for run in runs}
             while running:
                 done, running = wait(running, _POLL, FIRST_COMPLETED)
                 while not told.empty():
@@ -288,13 +287,13 @@ def _start_worker(experiment: Experiment, told: Any, stop: Any) -> None:
     torch.set_num_threads(1)
 
 
-def _work(unit: Unit) -> Unit:
+def _work(run: Run) -> Run:
     experiment, told, stop = _worker
 
     def watch(progress: Progress) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
-        told.put((unit, progress))
+        told.put((run, progress))
 
-    experiment.run(unit, watch)
-    return unit
+    experiment.do(run, watch)
+    return run

@@ -1,4 +1,4 @@
-"""How a unit of an experiment gets from training samples to answers for test samples.
+"""How a run of an experiment gets from training samples to answers for test samples.
 
 `EnvironmentMethod` trains an agent in the environments; it answers with one refined moment for each sample.
 `HeadMethod` trains the backbone's own detection head on its cached decoder states; it answers with all
@@ -20,10 +20,10 @@ from vmr_env.agents.ensemble.cross_fitting import (
     Progress,
     Selection,
     cross_fit,
-    save_committee,
+    save_ensemble,
     training_environment,
 )
-from vmr_env.agents.evaluation import USES, Refined, Steps, submission, trace
+from vmr_env.agents.evaluation import USES, Refined, Trajectories, submission, trace
 from vmr_env.agents.tprl.config import TprlConfig
 from vmr_env.agents.tprl.data import StateBatches
 from vmr_env.agents.tprl.head_config import HeadConfig
@@ -63,9 +63,9 @@ class Settings:
     """How methods are trained and judged."""
 
     members: int
-    """Members of a committee; parts into which the training videos of a head are cut."""
+    """Members of an ensemble; parts into which the training videos of a head are cut."""
     evaluations: int
-    """How often each member of a committee is judged on the samples held out for it."""
+    """How often each member of an ensemble is judged on the samples held out for it."""
     proposals: int
     """Proposals of a sample that take part in the environments."""
     rounds: int | None
@@ -105,12 +105,12 @@ class Outcome:
     frozen: dict[str, dict[str, str]] = field(default_factory=dict)
     """SHA-256 of every frozen tensor of the backbone "before" and "after"; empty where only its cached states
     were there."""
-    steps: Steps | None = None
+    trajectories: Trajectories | None = None
     """Of the episodes that the answers come from; None where there were none, as for heads."""
 
 
 class Method(ABC):
-    """A way to learn; instances pickle, so that units can run in processes of their own."""
+    """A way to learn; instances pickle, so that they can run in processes of their own."""
 
     def describe(self) -> dict[str, Any]:
         """Its settings, for reports; nothing for what has none of its own."""
@@ -137,7 +137,7 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class EnvironmentMethod(Method):
-    """A committee of agents in the environments, kept as `.pt` (`vmr_env.agents.ensemble.cross_fitting`)."""
+    """An ensemble of agents in the environments, kept as `.pt` (`vmr_env.agents.ensemble.cross_fitting`)."""
 
     make: MakeAgent
     """Makes an agent for an environment and a seed."""
@@ -167,7 +167,7 @@ class EnvironmentMethod(Method):
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
     ) -> Outcome:
         """See `Method`."""
-        committee, selection = cross_fit(
+        ensemble, selection = cross_fit(
             self.make,
             fold.train,
             fold.train_samples,
@@ -178,11 +178,11 @@ class EnvironmentMethod(Method):
             rounds=settings.rounds,
             watch=watch,
         )
-        refined, steps = trace(committee.act, fold.test, fold.test_samples, committee.options)
-        save_committee(
-            keep.with_name(f"{keep.name}.pt"), committee, fold.train, {**about, "chosen": selection.chosen}
+        refined, trajectories = trace(ensemble.act, fold.test, fold.test_samples, ensemble.options)
+        save_ensemble(
+            keep.with_name(f"{keep.name}.pt"), ensemble, fold.train, {**about, "chosen": selection.chosen}
         )
-        return Outcome(refined, selection, steps=steps)
+        return Outcome(refined, selection, trajectories=trajectories)
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class HeadMethod(Method):
 
 
 def selection_of(result: HeadResult, steps: int) -> Selection:
-    """How the training of a head went, in the words of committees."""
+    """How the training of a head went, in the words of ensembles."""
     start, *rows = result.history
     return Selection(
         tuple(int(row["epoch"]) + 1 for row in rows),

@@ -1,7 +1,7 @@
 """Pools of several detectors: which of them is the reference, chosen on training videos alone.
 
 Everything that asks for a pool's detector takes proposal 0: where episodes start, what the gate compares
-with, what a committee falls back to, what tables and the page name. So the reference's proposals are put
+with, what an ensemble falls back to, what tables and the page name. So the reference's proposals are put
 first.
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from vmr_env.agents.ensemble.cross_fitting import Progress, Selection
-from vmr_env.agents.evaluation import KINDS, Steps
+from vmr_env.agents.evaluation import KINDS, Trajectories
 from vmr_env.agents.stepwise.data import SceneBatches
 from vmr_env.agents.stepwise.trainer import (
     Algorithm,
@@ -77,17 +77,21 @@ class StepwiseMethod(Method):
         answers = ranking(fold.test, fold.test_samples, spans[:, :, -1], scores)
         rows = SceneBatches(cache, select).rows
         before = Validator(cache, "quality", rows)(cache.spans[rows], cache.scores[rows])["quality"]
-        steps = _steps(fold.test, fold.test_samples, spans[np.arange(len(spans)), scores.argmax(1)])
-        return Outcome(answers, _selection(result, before, epochs * len(train)), steps=steps)
+        trajectories = _trajectories(
+            fold.test, fold.test_samples, spans[np.arange(len(spans)), scores.argmax(1)]
+        )
+        return Outcome(answers, _selection(result, before, epochs * len(train)), trajectories=trajectories)
 
 
-def _steps(cache: DecoderStateCache, samples: NDArray[np.intp], spans: NDArray[np.float32]) -> Steps:
+def _trajectories(
+    cache: DecoderStateCache, samples: NDArray[np.intp], spans: NDArray[np.float32]
+) -> Trajectories:
     """The walks ``(K, T + 1, 2)`` of the proposals that answer for samples ``(K,)``."""
     count = spans.shape[1]
     kinds = [KINDS.index("start")] + [KINDS.index("move")] * (count - 1)
     seconds = spans.clip(0, 1) * cache.durations[samples].astype(np.float64)[:, None, None]
     proposals = cache.scores[samples].argmax(1)
-    return Steps(
+    return Trajectories(
         np.repeat(samples, count),
         np.tile(np.array(kinds), len(samples)),
         seconds.reshape(-1, 2).round(4),
@@ -96,7 +100,7 @@ def _steps(cache: DecoderStateCache, samples: NDArray[np.intp], spans: NDArray[n
 
 
 def _selection(result: StepwiseResult, before: float, steps: int) -> Selection:
-    """How training went, in the words of committees."""
+    """How training went, in the words of ensembles."""
     return Selection(
         tuple(int(row["epoch"]) + 1 for row in result.history),
         tuple((row["quality"] - before) / 100 for row in result.history),

@@ -18,12 +18,12 @@
                     config         settings of a method that trains the head, else {}
                     chosen_rounds  for each unit (seed by seed, its folds); 0 where the detector was kept
                     frozen         backbone tensor -> {"before": sha256, "after": [sha256, …]}, the hashes
-                                   that all units found; {} where only cached states were there
-                    steps, seconds of all units together: environment steps, or samples learnt from
+                                   that all runs found; {} where only cached states were there
+                    steps, seconds of all runs together: environment steps, or samples learnt from
                 }
 
 Submissions are `submission-<agent>-seed<n>.jsonl`, and `submission-detector.jsonl` of what all are compared
-with; `units/` holds what `experiment.Experiment.path` says.
+with; `runs/` holds what `experiment.Experiment.path` says.
 """
 
 import json
@@ -41,7 +41,7 @@ from vmr_env.agents.ensemble.cross_fitting import Selection
 from vmr_env.agents.evaluation import Refined, refine
 from vmr_env.agents.references import GreedyOracle, RandomAgent, StopAtOnce, constant_window
 from vmr_env.agents.tprl.validation import submission_times
-from vmr_env.benchmarks.experiment.experiment import Experiment, UnitResult, merge
+from vmr_env.benchmarks.experiment.experiment import Experiment, RunResult, merge
 from vmr_env.benchmarks.experiment.methods import Answers, Fold, Ranked, predictions
 from vmr_env.benchmarks.experiment.results import (
     MEASURES,
@@ -53,7 +53,7 @@ from vmr_env.benchmarks.experiment.results import (
 )
 from vmr_env.benchmarks.report.curves import draw_changes, draw_curves
 from vmr_env.benchmarks.report.html import PAGE_FILE, Given, gather, write_report
-from vmr_env.benchmarks.report.trajectories import Trail, trails
+from vmr_env.benchmarks.report.trajectories import Trajectory, trajectories
 
 import vmr_env
 from vmr_env.caches.from_predictions import model_name
@@ -162,7 +162,7 @@ def detectors(folds: Sequence[Fold], files: Sequence[Path], stopped: list[Predic
 def report(
     experiment: Experiment, detector_files: Sequence[Path], command: str, notes: Sequence[str] = ()
 ) -> str:
-    """Write all that is known of the units that are done; returns the table.
+    """Write all that is known of the runs that are done; returns the table.
 
     Args:
         experiment: its results are read from its folder, and written there.
@@ -207,36 +207,39 @@ def report(
 
     for agent in experiment.agents:
         results = {seed: experiment.results(agent, seed) for seed in range(experiment.seeds)}
-        done = {seed: units for seed, units in results.items() if units}
+        done = {seed: runs for seed, runs in results.items() if runs}
         if not done:
             continue
-        units = [unit for of_seed in done.values() for unit in of_seed]
+        runs = [run for of_seed in done.values() for run in of_seed]
         answers_of_seeds = []
         given[agent] = {}
         for seed, of_seed in done.items():
-            merged = merge([unit.outcome.answers for unit in of_seed])
-            answers = submitted(experiment.folds, [unit.outcome.answers for unit in of_seed])
+            merged = merge([run.outcome.answers for run in of_seed])
+            answers = submitted(experiment.folds, [run.outcome.answers for run in of_seed])
             if experiment.settings.submission_times:
                 answers = rounded(answers, profile)
             name = f"submission-{agent.replace(':', '.')}-seed{seed}.jsonl"
             write_predictions(experiment.folder / name, answers)
             answers_of_seeds.append(answers)
             given[agent][seed] = Given(
-                answers, trails_of(of_seed, experiment), isinstance(merged, Ranked), switched(answers, merged)
+                answers,
+                trajectories_of(of_seed, experiment),
+                isinstance(merged, Ranked),
+                switched(answers, merged),
             )
         each = [figures(answers, truth) for answers in answers_of_seeds]
         change = differences(
             [query_scores(answers, truth, profile) for answers in answers_of_seeds], detector
         )
-        seconds, steps = sum(unit.seconds for unit in units), sum(unit.selection.steps for unit in units)
-        kept = sum(unit.selection.chosen == 0 for unit in units)
+        seconds, steps = sum(run.seconds for run in runs), sum(run.selection.steps for run in runs)
+        kept = sum(run.selection.chosen == 0 for run in runs)
         changes[agent] = change
         rows[agent] = {
             **{measure: float(np.mean([one[measure] for one in each])) for measure in MEASURES},
             **{f"Δ {measure}": change[measure] for measure in MEASURES},
             **from_pool(answers_of_seeds),
             "seeds": f"{len(done)}/{experiment.seeds}",
-            "kept detector": f"{kept}/{len(units)}",
+            "kept detector": f"{kept}/{len(runs)}",
             "steps/s": f"{steps / seconds:,.0f}" if steps else None,
             "s": f"{seconds:.0f}",
         }
@@ -247,12 +250,12 @@ def report(
             "change_from_pool": _plain(from_pool(answers_of_seeds)).get(FROM_POOL),
             "compared_with": compared_with,
             "config": experiment.agents[agent].describe(),
-            "frozen": frozen_tensors(units),
-            "chosen_rounds": [unit.selection.chosen for unit in units],
+            "frozen": frozen_tensors(runs),
+            "chosen_rounds": [run.selection.chosen for run in runs],
             "steps": steps,
             "seconds": seconds,
         }
-        trainings[agent] = [unit.selection for unit in units]
+        trainings[agent] = [run.selection for run in runs]
 
     heading = _heading(experiment, len(truth), compared_with)
     notes = [*notes, POOL_NOTE] if pooled else notes
@@ -270,16 +273,16 @@ def report(
     return text
 
 
-def trails_of(units: Sequence[UnitResult], experiment: Experiment) -> Mapping[str, Trail] | None:
+def trajectories_of(runs: Sequence[RunResult], experiment: Experiment) -> Mapping[str, Trajectory] | None:
     """Steps of one seed by qid, with times rounded as those of its answers; None where a fold has none."""
-    parts = [unit.outcome.steps for unit in units if unit.outcome.steps is not None]
-    if len(parts) < len(units):
+    parts = [run.outcome.trajectories for run in runs if run.outcome.trajectories is not None]
+    if len(parts) < len(runs):
         return None
     steps, cache = merge(parts), experiment.folds[0].test
     if experiment.settings.submission_times:
         profile = get_profile(cache.manifest["dataset"])
         steps = steps._replace(windows=submission_times(steps.windows, profile))
-    return trails(steps, cache)
+    return trajectories(steps, cache)
 
 
 def switched(answers: Sequence[Prediction], merged: Answers) -> Mapping[str, bool] | None:
@@ -299,9 +302,9 @@ def rounded(answers: Sequence[Prediction], profile: DatasetProfile) -> list[Pred
     return rows
 
 
-def frozen_tensors(units: Sequence[UnitResult]) -> dict[str, Any]:
-    """Hashes of the frozen tensors over all units, by name: before, and all that were found afterwards."""
-    found = [unit.outcome.frozen for unit in units if unit.outcome.frozen]
+def frozen_tensors(runs: Sequence[RunResult]) -> dict[str, Any]:
+    """Hashes of the frozen tensors over all runs, by name: before, and all that were found afterwards."""
+    found = [run.outcome.frozen for run in runs if run.outcome.frozen]
     if not found:
         return {}
     return {
@@ -323,7 +326,7 @@ def _heading(experiment: Experiment, queries: int, compared_with: str) -> str:
     return (
         f"Source of the data: {manifest['source']}. {manifest['dataset']}, {', '.join(manifest['models'])}, "
         f"{protocol}, {queries:,} test queries, {seeds}, "
-        f"{experiment.settings.members} members a committee. {times}"
+        f"{experiment.settings.members} members an ensemble. {times}"
         f"Δ are differences from {compared_with}, its windows cut to the video and rounded as all answers "
         "are, with 95 % bootstrap intervals over videos and seeds."
     )

@@ -14,7 +14,7 @@ import numpy as np
 from vmr_env.agents.ensemble.cross_fitting import Selection
 from vmr_env.benchmarks.experiment.results import MEASURES
 from vmr_env.benchmarks.report.figures import all_figures, stage_lengths
-from vmr_env.benchmarks.report.trajectories import Trail
+from vmr_env.benchmarks.report.trajectories import Trajectory
 
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
@@ -33,8 +33,8 @@ class Given(NamedTuple):
 
     answers: Sequence[Prediction]
     """To all test queries."""
-    trails: Mapping[str, Trail] | None
-    """By qid as text; None where there were no episodes, or units of an earlier version recorded no steps."""
+    trajectories: Mapping[str, Trajectory] | None
+    """By qid as text; None where there were no episodes, as for heads."""
     is_head: bool
     """Whether a detection head answered, in one step."""
     switched: Mapping[str, bool] | None = None
@@ -77,8 +77,8 @@ def gather(
         told = judged(given.answers) | {"is_head": given.is_head}
         if given.switched is not None:
             told["switched"] = [given.switched[str(row.qid)] for row in truth]
-        if given.trails is not None:
-            told["steps"] = [given.trails[str(row.qid)] for row in truth]
+        if given.trajectories is not None:
+            told["steps"] = [given.trajectories[str(row.qid)] for row in truth]
         return told
 
     scores = {str(row.qid): float(row.windows[0, 2]) for row in detector}
@@ -161,7 +161,7 @@ def _explored(page: Page) -> Page:
     return {
         "queries": page["queries"],
         "detector": page["detector"],
-        "start": page.get("start", page["detector"]),  # the first versions recorded none, and no steps
+        "start": page["start"],
         "agents": page["agents"],
     }
 

@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 
 import numpy as np
-from vmr_env.agents.evaluation import KINDS, Steps
+from vmr_env.agents.evaluation import KINDS, Trajectories
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.metrics.spans import best_tiou
 
-Trail = list[list[float]]
+Trajectory = list[list[float]]
 """What an episode did after its start. A move is [start, end, tIoU], seconds; a switch is the same with the
 number of the proposal, from 1, behind; stopping is []."""
 
 
-def trails(steps: Steps, cache: DecoderStateCache) -> Mapping[str, Trail]:
+def trajectories(steps: Trajectories, cache: DecoderStateCache) -> Mapping[str, Trajectory]:
     """The trail of each query, by qid as text.
 
     Args:

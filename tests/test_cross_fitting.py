@@ -1,4 +1,4 @@
-"""Committees: cross-fitting, choosing, keeping the detector, and their files."""
+"""Ensembles: cross-fitting, choosing, keeping the detector, and their files."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vmr_env.agents.base import Agent, Floats, Masks, Metrics
 from vmr_env.agents.ensemble.cross_fitting import (
-    Committee,
     Configured,
+    CrossFittedEnsemble,
     Progress,
     cross_fit,
-    load_committee,
-    save_committee,
+    load_ensemble,
+    save_ensemble,
 )
 from vmr_env.agents.evaluation import refine
 from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
@@ -120,31 +120,31 @@ def _fit(make: type[Agent], cache: DecoderStateCache, **options: Any) -> Any:
 
 def test_the_best_round_out_of_fold_is_kept(late: DecoderStateCache) -> None:
     seen: list[Progress] = []
-    committee, selection = _fit(Scripted, late, watch=seen.append)
+    ensemble, selection = _fit(Scripted, late, watch=seen.append)
     # tIoU 9/11, then 1, or 8/12, which no longer reaches 0.7
     better, worse = (1 - 9 / 11) / 3, (8 / 12 - 9 / 11 - 1) / 3
     assert selection.rounds == (1, 2, 3, 4)
     assert selection.gains == pytest.approx((worse, better, worse, worse), abs=1e-6)
     assert (selection.chosen, selection.steps) == (2, 3 * 4 * 5)
-    assert [member.round for member in committee.members] == [2, 2, 2]
-    refined = refine(committee.act, late, np.arange(5), committee.options)
+    assert [member.round for member in ensemble.members] == [2, 2, 2]
+    refined = refine(ensemble.act, late, np.arange(5), ensemble.options)
     np.testing.assert_allclose(refined.windows, np.tile([11.0, 21.0], (5, 1)), atol=1e-4)
     assert [(one.member, one.round) for one in seen] == [(k, r) for k in range(3) for r in range(1, 5)]
 
 
-def test_a_committee_that_does_not_beat_the_detector_keeps_it(late: DecoderStateCache) -> None:
-    committee, selection = _fit(Worse, late)
-    assert (committee.members, selection.chosen) == ([], 0)
+def test_an_ensemble_that_does_not_beat_the_detector_keeps_it(late: DecoderStateCache) -> None:
+    ensemble, selection = _fit(Worse, late)
+    assert (ensemble.members, selection.chosen) == ([], 0)
     assert max(selection.gains) < 0
-    refined = refine(committee.act, late, np.arange(len(late)), committee.options)
+    refined = refine(ensemble.act, late, np.arange(len(late)), ensemble.options)
     np.testing.assert_array_equal(refined.after, refined.before)
     np.testing.assert_allclose(refined.windows, np.tile([10.0, 20.0], (len(late), 1)), atol=1e-4)
 
 
 def test_the_detector_is_kept_whatever_the_actions_are(late: DecoderStateCache) -> None:
-    committee, _ = _fit(Drifting, late, options={"proposals": 1, **Drifting.env_options})
-    assert committee.members == []
-    refined = refine(committee.act, late, np.arange(6), committee.options)
+    ensemble, _ = _fit(Drifting, late, options={"proposals": 1, **Drifting.env_options})
+    assert ensemble.members == []
+    refined = refine(ensemble.act, late, np.arange(6), ensemble.options)
     np.testing.assert_array_equal(refined.after, refined.before)
 
 
@@ -174,8 +174,8 @@ def test_quality_is_the_mean_of_the_metrics() -> None:
 
 
 def test_what_does_not_learn_is_judged_once(late: DecoderStateCache) -> None:
-    committee, selection = _fit(Rule, late, rounds=7)
-    assert (selection.rounds, selection.chosen, len(committee.members)) == ((1,), 1, 3)
+    ensemble, selection = _fit(Rule, late, rounds=7)
+    assert (selection.rounds, selection.chosen, len(ensemble.members)) == ((1,), 1, 3)
 
 
 def test_members_are_judged_on_videos_that_they_have_not_seen(
@@ -247,7 +247,7 @@ def test_joint_votes_are_counted_whole_and_real_ones_averaged() -> None:
 
 
 @pytest.mark.parametrize("make", [ExpectedGain, PPO, Reinforce, SB3PPO])
-def test_a_committee_from_its_file_acts_alike(
+def test_an_ensemble_from_its_file_acts_alike(
     make: type[Agent], simulated: DecoderStateCache, tmp_path: Path
 ) -> None:
     options = {"proposals": 2, **make.env_options}
@@ -256,10 +256,10 @@ def test_a_committee_from_its_file_acts_alike(
         env = VMRVectorEnv(make.num_envs, "charades", source=simulated, autoreset_mode="SameStep", **options)
         members.append(make(env, seed))
     members[0].update()
-    before = Committee(members, options)
-    path = tmp_path / "committee.pt"
-    save_committee(path, before, simulated, {"seed": 3, "version": "1"})
-    after = load_committee(path, make, simulated)
+    before = CrossFittedEnsemble(members, options)
+    path = tmp_path / "ensemble.pt"
+    save_ensemble(path, before, simulated, {"seed": 3, "version": "1"})
+    after = load_ensemble(path, make, simulated)
     assert after.options == options
     rows = np.arange(len(simulated))
     for one, other in zip(
@@ -270,7 +270,7 @@ def test_a_committee_from_its_file_acts_alike(
         np.testing.assert_array_equal(one, other)
     told = torch.load(path, weights_only=True)["run"]
     assert told == {"seed": 3, "version": "1", "dataset": "charades"}
-    assert [file.name for file in tmp_path.iterdir()] == ["committee.pt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["ensemble.pt"]
 
 
 def test_agents_with_other_settings_come_back_with_these_only(
@@ -281,11 +281,11 @@ def test_agents_with_other_settings_come_back_with_these_only(
     options = dict(pair.env_options)
     env = VMRVectorEnv(4, "charades", source=late, autoreset_mode="SameStep", **options)
     path = tmp_path / "pair.pt"
-    save_committee(path, Committee([pair(env, 0)], options), late, {})
+    save_ensemble(path, CrossFittedEnsemble([pair(env, 0)], options), late, {})
     for other in (three, ExpectedGain):
         with pytest.raises(DataError, match=r"pair\.pt, state: does not fit, .* with the same settings"):
-            load_committee(path, other, late)
-    (member,) = load_committee(path, pair, late).members
+            load_ensemble(path, other, late)
+    (member,) = load_ensemble(path, pair, late).members
     assert len(member.members) == 2  # type: ignore[attr-defined]
 
 
@@ -303,41 +303,41 @@ def test_states_keep_their_numpy_arrays(late: DecoderStateCache, tmp_path: Path)
 
     agent = Counting(VMRVectorEnv(4, "charades", source=late, autoreset_mode="SameStep", **OPTIONS), 0)
     agent.state = {"counts": np.arange(6).reshape(2, 3), "rate": np.float64(0.1), "names": ["a", {"b": None}]}
-    save_committee(tmp_path / "file.pt", Committee([agent], OPTIONS), late, {})
-    (member,) = load_committee(tmp_path / "file.pt", Counting, late).members
+    save_ensemble(tmp_path / "file.pt", CrossFittedEnsemble([agent], OPTIONS), late, {})
+    (member,) = load_ensemble(tmp_path / "file.pt", Counting, late).members
     state = member.state_dict()
     np.testing.assert_array_equal(state["counts"], agent.state["counts"])
     assert (state["rate"], state["names"]) == (0.1, ["a", {"b": None}])
 
 
-def test_a_committee_without_members_comes_back_too(late: DecoderStateCache, tmp_path: Path) -> None:
-    save_committee(tmp_path / "none.pt", Committee([], OPTIONS), late, {})
-    committee = load_committee(tmp_path / "none.pt", PPO, late)
-    assert committee.members == []
-    assert committee.options == {**OPTIONS, "actions": "discrete"}
+def test_an_ensemble_without_members_comes_back_too(late: DecoderStateCache, tmp_path: Path) -> None:
+    save_ensemble(tmp_path / "none.pt", CrossFittedEnsemble([], OPTIONS), late, {})
+    ensemble = load_ensemble(tmp_path / "none.pt", PPO, late)
+    assert ensemble.members == []
+    assert ensemble.options == {**OPTIONS, "actions": "discrete"}
 
 
 def test_files_that_do_not_fit_are_refused(
     late: DecoderStateCache, simulated: DecoderStateCache, tmp_path: Path
 ) -> None:
-    path = tmp_path / "committee.pt"
-    committee, _ = _fit(Scripted, late)
-    save_committee(path, committee, late, {})
-    with pytest.raises(DataError, match=r"class: is .*test_committee:Scripted, expected .*:Worse"):
-        load_committee(path, Worse, late)
+    path = tmp_path / "ensemble.pt"
+    ensemble, _ = _fit(Scripted, late)
+    save_ensemble(path, ensemble, late, {})
+    with pytest.raises(DataError, match=r"class: is .*test_cross_fitting:Scripted, expected .*:Worse"):
+        load_ensemble(path, Worse, late)
     tacos = simulate(tmp_path / "tacos", get_profile("tacos"), "train", samples=30)
     with pytest.raises(DataError, match="dataset: 'charades', expected 'tacos'"):
-        load_committee(path, Scripted, DecoderStateCache.open(tacos))
+        load_ensemble(path, Scripted, DecoderStateCache.open(tacos))
     pool = write_cache(tmp_path / "pool", random_batch(9, saliency=False), **ARGUMENTS)
     with pytest.raises(DataError, match="width: is"):
-        load_committee(path, Scripted, DecoderStateCache.open(pool))
+        load_ensemble(path, Scripted, DecoderStateCache.open(pool))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="is no checkpoint"):
-        load_committee(path, Scripted, late)
+        load_ensemble(path, Scripted, late)
     with pytest.raises(DataError, match=r"missing\.pt"):
-        load_committee(tmp_path / "missing.pt", Scripted, late)
+        load_ensemble(tmp_path / "missing.pt", Scripted, late)
     with pytest.raises(DataError, match="cannot be written"):
-        save_committee(tmp_path / "no" / "such.pt", committee, late, {})
+        save_ensemble(tmp_path / "no" / "such.pt", ensemble, late, {})
 
 
 def test_folds_and_parts_keep_the_clips_of_a_source_video_together(
