@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise DataError(problems)
     predictions = predict(model, dataset, recipe.windows, recipe.eval_batch_size, progress=True)
     write_predictions(options.out, predictions)
-    print(json.dumps(evaluate(predictions, rows, outside="keep")["brief"], indent=1))
+    print(json.dumps(evaluate(predictions, rows, past_end="keep")["brief"], indent=1))
 
 
 if __name__ == "__main__":

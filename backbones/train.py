@@ -183,7 +183,7 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         """Metrics on the selection samples; keeps the weights if they are the best so far."""
         predictions = predict(self.shadow, self._select, self.recipe.windows, self.recipe.eval_batch_size)
-        brief = evaluate(predictions, self._select.annotations, outside="keep")["brief"]
+        brief = evaluate(predictions, self._select.annotations, past_end="keep")["brief"]
         score = selection_score(brief, self.recipe.data.rated)
         self._failures += 1
         if score > self.best:

@@ -477,11 +477,11 @@ def test_match_number_false_scores_the_shared_queries(data: Path) -> None:
 def test_windows_outside_the_video_are_scored_on_request() -> None:
     predictions = [{"qid": 1, "query": "q", "vid": "v", "pred_relevant_windows": [[-2, 16, 0.7]]}]
     truth = [{"qid": 1, "query": "q", "vid": "v", "duration": 14, "relevant_windows": [[0, 16]]}]
-    assert evaluate(predictions, truth, outside="keep")["brief"]["MR-full-mIoU"] == 88.89
+    assert evaluate(predictions, truth, past_end="keep")["brief"]["MR-full-mIoU"] == 88.89
 
 
 def test_charades_cd_can_be_scored_as_published(data: Path) -> None:
     path = data / "charades_sta/charades_cd/test_ood.jsonl"
     truth = read_annotations(path, past_end="keep")
     perfect = [Prediction(a.qid, a.vid, a.query, np.c_[a.moments, np.ones(len(a.moments))]) for a in truth]
-    assert evaluate(perfect, path, outside="keep")["brief"]["MR-full-mAP"] == 100.0
+    assert evaluate(perfect, path, past_end="keep")["brief"]["MR-full-mAP"] == 100.0

@@ -1,21 +1,41 @@
 """One error class for bad data, and the problem records it carries."""
 
 import reprlib
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
 
 SHOWN_PROBLEMS = 20
 
-_short = reprlib.Repr()
+
+class _Short(reprlib.Repr):
+    """`repr` of what files hold, cut; arrays read like lists, objects of other kinds by their kind."""
+
+    def repr_ndarray(self, array: Any, level: int) -> str:
+        if array.size > _MOST_NUMBERS:
+            return f"an array of shape {array.shape}"
+        return self.repr1(array.tolist(), level)
+
+    def repr_instance(self, value: Any, level: int) -> str:
+        if hasattr(value, "dtype") and hasattr(value, "item"):  # a number of NumPy's
+            return self.repr1(value.item(), level)
+        if value is None or isinstance(value, (bool, float, complex, bytes)):
+            return super().repr_instance(value, level)
+        return f"an object of type {type(value).__name__}"
+
+
+_MOST_NUMBERS = 1000
+
+_short = _Short()
 _short.maxstring = _short.maxother = 80
 _short.maxlist = _short.maxtuple = _short.maxarray = _short.maxdict = 4
 _short.maxlevel = 3
 
 
 def shorten(value: object) -> str:
-    """`repr` of a value, cut so that a million-character line still gives a readable message."""
+    """A value as messages show it, cut so that a million-character line still gives a readable one."""
     return _short.repr(value)
 
 
@@ -71,7 +91,16 @@ def check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
 
 
 class DataWarning(UserWarning):
-    """Data were changed by a rule the caller asked for; the message counts how often."""
+    """Data were changed by a rule, or only some of them could be used; the message counts how often."""
+
+
+def conclude(problems: Iterable[Problem], *, stacklevel: int = 3) -> None:
+    """Raise the errors among problems as one `DataError`; where there are none, warn of the warnings."""
+    found = list(problems)
+    if errors := [problem for problem in found if problem.severity == "error"]:
+        raise DataError(errors)
+    for problem in found:
+        warnings.warn(str(problem), DataWarning, stacklevel=stacklevel)
 
 
 def check_count(name: str, value: object) -> None:

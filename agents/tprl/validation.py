@@ -84,7 +84,7 @@ class Validator:
                 for annotation, rows in zip(self._annotations, windows, strict=True)
             ],
             self._annotations,
-            outside="keep",
+            past_end="keep",
         )["brief"]
         chosen = {name: float(brief[f"MR-full-{name}"]) for name in _METRICS}
         chosen["quality"] = (chosen["mIoU"] + chosen["R1@0.5"] + chosen["R1@0.7"]) / 3

@@ -68,7 +68,7 @@ def gather(
         return rounded
 
     def ious(predictions: Sequence[Prediction]) -> list[float]:
-        return per_query(predictions, truth, outside="keep")["iou"].round(4).tolist()
+        return per_query(predictions, truth, past_end="keep")["iou"].round(4).tolist()
 
     def judged(predictions: Sequence[Prediction]) -> dict[str, Any]:
         return {"spans": spans(predictions), "ious": ious(predictions)}

@@ -1,9 +1,8 @@
 """Ground truth: queries with their moments, from moment-detr `.jsonl` and Charades-STA's text files."""
 
 import re
-import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -11,16 +10,22 @@ from numpy.typing import NDArray
 
 from vmr_env.data.durations import NUMBER
 from vmr_env.data.rows import Fault, Qid, Row, collect, given_rows, identity_faults, is_number, read_rows
-from vmr_env.errors import DataError, DataWarning, Problem, check_choice, shorten
+from vmr_env.errors import DataError, Problem, check_choice, conclude, shorten
 from vmr_env.files.text import PathLike, name_of, read_lines
 
-PastEnd: TypeAlias = Literal["error", "clip", "keep"]
-"""What to do with moments that end after the video.
+PastEnd: TypeAlias = Literal["error", "clip", "keep", "drop"]
+"""What to do with moments that are no stretch of their video: that end after it, start before it, or have no
+length.
 
-"error" reports them. "clip" moves the end to the video's end and counts the moments changed in a
-`DataWarning`; one that starts at or after the end has nothing to clip and stays an error. "keep" leaves them
-as they stand, as the official evaluator scores them.
+"error" reports them. "clip" cuts them to the video; one of which nothing would be left stays an error. "keep"
+leaves them as they stand, as the official evaluators score them; one without length is a miss. "drop" leaves
+them out, and rows of which no moment is left. By at most `NOISE_SECONDS` moments pass the video for their
+rounding: these are cut under every rule but "keep". A `DataWarning` counts what was cut and left out.
 """
+
+PAST_END: tuple[PastEnd, ...] = ("error", "clip", "keep", "drop")
+
+NOISE_SECONDS = 0.02
 
 SALIENCY_CLIP_SECONDS = 2.0
 """Length of the clips that saliency annotations rate; the official evaluator knows no other."""
@@ -37,7 +42,8 @@ class Annotation:
         vid: video id.
         query: the sentence.
         duration: length of the video in seconds.
-        moments: float64 (M, 2), M >= 1, [start, end] in seconds, 0 <= start < end, in file order.
+        moments: float64 (M, 2), M >= 1, finite [start, end] in seconds, in file order; 0 <= start < end <=
+            duration but where a reader was told to keep others (see `PastEnd`).
         clip_ids: int64 (K,) clips of two seconds that have saliency ratings, or None.
         saliency: int64 (K, 3) ratings 0 to 4 of three people for those clips, or None with `clip_ids`.
 
@@ -70,10 +76,9 @@ class Annotation:
         if moments.ndim != 2 or moments.shape[1] != 2 or not len(moments) or moments.dtype.kind not in "fiu":
             yield "relevant_windows", f"is {shorten(self.moments)}; expected one or more [start, end]"
         else:
-            for i, (start, end) in enumerate(moments.tolist()):
-                if not 0 <= start < end < np.inf:
-                    message = f"is [{start}, {end}]; expected finite seconds with 0 <= start < end"
-                    yield f"relevant_windows[{i}]", message
+            for i in np.flatnonzero(~np.isfinite(moments).all(axis=1)):
+                message = f"is {shorten(moments[i])}; expected finite seconds with 0 <= start < end"
+                yield f"relevant_windows[{i}]", message
         if self.clip_ids is not None and self.saliency is not None:
             clips = self.duration // SALIENCY_CLIP_SECONDS if known else np.inf
             yield from _saliency_faults(np.asarray(self.clip_ids), np.asarray(self.saliency), clips)
@@ -105,69 +110,115 @@ def _saliency_faults(clip_ids: NDArray[Any], saliency: NDArray[Any], clips: floa
 def read_annotations(path: PathLike, *, past_end: PastEnd = "error") -> list[Annotation]:
     """Rows of a moment-detr annotation file (`.jsonl`, `.jsonl.gz`), in file order.
 
-    Unknown fields are ignored. Saliency (`relevant_clip_ids` and `saliency_scores`) must stand in all rows or
-    in none. Rows that repeat an earlier one under another qid are kept.
+    Unknown fields are ignored. Where saliency (`relevant_clip_ids` and `saliency_scores`) stands in some rows
+    only, a `DataWarning` tells. Rows that repeat an earlier one under another qid are kept.
 
     Args:
         path: the file.
-        past_end: rule for moments that end after the video; see `PastEnd`.
+        past_end: rule for moments that are no stretch of their video; see `PastEnd`.
 
     Raises:
         DataError: all problems of the file at once.
     """
     problems: list[Problem] = []
     annotations = parse_annotations(path, problems, past_end=past_end)
-    if problems:
-        raise DataError(problems)
+    conclude(problems)
     return list(annotations.values())
 
 
-def parse_annotations(path: PathLike, problems: list[Problem], *, past_end: PastEnd) -> dict[int, Annotation]:
-    """Usable rows of an annotation file by line; the problems of the others are added to `problems`."""
-    return _collect(name_of(path), read_rows(path, problems), problems, past_end)
+def parse_annotations(
+    path: PathLike, problems: list[Problem], *, past_end: PastEnd, dropped: set[str] | None = None
+) -> dict[int, Annotation]:
+    """Usable rows of an annotation file by line; the problems of the others are added to `problems`.
+
+    The qids of rows that the rule "drop" left out are added to `dropped`, as text.
+    """
+    return _collect(name_of(path), read_rows(path, problems), problems, past_end, dropped)
 
 
 def annotations_from(
-    rows: Iterable[Annotation | Mapping[str, Any]], where: str, *, past_end: PastEnd = "error"
+    rows: Iterable[Annotation | Mapping[str, Any]],
+    where: str,
+    *,
+    past_end: PastEnd = "error",
+    dropped: set[str] | None = None,
 ) -> list[Annotation]:
-    """Rows made in memory: `Annotation` objects as they are, dicts with the fields of a file under its rules.
+    """Rows made in memory: `Annotation` objects, or dicts with the fields of a file, under a file's rules.
 
     Args:
         rows: the rows.
         where: name of the argument, for messages.
-        past_end: rule for moments of dicts that end after the video; see `PastEnd`.
+        past_end: rule for moments that are no stretch of their video; see `PastEnd`.
+        dropped: takes the qids of rows that the rule "drop" left out, as text.
 
     Raises:
         DataError: all problems at once.
     """
     problems: list[Problem] = []
-    annotations = _collect(where, given_rows(where, rows, Annotation, problems), problems, past_end)
-    if problems:
-        raise DataError(problems)
+    annotations = _collect(where, given_rows(where, rows, Annotation, problems), problems, past_end, dropped)
+    conclude(problems)
     return list(annotations.values())
 
 
+@dataclass(slots=True)
+class _Tally:
+    """What a rule did to the moments of a file: numbers of moments, and rows left out by qid."""
+
+    cut: int = 0
+    noise: int = 0
+    dropped: int = 0
+    rows: set[str] = field(default_factory=set)
+
+    def told(self) -> Iterator[str]:
+        """What to say of it."""
+        if self.cut == self.noise > 0:
+            yield f"{self.cut} moments that pass their video by at most {NOISE_SECONDS} s were cut to it"
+        elif self.cut:
+            rounding = f" ({self.noise} of them passed it by at most {NOISE_SECONDS} s)" if self.noise else ""
+            yield f"{self.cut} moments that leave their video were cut to it{rounding}"
+        if self.dropped:
+            yield (
+                f"{self.dropped} moments that are no stretch of their video were left out, and with them "
+                f"{len(self.rows)} rows that have no other"
+            )
+
+
 def _collect(
-    where: str, rows: Iterable[tuple[int, Row | Annotation]], problems: list[Problem], past_end: PastEnd
+    where: str,
+    rows: Iterable[tuple[int, Row | Annotation]],
+    problems: list[Problem],
+    past_end: PastEnd,
+    dropped: set[str] | None = None,
 ) -> dict[int, Annotation]:
-    check_choice("past_end", past_end, ("error", "clip", "keep"))
-    clipped = 0
+    check_choice("past_end", past_end, PAST_END)
+    tally = _Tally()
 
     def build(row: Row) -> Annotation | None:
-        nonlocal clipped
-        annotation = _annotation(row)
-        if annotation is not None and past_end != "keep":
-            clipped += _settle_past_end(row, annotation, past_end)
-        return None if row.problems else annotation
+        annotation = _annotation(row, past_end)
+        return None if annotation is None else _settle(row, annotation, past_end, tally)
 
-    annotations = collect(where, rows, build, "saliency_scores", problems)
-    if clipped and not problems:
-        message = f"{where}: {clipped} moments that end after their video were cut at its end"
-        warnings.warn(message, DataWarning, stacklevel=3)
+    def settled() -> Iterator[tuple[int, Row | Annotation]]:
+        for number, row in rows:
+            if isinstance(row, Row):
+                yield number, row
+                continue
+            notes = Row(where, number, {})
+            kept = _settle(notes, row, past_end, tally)
+            problems.extend(notes.problems)
+            if kept is not None:
+                yield number, kept
+
+    annotations = collect(where, settled(), build, "relevant_windows", "saliency_scores", problems)
+    problems += [Problem(where, None, None, message, "warning") for message in tally.told()]
+    if tally.rows and not annotations:
+        message = "has no moment that is a stretch of its video; expected some"
+        problems.append(Problem(where, None, "relevant_windows", message))
+    if dropped is not None:
+        dropped |= tally.rows
     return annotations
 
 
-def _annotation(row: Row) -> Annotation | None:
+def _annotation(row: Row, past_end: PastEnd) -> Annotation | None:
     qid, vid, query = row.qid(), row.text("vid"), row.text("query")
     duration = row.number_of("duration")
     moments = row.table("relevant_windows", "start, end", np.float64)
@@ -179,24 +230,49 @@ def _annotation(row: Row) -> Annotation | None:
         return Annotation(qid, vid, query, duration, moments, clip_ids, saliency)
     except DataError as error:
         row.adopt(error)
+        if past_end != "keep":  # all that can be told without a duration is told too
+            for i in np.flatnonzero(~((moments[:, 0] >= 0) & (moments[:, 0] < moments[:, 1]))).tolist():
+                row.note(f"relevant_windows[{i}]", _no_stretch(*moments[i].tolist(), np.inf))
         return None
 
 
-def _settle_past_end(row: Row, annotation: Annotation, past_end: PastEnd) -> int:
-    """Report or clip the moments of a fresh annotation that end after its video; the number clipped."""
+def _settle(row: Row, annotation: Annotation, past_end: PastEnd, tally: _Tally) -> Annotation | None:
+    """The annotation under the rule for moments that are no stretch of their video; None where it has none.
+
+    Problems are noted in the row, and what was cut or left out is counted.
+    """
     moments, duration = annotation.moments, annotation.duration
-    clipped = 0
-    for i, (start, end) in enumerate(moments.tolist()):
-        if end <= duration:
-            continue
-        if past_end == "clip" and start < duration:
-            moments[i, 1] = duration
-            clipped += 1
-        else:
-            verb = "starts" if start >= duration else "ends"
-            message = f"is [{start}, {end}] and {verb} after the video; expected at most {duration} s"
-            row.note(f"relevant_windows[{i}]", f"{message} (past_end can allow more)")
-    return clipped
+    start, end = moments.T
+    fits = (start >= 0) & (start < end) & (end <= duration)
+    if past_end == "keep" or fits.all():
+        return annotation
+    inside = np.clip(moments, 0, duration)
+    slack = NOISE_SECONDS + 1e-9  # 113.28 - 113.26 is a little more than 0.02
+    noise = (start >= -slack) & (end - duration <= slack)
+    cut = ~fits & (start < end) & (inside[:, 0] < inside[:, 1]) & (noise | (past_end == "clip"))
+    left = fits | cut
+    if past_end != "drop":
+        for i in np.flatnonzero(~left).tolist():
+            row.note(f"relevant_windows[{i}]", _no_stretch(*moments[i].tolist(), duration))
+        if row.problems:
+            return None
+    tally.cut += int(cut.sum())
+    tally.noise += int((cut & noise).sum())
+    tally.dropped += int((~left).sum())
+    if not left.any():
+        tally.rows.add(str(annotation.qid))
+        return None
+    return replace(annotation, moments=np.where(cut[:, None], inside, moments)[left])
+
+
+def _no_stretch(start: float, end: float, duration: float) -> str:
+    """What is wrong with a moment that is no stretch of its video, and what allows it."""
+    if 0 <= start < end:
+        place = "starts" if start >= duration else "ends"
+        found = f"is [{start}, {end}] and {place} after the video; expected at most {duration} s"
+    else:
+        found = f"is [{start}, {end}]; expected 0 <= start < end, in seconds"
+    return f"{found} (past_end, or --past-end, says what else to do with such moments)"
 
 
 _TEXT_LINE = re.compile(rf"(\S+)\s+({NUMBER})\s+({NUMBER})\s*##(.*)", re.ASCII)
@@ -239,8 +315,12 @@ def read_charades_text(
             message = f"is {shorten(vid)}; expected a video with a known duration"
             problems.append(Problem(where, number, "vid", message))
             continue
-        if reversed_moments == "drop" and float(end) <= float(start):
-            dropped += 1
+        if float(end) <= float(start):
+            if reversed_moments == "error":
+                message = f"is [{start}, {end}]; expected 0 <= start < end (reversed_moments can drop such lines)"
+                problems.append(Problem(where, number, "relevant_windows[0]", message))
+            else:
+                dropped += 1
             continue
         values = {
             "qid": first_qid + len(rows),
@@ -251,9 +331,8 @@ def read_charades_text(
         }
         rows.append((number, Row(where, number, values)))
     annotations = _collect(where, rows, problems, past_end)
-    if problems:
-        raise DataError(problems)
     if dropped:
-        message = f"{where}: {dropped} lines with end <= start were left out"
-        warnings.warn(message, DataWarning, stacklevel=2)
+        message = f"{dropped} lines with end <= start were left out"
+        problems.append(Problem(where, None, None, message, "warning"))
+    conclude(problems)
     return list(annotations.values())

@@ -1,15 +1,15 @@
 """Prediction files in the moment-detr submission format: reading, checking, writing."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.data.rows import Fault, Qid, Row, collect, given_rows, identity_faults, read_rows
-from vmr_env.errors import DataError, Problem, check_choice, shorten
+from vmr_env.data.rows import Fault, Qid, Row, collect, given_rows, identity_faults, is_list, read_rows
+from vmr_env.errors import DataError, Problem, check_choice, conclude, shorten
 from vmr_env.files.text import PathLike, name_of, write_text
 
 BeforeStart: TypeAlias = Literal["error", "keep"]
@@ -17,6 +17,13 @@ BeforeStart: TypeAlias = Literal["error", "keep"]
 
 GIRL-DETR's own post-processing leaves such windows in TACoS submissions; the official evaluator scores them.
 """
+
+Scores: TypeAlias = Literal["keep", "minmax", "sigmoid"]
+"""What to do with the scores of a file: keep them, bring the file's lowest to 0 and its highest to 1, or take them
+for logits. Each keeps the order of windows; caches want scores within [0, 1].
+"""
+
+SCORES: tuple[Scores, ...] = ("keep", "minmax", "sigmoid")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +65,8 @@ class Prediction:
         elif not (np.isfinite(windows).all() and (windows[:, 0] <= windows[:, 1]).all()):
             bad = ~np.isfinite(windows).all(axis=1) | ~(windows[:, 0] <= windows[:, 1])
             for i in bad.nonzero()[0]:
-                message = f"is {windows[i].tolist()}; expected finite numbers with start <= end"
+                reversed_ = ", reversed" if windows[i, 0] > windows[i, 1] else ""
+                message = f"is {shorten(windows[i])}{reversed_}; expected finite numbers with start <= end"
                 yield f"pred_relevant_windows[{i}]", message
         if self.saliency is not None:
             saliency = np.asarray(self.saliency)
@@ -75,7 +83,8 @@ def read_predictions(path: PathLike, *, before_start: BeforeStart = "error") -> 
     """Rows of a prediction file (`.jsonl`, `.jsonl.gz`), rows and windows in file order.
 
     Unknown fields are ignored. Windows are not sorted: the official evaluator takes the first window of a row
-    as the model's answer, so a file in decoder order scores very low: `validate_predictions` tells.
+    as the model's answer, so a file in decoder order scores very low: `validate_predictions` tells. A row's
+    only window may lack its score, which then is 1; a `DataWarning` counts such rows.
 
     Args:
         path: the file.
@@ -86,19 +95,24 @@ def read_predictions(path: PathLike, *, before_start: BeforeStart = "error") -> 
     """
     problems: list[Problem] = []
     predictions = parse_predictions(path, problems, before_start=before_start)
-    if problems:
-        raise DataError(problems)
+    conclude(problems)
     return list(predictions.values())
 
 
 def parse_predictions(
-    path: PathLike, problems: list[Problem], *, before_start: BeforeStart, refused: set[str] | None = None
+    path: PathLike,
+    problems: list[Problem],
+    *,
+    before_start: BeforeStart,
+    refused: set[str] | None = None,
+    unanswered: set[str] | None = None,
 ) -> dict[int, Prediction]:
     """Usable rows of a prediction file by line; the problems of the others are added to `problems`.
 
-    The qids of those others are added to `refused`, as text: what is refused is not lacking as well.
+    The qids of those others are added to `refused`, as text: what is refused is not lacking as well. Rows
+    without a window are an error, or are left out where `unanswered` takes their qids.
     """
-    return _collect(name_of(path), read_rows(path, problems), problems, before_start, refused)
+    return _collect(name_of(path), read_rows(path, problems), problems, before_start, refused, unanswered)
 
 
 def is_unsorted(row: Prediction) -> bool:
@@ -112,8 +126,34 @@ def by_score(row: Prediction) -> Prediction:
     return replace(row, windows=row.windows[order])
 
 
+def rescaled(rows: Sequence[Prediction], scores: Scores) -> list[Prediction]:
+    """The rows of one file with their scores rescaled; see `Scores`.
+
+    Equal scores stay equal, and where all are equal "minmax" makes them 1.
+    """
+    check_choice("scores", scores, SCORES)
+    if scores == "keep" or not rows:
+        return list(rows)
+    values = np.concatenate([row.windows[:, 2] for row in rows])
+    if scores == "sigmoid":
+        values = 0.5 * (1 + np.tanh(values / 2))  # the logistic function, without overflow
+    elif values.max() > values.min():
+        values = (values - values.min()) / (values.max() - values.min())
+    else:
+        values = np.ones_like(values)
+    parts = np.split(values, np.cumsum([len(row.windows) for row in rows])[:-1])
+    return [
+        replace(row, windows=np.column_stack([row.windows[:, :2], part]))
+        for row, part in zip(rows, parts, strict=True)
+    ]
+
+
 def predictions_from(
-    rows: Iterable[Prediction | Mapping[str, Any]], where: str, *, before_start: BeforeStart = "error"
+    rows: Iterable[Prediction | Mapping[str, Any]],
+    where: str,
+    *,
+    before_start: BeforeStart = "error",
+    unanswered: set[str] | None = None,
 ) -> list[Prediction]:
     """Rows made in memory: `Prediction` objects as they are, dicts with the fields of a file under its rules.
 
@@ -121,14 +161,15 @@ def predictions_from(
         rows: the rows.
         where: name of the argument, for messages.
         before_start: rule for windows of dicts that start before 0 s; see `BeforeStart`.
+        unanswered: takes the qids of rows without a window, as text, which then are left out and no error.
 
     Raises:
         DataError: all problems at once.
     """
     problems: list[Problem] = []
-    predictions = _collect(where, given_rows(where, rows, Prediction, problems), problems, before_start)
-    if problems:
-        raise DataError(problems)
+    given = given_rows(where, rows, Prediction, problems)
+    predictions = _collect(where, given, problems, before_start, unanswered=unanswered)
+    conclude(problems)
     return list(predictions.values())
 
 
@@ -138,10 +179,16 @@ def _collect(
     problems: list[Problem],
     before_start: BeforeStart,
     refused: set[str] | None = None,
+    unanswered: set[str] | None = None,
 ) -> dict[int, Prediction]:
     check_choice("before_start", before_start, ("error", "keep"))
+    unscored: list[int] = []
 
     def build(row: Row) -> Prediction | None:
+        if is_list(windows := row.values.get("pred_relevant_windows")) and not len(windows):
+            return _without_answer(row, unanswered, refused)
+        if _score_only_window(row):
+            unscored.append(row.number)
         prediction = _prediction(row)
         if prediction is not None and before_start == "error":
             for i in (prediction.windows[:, 0] < 0).nonzero()[0]:
@@ -149,11 +196,44 @@ def _collect(
                 row.note(f"pred_relevant_windows[{i}]", f"{found}; expected start >= 0")
         if not row.problems:
             return prediction
-        if refused is not None and isinstance(qid := row.values.get("qid"), (int, str)):
-            refused.add(str(qid))
+        _remember(row, refused)
         return None
 
-    return collect(where, rows, build, "pred_saliency_scores", problems)
+    predictions = collect(where, rows, build, "pred_relevant_windows", "pred_saliency_scores", problems)
+    if unscored:
+        message = f"has no score in {len(unscored)} rows of one window, here first; it counts as 1"
+        problems.append(Problem(where, unscored[0], "pred_relevant_windows", message, "warning"))
+    return predictions
+
+
+def _remember(row: Row, qids: set[str] | None) -> None:
+    """Add the qid of a row, as text, to a set of them, where there is one."""
+    if qids is not None and isinstance(qid := row.values.get("qid"), (int, str)):
+        qids.add(str(qid))
+
+
+def _without_answer(row: Row, unanswered: set[str] | None, refused: set[str] | None) -> None:
+    """A row that has no window: left out where that is allowed, else a problem."""
+    qid = row.qid()
+    if unanswered is None:
+        message = (
+            f"is [], no answer for qid {shorten(qid)}; expected one or more [start, end, score] "
+            '(missing="miss", or --missing miss, counts it as a miss)'
+        )
+        row.note("pred_relevant_windows", message)
+        _remember(row, refused)
+    else:
+        _remember(row, unanswered)
+
+
+def _score_only_window(row: Row) -> bool:
+    """Give the only window of a row the score 1 where it has none; whether that was so."""
+    windows = row.values.get("pred_relevant_windows")
+    if not (is_list(windows) and len(windows) == 1 and is_list(windows[0]) and len(windows[0]) == 2):
+        return False
+    (window,) = windows
+    row.values = {**row.values, "pred_relevant_windows": [[*window, 1.0]]}
+    return True
 
 
 def _prediction(row: Row) -> Prediction | None:

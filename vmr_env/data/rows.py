@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from numbers import Integral, Real
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +125,7 @@ class Row:
             bad = [
                 (i, value)
                 for i, value in enumerate(values)
-                if not (_is_list(value) and len(value) == width and all(_is(dtype, x) for x in value))
+                if not (is_list(value) and len(value) == width and all(_is(dtype, x) for x in value))
             ]
             expected = f"expected [{columns}], each a {_NAMES[dtype]}"
             for i, value in bad:
@@ -145,7 +145,7 @@ class Row:
 
     def _list(self, field: str, items: str) -> Sequence[Any] | None:
         value = self._get(field)
-        if value is not None and not _is_list(value):
+        if value is not None and not is_list(value):
             self.note(field, f"is {shorten(value)}; expected a list of {items}")
             return None
         values: Sequence[Any] | None = value
@@ -182,7 +182,8 @@ def is_number(value: object) -> bool:
     return _is(np.float64, value)
 
 
-def _is_list(value: object) -> bool:
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether a value is a list, also one made in memory."""
     return isinstance(value, (list, tuple, np.ndarray))
 
 
@@ -193,10 +194,29 @@ def read_rows(path: PathLike, problems: list[Problem]) -> Iterator[tuple[int, Ro
         DataError: the file itself cannot be read (see `files.read_lines`).
     """
     where = name_of(path)
-    for number, line in enumerate(read_lines(path), start=1):
+    lines = read_lines(path)
+    if _begins_document(lines):
+        message = "is a JSON document, expected JSON lines: one object per line (`vmr-env convert` makes them)"
+        problems.append(Problem(where, None, None, message))
+        return
+    for number, line in enumerate(lines, start=1):
         values = decode_json(where, number, line, problems)
         if values is not None:
             yield number, Row(where, number, values)
+
+
+def _begins_document(lines: Sequence[str]) -> bool:
+    """Whether a file holds one JSON value over all its lines, a list or an object, and no JSON lines."""
+    first = lines[0].strip()
+    if first.startswith("["):
+        return True
+    if not first.startswith("{") or first[-1] not in "{[,":
+        return False
+    try:
+        _decode("\n".join(lines))
+    except (ValueError, RecursionError):
+        return first == "{"
+    return True
 
 
 def identity_faults(qid: object, vid: object, query: object) -> Iterable[Fault]:
@@ -243,19 +263,25 @@ def collect(
     where: str,
     rows: Iterable[tuple[int, Row | Record]],
     build: Callable[[Row], Record | None],
+    windows_field: str,
     saliency_field: str,
     problems: list[Problem],
 ) -> dict[int, Record]:
     """Records by row number; problems of rows, alone and beside each other, are added to `problems`.
 
-    Two qids are the same when their text is equal (7 and "7"). Saliency stands in all rows or in none.
+    Two qids are the same when their text is equal (7 and "7"). Saliency that stands in some rows only is a
+    warning; windows that stand in no row are one error for all of them.
     """
     records: dict[int, Record] = {}
     row_of_qid: dict[str, int] = {}
     lacking: list[int] = []
-    for number, row in rows:
+    others: list[Row] = []
+    read = 0
+    for read, (number, row) in enumerate(rows, start=1):
         record = build(row) if isinstance(row, Row) else row
         if isinstance(row, Row):
+            if windows_field not in row.values:
+                others.append(row)
             problems.extend(row.problems)
         if record is None:
             continue
@@ -268,6 +294,11 @@ def collect(
         records[number] = record
     if 0 < len(lacking) < len(records):
         found = f"is missing in {len(lacking)} of {len(records)} rows, here first"
-        problems.append(Problem(where, lacking[0], saliency_field, f"{found}; expected it in all or none"))
+        message = f"{found}; highlights are not scored, as it is expected in all rows or in none"
+        problems.append(Problem(where, lacking[0], saliency_field, message, "warning"))
+    if 1 < len(others) == read:
+        problems[:] = [problem for problem in problems if problem.field != windows_field]
+        message = f"is in none of the {read} rows; expected it beside {shorten(list(others[0].values))}"
+        problems.append(Problem(where, None, windows_field, message))
     problems.sort(key=lambda problem: problem.row or 0)
     return records

@@ -113,18 +113,23 @@ def qid_mismatches(
     predictions: Mapping[int, Prediction],
     annotations: Iterable[Annotation],
     refused: Collection[str] = (),
+    lacking: bool = True,
 ) -> list[Problem]:
     """A problem if predictions (by row) miss queries of the ground truth, and one if they have others.
 
     Qids in `refused` (as text) stood in rows that were refused for something else: they are not missing.
+    Where `lacking` is False, queries that are missing are no problem.
     """
     wanted = {str(annotation.qid): annotation.qid for annotation in annotations}
     given = {str(prediction.qid) for prediction in predictions.values()}
     unknown = {number: row.qid for number, row in predictions.items() if str(row.qid) not in wanted}
     missing = [qid for text, qid in wanted.items() if text not in given and text not in refused]
     problems = []
-    if missing:
-        message = f"lacks {len(missing)} queries of the ground truth, {shorten(missing)}; expected all"
+    if missing and lacking:
+        message = (
+            f"lacks {len(missing)} queries of the ground truth, {shorten(missing)}; expected all "
+            '(missing="miss", or --missing miss, counts them as misses)'
+        )
         problems.append(Problem(where, None, "qid", message))
     if unknown:
         found = shorten(list(unknown.values()))

@@ -51,7 +51,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def read_lines(path: PathLike) -> list[str]:
-    """Lines of a UTF-8 text file, without line ends; `.gz` files are unpacked.
+    """Lines of a UTF-8 text file, without line ends; `.gz` files are unpacked, blank last lines left out.
 
     Raises:
         DataError: the file is missing, a folder, unreadable, damaged, empty, or not plain UTF-8.
@@ -69,7 +69,7 @@ def read_lines(path: PathLike) -> list[str]:
         found = shorten(raw[error.start : error.start + 8])
         raise _fail(path, f"bytes {found} are not UTF-8 text ({error.reason})", row) from None
     # Not str.splitlines: it also splits at characters that may stand inside a JSON string.
-    return text.removesuffix("\n").split("\n")
+    return text.rstrip().split("\n")
 
 
 def write_text(path: PathLike, text: str) -> None:

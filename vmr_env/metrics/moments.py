@@ -15,6 +15,7 @@ last bit, and `>=` makes that visible.
 
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -22,11 +23,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.data.annotations import SALIENCY_CLIP_SECONDS, Annotation, annotations_from, read_annotations
-from vmr_env.data.predictions import Prediction, predictions_from, read_predictions
+from vmr_env.data.annotations import (
+    SALIENCY_CLIP_SECONDS,
+    Annotation,
+    PastEnd,
+    annotations_from,
+    parse_annotations,
+)
+from vmr_env.data.predictions import BeforeStart, Prediction, parse_predictions, predictions_from
 from vmr_env.data.profiles import LENGTH_RANGES
 from vmr_env.data.validation import qid_mismatches, video_mismatches
-from vmr_env.errors import DataError, Problem, check_choice
+from vmr_env.errors import DataError, DataWarning, Problem, check_choice, conclude
 from vmr_env.files.text import PathLike, name_of, write_text
 from vmr_env.metrics import spans
 
@@ -37,6 +44,7 @@ Floats: TypeAlias = NDArray[np.floating[Any]]
 Mask: TypeAlias = NDArray[np.bool_]
 Result: TypeAlias = dict[str, dict[str, Any]]
 Predictions: TypeAlias = PathLike | Iterable[Prediction | Mapping[str, Any]]
+Missing: TypeAlias = Literal["error", "miss"]
 GroundTruth: TypeAlias = PathLike | Iterable[Annotation | Mapping[str, Any]]
 
 # The decimal value of each threshold, not what 0.3 + 6 * 0.05 adds up to.
@@ -51,16 +59,20 @@ def evaluate(
     ground_truth: GroundTruth,
     *,
     match_number: bool = True,
-    outside: Literal["error", "keep"] = "error",
+    missing: Missing = "error",
+    past_end: PastEnd = "error",
 ) -> Result:
     """Score predictions as the official evaluators do.
 
     Args:
         predictions: path of a prediction file, or its rows (`Prediction`, or dicts with the file's fields).
         ground_truth: path of an annotation file, or its rows (`Annotation`, or dicts with the file's fields).
-        match_number: both sides must have the same qids; with False only the shared ones are scored.
-        outside: "error" refuses moments that end after their video and windows that start before 0 s; "keep"
-            scores them as they stand, as the original does without a word.
+        match_number: both sides must have the same qids; with False only the shared ones are scored, and a
+            `DataWarning` says how many they are.
+        missing: what a query without an answer is: "error", or a "miss", which a `DataWarning` counts.
+        past_end: rule for moments that are no stretch of their video; see `PastEnd`. The original keeps them
+            without a word. Windows of predictions that start before 0 s are refused under "error", and scored
+            as they stand under every other rule.
 
     Returns:
         The official nested result, in percent with two decimals: `brief` (`MR-full-R1@0.7`, `MR-full-mIoU`,
@@ -71,7 +83,7 @@ def evaluate(
     Raises:
         DataError: unreadable or broken input, qid sets that differ, a video that differs for one qid.
     """
-    scores = _score(_join(predictions, ground_truth, match_number, outside))
+    scores = _score(_join(predictions, ground_truth, match_number, missing, past_end))
     return _official(scores)
 
 
@@ -80,7 +92,8 @@ def per_query(
     ground_truth: GroundTruth,
     *,
     match_number: bool = True,
-    outside: Literal["error", "keep"] = "error",
+    missing: Missing = "error",
+    past_end: PastEnd = "error",
 ) -> "pd.DataFrame":
     """What `evaluate` averages, one row per query in the order of the ground truth; arguments as there.
 
@@ -92,7 +105,7 @@ def per_query(
     """
     import pandas as pd
 
-    joined = _join(predictions, ground_truth, match_number, outside)
+    joined = _join(predictions, ground_truth, match_number, missing, past_end)
     scores = _score(joined)
     columns: dict[str, Any] = {
         "qid": pd.Series([annotation.qid for annotation in joined.annotations], dtype=object),
@@ -129,31 +142,63 @@ class _Joined:
 
 
 def _join(
-    predictions: Predictions, ground_truth: GroundTruth, match_number: bool, outside: Literal["error", "keep"]
+    predictions: Predictions,
+    ground_truth: GroundTruth,
+    match_number: bool,
+    missing: Missing,
+    past_end: PastEnd,
 ) -> _Joined:
-    check_choice("outside", outside, ("error", "keep"))
-    if isinstance(ground_truth, (str, os.PathLike)):
-        annotations = read_annotations(ground_truth, past_end=outside)
-    else:
-        annotations = annotations_from(ground_truth, "ground_truth", past_end=outside)
-    if isinstance(predictions, (str, os.PathLike)):
-        where = name_of(predictions)
-        predicted = read_predictions(predictions, before_start=outside)
-    else:
-        where = "predictions"
-        predicted = predictions_from(predictions, where, before_start=outside)
+    check_choice("missing", missing, ("error", "miss"))
+    dropped: set[str] = set()
+    annotations = _read_truth(ground_truth, past_end, dropped)
+    where = name_of(predictions) if isinstance(predictions, (str, os.PathLike)) else "predictions"
+    before_start: BeforeStart = "error" if past_end == "error" else "keep"
+    partial = missing == "miss" or not match_number
+    predicted = _read_answers(predictions, before_start, partial)
 
-    numbered = dict(enumerate(predicted, start=1))
-    problems = video_mismatches(where, numbered, annotations)
+    wanted = {number: row for number, row in enumerate(predicted, start=1) if str(row.qid) not in dropped}
+    problems = video_mismatches(where, wanted, annotations)
     if match_number:
-        problems += qid_mismatches(where, numbered, annotations)
+        problems += qid_mismatches(where, wanted, annotations, lacking=missing == "error")
     if problems:
         raise DataError(problems)
-    by_qid = {str(prediction.qid): prediction for prediction in predicted}
-    pairs = [(by_qid[str(a.qid)], a) for a in annotations if str(a.qid) in by_qid]
-    if not pairs:
+    by_qid = {str(prediction.qid): prediction for prediction in wanted.values()}
+    answered = sum(str(annotation.qid) in by_qid for annotation in annotations)
+    if not answered:
         raise DataError(Problem(where, None, "qid", "has no query of the ground truth; expected some"))
+    if answered < len(annotations):
+        counted = "the others are misses" if missing == "miss" else "only these are scored"
+        message = f"{where} answers {answered} of {len(annotations)} queries; {counted}"
+        warnings.warn(message, DataWarning, stacklevel=4)
+    if missing == "miss":
+        by_qid = {str(annotation.qid): _miss(annotation) for annotation in annotations} | by_qid
+    pairs = [(by_qid[str(a.qid)], a) for a in annotations if str(a.qid) in by_qid]
     return _Joined([p for p, _ in pairs], [a for _, a in pairs])
+
+
+def _read_truth(ground_truth: GroundTruth, past_end: PastEnd, dropped: set[str]) -> list[Annotation]:
+    if not isinstance(ground_truth, (str, os.PathLike)):
+        return annotations_from(ground_truth, "ground_truth", past_end=past_end, dropped=dropped)
+    problems: list[Problem] = []
+    rows = parse_annotations(ground_truth, problems, past_end=past_end, dropped=dropped)
+    conclude(problems, stacklevel=5)
+    return list(rows.values())
+
+
+def _read_answers(predictions: Predictions, before_start: BeforeStart, partial: bool) -> list[Prediction]:
+    """Answered rows; rows without an answer are an error but where only a part is to be scored."""
+    unanswered: set[str] | None = set() if partial else None
+    if not isinstance(predictions, (str, os.PathLike)):
+        return predictions_from(predictions, "predictions", before_start=before_start, unanswered=unanswered)
+    problems: list[Problem] = []
+    rows = parse_predictions(predictions, problems, before_start=before_start, unanswered=unanswered)
+    conclude(problems, stacklevel=5)
+    return list(rows.values())
+
+
+def _miss(annotation: Annotation) -> Prediction:
+    """An answer that overlaps nothing: a window without length."""
+    return Prediction(annotation.qid, annotation.vid, annotation.query, np.zeros((1, 3)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +268,8 @@ def _first_iou(first: Floats, moments: Floats, overlaps: Floats, usable: Mask) -
     best = np.where(usable, overlaps, -1.0).argmax(axis=1)
     moment = moments[np.arange(len(moments)), best]
     hull = np.maximum(first[:, 1], moment[:, 1]) - np.minimum(first[:, 0], moment[:, 0])
-    result: Floats = spans.intersection(first, moment) / hull
+    # Two windows without length at one place have no hull; they overlap as little as any of that length.
+    result: Floats = spans.intersection(first, moment) / np.where(hull > 0, hull, 1)
     return result
 
 
