@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a cache that is there")
     options = parser.parse_args(arguments)
     recipe, model = open_model(options)
-    rows = read_samples(options.annotations)
+    rows = read_samples(options.annotations, options.past_end)
     sources = open_sources(recipe, options, rows)
     index, _, count = options.shard.partition("/")
     path = build_cache(

@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     recipe, model = open_model(options)
-    rows = read_samples(options.annotations)
+    rows = read_samples(options.annotations, options.past_end)
     sources = open_sources(recipe, options, rows)
     dataset = MomentDataset(rows, sources.clips, sources.text, recipe.data)
     if problems := dataset.problems():

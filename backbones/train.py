@@ -333,11 +333,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe = replace(recipe, seed=options.seed)
     if options.behaviour is not None:
         recipe = recipe.with_options({"behaviour": options.behaviour})
-    rows = read_samples(options.annotations)
+    rows = read_samples(options.annotations, options.past_end)
     if options.select_annotations is None:
         train_rows, select_rows = split_for_selection(rows, get_profile(recipe.dataset))
     else:
-        train_rows, select_rows = rows, read_samples([options.select_annotations])
+        train_rows, select_rows = rows, read_samples([options.select_annotations], options.past_end)
     sources = open_sources(recipe, options, train_rows)
     select_options = argparse.Namespace(
         clips=options.select_clips or options.clips,

@@ -103,6 +103,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     data.add_argument(
         "--sort", action="store_true", help="bring the windows of prediction files by falling score first"
     )
+    data.add_argument(
+        "--past-end",
+        choices=("error", "clip", "drop"),
+        default="error",
+        help="what to do with annotated moments that are no stretch of their video (default: error)",
+    )
     data.add_argument("--test-predictions", nargs="+", type=Path, help="prediction file(s) to be judged on")
     data.add_argument("--test-annotations", type=Path, help="their annotations")
     data.add_argument(
@@ -376,7 +382,16 @@ def _cache(
     predictions = sorted(predictions, key=model_name)  # the order of a pool says nothing
     profile = get_profile(args.dataset)
     return DecoderStateCache.open(
-        build_prediction_cache(path, predictions, annotations, profile, split, sort=args.sort, overwrite=True)
+        build_prediction_cache(
+            path,
+            predictions,
+            annotations,
+            profile,
+            split,
+            sort=args.sort,
+            past_end=args.past_end,
+            overwrite=True,
+        )
     )
 
 

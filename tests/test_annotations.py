@@ -158,16 +158,79 @@ def test_charades_cd_has_its_published_number_of_moments_past_the_end(
     data: Path, name: str, past: int, late: int
 ) -> None:
     path = data / "charades_sta/charades_cd" / name
+    raw = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).splitlines()
+    passing = [end - r["duration"] for r in map(json.loads, raw) for _, end in r["relevant_windows"]]
+    noise = sum(0 < seconds < 0.02 for seconds in passing)
     with pytest.raises(DataError) as caught:
         read_annotations(path)
-    assert len(caught.value.problems) == past
+    assert len(caught.value.problems) == past - noise
     if late:
         with pytest.raises(DataError) as caught:
             read_annotations(path, past_end="clip")
         assert len(caught.value.problems) == late
     else:
-        with pytest.warns(DataWarning, match=f"{past} moments"):
+        with pytest.warns(DataWarning, match=f"{past} moments that leave .*cut"):
             read_annotations(path, past_end="clip")
+    with pytest.warns(DataWarning) as told:
+        kept = read_annotations(path, past_end="drop")
+    assert f"{past - noise} moments that are no stretch of their video were left out" in str(told[-1].message)
+    assert len(kept) == len(raw) - (past - noise)
+
+
+def test_rounding_is_cut_and_counted_under_every_rule_but_keep(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl",
+        row(qid=1, duration=113.25999999999999, relevant_windows=[[103.06, 113.26]]),
+        row(qid=2, duration=30.5, relevant_windows=[[-0.01, 4], [4.5, 30.52]]),
+        row(qid=3),
+    )
+    for rule in ("error", "clip", "drop"):
+        with pytest.warns(DataWarning, match="a.jsonl: 3 moments that pass .* 0.02 s were cut"):
+            rows = read_annotations(path, past_end=rule)  # type: ignore[arg-type]  # a string of the loop
+        assert [r.moments.tolist() for r in rows] == [
+            [[103.06, 113.25999999999999]],
+            [[0, 4], [4.5, 30.5]],
+            [[2, 8]],
+        ]
+    kept = read_annotations(path, past_end="keep")
+    assert kept[1].moments.tolist() == [[-0.01, 4], [4.5, 30.52]]
+
+
+def test_more_than_rounding_is_an_error_that_names_the_option(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", row(duration=30.5, relevant_windows=[[4.5, 30.53]]))
+    with pytest.raises(DataError, match=r"ends after the video; expected at most 30.5 s .*--past-end"):
+        read_annotations(path)
+
+
+@pytest.mark.parametrize("moment", [[2, 2], [-5, -2], [8, 2], [30, 31]])
+def test_what_is_no_stretch_of_the_video_is_refused_kept_or_dropped(
+    tmp_path: Path, moment: list[float]
+) -> None:
+    path = write(
+        tmp_path / "a.jsonl",
+        row(qid=1, relevant_windows=[moment, [2, 8]]),
+        row(qid=2, relevant_windows=[moment]),
+    )
+    for refusing in ("error", "clip"):
+        with pytest.raises(DataError) as caught:
+            read_annotations(path, past_end=refusing)  # type: ignore[arg-type]  # a string of the loop
+        assert [(p.row, p.field) for p in caught.value.problems] == [
+            (1, "relevant_windows[0]"),
+            (2, "relevant_windows[0]"),
+        ]
+    assert [r.moments.tolist() for r in read_annotations(path, past_end="keep")] == [
+        [moment, [2, 8]],
+        [moment],
+    ]
+    with pytest.warns(DataWarning, match="2 moments .* left out, and with them 1 rows"):
+        (left,) = read_annotations(path, past_end="drop")
+    assert (left.qid, left.moments.tolist()) == (1, [[2, 8]])
+
+
+def test_blank_last_lines_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row()) + "\r\n\n \n\t\n")
+    assert len(read_annotations(path)) == 1
 
 
 # --- Charades-STA's original text

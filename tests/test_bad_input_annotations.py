@@ -43,11 +43,18 @@ W = "relevant_windows"
 S = "saliency_scores"
 ANNOTATION_CASES = [
     Case("array for a row", GOOD_LINE + "[1, 2]\n", "expected a JSON object", 2),
-    Case("whole file one array", "[" + GOOD_LINE.strip() + "]\n", "expected a JSON object", 1),
+    Case("whole file one array", "[" + GOOD_LINE.strip() + "]\n", "is a JSON document, expected JSON lines"),
+    Case(
+        "array over many lines", json.dumps([GOOD] * 9, indent=1), "is a JSON document, expected JSON lines"
+    ),
+    Case(
+        "object over many lines", json.dumps({"v": GOOD}, indent=1), "is a JSON document, expected JSON lines"
+    ),
+    Case("object begun on a line", '{"v":\n' + GOOD_LINE + "}", "is a JSON document, expected JSON lines"),
+    Case("broken document", "[\n" + GOOD_LINE * 3, "is a JSON document, expected JSON lines"),
     Case("text for a row", GOOD_LINE + '"row"\n', "expected a JSON object", 2),
     Case("broken JSON", GOOD_LINE + '{"qid": 2,\n', "is no JSON object", 2),
     Case("blank line between", GOOD_LINE + "\n" + with_().split("\n")[1] + "\n", "is blank", 2),
-    Case("blank line at the end", GOOD_LINE + "\n", "is blank", 2),
     Case("two objects in a line", GOOD_LINE + '{"qid": 2} {"qid": 3}\n', "is no JSON object", 2),
     Case("old Mac line ends", GOOD_LINE.strip() + "\r" + GOOD_LINE, "is no JSON object", 1),
     Case("nested too deep", GOOD_LINE + "[" * 100_000 + "\n", "is no JSON object", 2),
@@ -118,13 +125,11 @@ ANNOTATION_CASES = [
     Case("rating negative", with_(saliency_scores=[[-1, 2, 3], [1, 2, 2]]), "from 0 to 4", 2, f"{S}[0]"),
     Case("rating float", with_(saliency_scores=[[1, 2, 3], [1, 2.5, 2]]), "whole number", 2, f"{S}[1]"),
     Case(
-        "saliency in some rows only",
-        GOOD_LINE
-        + json.dumps({k: v for k, v in (GOOD | {"qid": 2}).items() if k[-1] != "s" or k == W})
-        + "\n",
-        "in 1 of 2 rows",
-        2,
-        S,
+        "windows in no row",
+        "".join(json.dumps({"qid": i, "vid": "v", "query": "q", "duration": 9}) + "\n" for i in range(3)),
+        "is in none of the 3 rows",
+        None,
+        W,
     ),
 ]
 
@@ -168,8 +173,8 @@ def test_arguments_that_are_no_path(path: Any) -> None:
 def test_unknown_rules(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(GOOD_LINE)
-    with pytest.raises(DataError, match="""past_end: is 'drop'; expected "error" or "clip" or "keep\""""):
-        read_annotations(path, past_end="drop")  # type: ignore[arg-type]  # what the test is about
+    with pytest.raises(DataError, match="""past_end: is 'cut'; expected "error" or "clip" or "keep" or"""):
+        read_annotations(path, past_end="cut")  # type: ignore[arg-type]  # what the test is about
     with pytest.raises(DataError, match="reversed_moments: is 'skip'"):
         read_charades_text(path, {}, reversed_moments="skip")  # type: ignore[arg-type]  # what the test is about
 
@@ -181,7 +186,7 @@ TEXT_CASES = [
     Case("one hash", GOOD_TEXT + "AAAAA 1 2#person sits.\n", TEXT, 2),
     Case("no sentence", GOOD_TEXT + "AAAAA 1 2##\n", "expected a non-empty string", 2, "query"),
     Case("blank sentence", GOOD_TEXT + "AAAAA 1 2##   \n", "expected a non-empty string", 2, "query"),
-    Case("blank line", GOOD_TEXT + "\n", TEXT, 2),
+    Case("blank line", GOOD_TEXT + "\n" + GOOD_TEXT, TEXT, 2),
     Case("no video", GOOD_TEXT + "1 2##x\n", TEXT, 2),
     Case("one time", GOOD_TEXT + "AAAAA 1##x\n", TEXT, 2),
     Case("three times", GOOD_TEXT + "AAAAA 1 2 3##x\n", TEXT, 2),

@@ -11,7 +11,7 @@ from bad_input import Case, assert_refused
 
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
-from vmr_env.errors import DataError
+from vmr_env.errors import DataError, DataWarning
 from vmr_env.metrics.moments import evaluate, per_query, write_result
 
 
@@ -144,18 +144,6 @@ CASES: list[tuple[Any, Any, str, Case]] = [
         Case("moment NaN", "", "finite", 1, f"{W}[0]"),
     ),
     ([guess()], [truth(duration=None)], "ground_truth", Case("duration None", "", "is null", 1, "duration")),
-    (
-        [saliency(guess()), guess(2)],
-        [truth(), truth(2)],
-        "predictions",
-        Case("saliency in some predictions", "", "in 1 of 2 rows", 2, "pred_saliency_scores"),
-    ),
-    (
-        [guess(), guess(2)],
-        [truth(relevant_clip_ids=[1], saliency_scores=[[1, 2, 3]]), truth(2)],
-        "ground_truth",
-        Case("saliency in some annotations", "", "in 1 of 2 rows", 2, "saliency_scores"),
-    ),
     ("absent.jsonl", [truth()], "absent.jsonl", Case("missing prediction file", "", "does not exist")),
     ([guess()], "absent.jsonl", "absent.jsonl", Case("missing annotation file", "", "does not exist")),
     ("", [truth()], "path", Case("empty path", "", "expected the path of a file")),
@@ -206,9 +194,30 @@ def test_a_broken_row_of_a_file_is_named_by_file_and_row(tmp_path: Path) -> None
 
 
 def test_an_unknown_rule(tmp_path: Path) -> None:
-    case = Case("", "", 'expected "error" or "keep"')
-    rule: Any = "clip"
-    assert_refused(lambda: evaluate([guess()], [truth()], outside=rule), "outside", case, tmp_path)
+    case = Case("", "", 'expected "error" or "clip" or "keep" or "drop"')
+    rule: Any = "cut"
+    assert_refused(lambda: evaluate([guess()], [truth()], past_end=rule), "past_end", case, tmp_path)
+    case = Case("", "", 'expected "error" or "miss"')
+    assert_refused(lambda: evaluate([guess()], [truth()], missing=rule), "missing", case, tmp_path)
+
+
+RATED = {"relevant_clip_ids": [1], "saliency_scores": [[1, 2, 3]]}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "ground_truth", "where"),
+    [
+        ([saliency(guess()), guess(2)], [truth(**RATED), truth(2, **RATED)], "predictions, row 2"),
+        ([saliency(guess()), saliency(guess(2))], [truth(**RATED), truth(2)], "ground_truth, row 2"),
+    ],
+)
+def test_saliency_in_some_rows_blocks_highlights_alone(
+    predictions: Any, ground_truth: Any, where: str
+) -> None:
+    with pytest.warns(DataWarning, match=f"{where}, .*: is missing in 1 of 2 rows"):
+        result = evaluate(predictions, ground_truth)
+    assert result["brief"]["MR-full-mIoU"] == 100.0
+    assert not [name for name in result["brief"] if name.startswith("HL")]
 
 
 def test_a_result_that_cannot_be_written(tmp_path: Path) -> None:

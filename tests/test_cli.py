@@ -56,33 +56,37 @@ def predictions(tmp_path: Path) -> Path:
 
 
 def test_evaluate_prints_a_table_or_the_official_json(truth: Path, predictions: Path, tmp_path: Path) -> None:
-    shown = run("evaluate", truth, predictions)
+    shown = run("evaluate", predictions, truth)
     assert shown.exit_code == 0
     rows = dict(line.split() for line in shown.output.splitlines()[1:])
     assert (rows["MR-full-R1@0.5"], rows["MR-full-R1@0.7"], rows["MR-full-mIoU"]) == ("100.0", "50.0", "80.0")
     assert "model.jsonl" in shown.output.splitlines()[0]
-    said = run("evaluate", truth, predictions, "--json", "--out", tmp_path / "official.json")
+    said = run("evaluate", predictions, truth, "--json", "--out", tmp_path / "official.json")
     result = json.loads(said.output)
     assert result["brief"]["MR-full-mIoU"] == 80.0
     assert json.loads((tmp_path / "official.json").read_text()) == result
     other = write(tmp_path / "other.jsonl", queries(pred_relevant_windows=[[[0, 10, 1]], [[5, 15, 1]]]))
-    both = json.loads(run("evaluate", truth, predictions, other, "--json").output)
+    both = json.loads(run("evaluate", predictions, other, truth, "--json").output)
     assert both[str(predictions)] == result
     assert both[str(other)]["brief"]["MR-full-mIoU"] == 100.0
-    assert run("evaluate", truth, predictions, other, "--out", tmp_path / "o.json").exit_code == 2
+    assert run("evaluate", predictions, other, truth, "--out", tmp_path / "o.json").exit_code == 2
 
 
 def test_evaluate_tells_problems_and_exits_with_1(truth: Path, predictions: Path) -> None:
     one = write(predictions.parent / "one.jsonl", queries(pred_relevant_windows=[[[0, 10, 1]]] * 2)[:1])
-    refused = run("evaluate", truth, one)
+    refused = run("evaluate", one, truth)
     assert refused.exit_code == 1
     assert "Traceback" not in refused.output
     assert "qid" in refused.output
-    scored = run("evaluate", truth, one, "--shared-only", "--json")
-    assert json.loads(scored.output)["brief"]["MR-full-mIoU"] == 100.0
+    scored = run("evaluate", one, truth, "--shared-only", "--json")
+    assert json.loads(scored.stdout)["brief"]["MR-full-mIoU"] == 100.0
+    assert "answers 1 of 2 queries; only these are scored" in scored.stderr
+    counted = run("evaluate", one, truth, "--missing", "miss", "--json")
+    assert json.loads(counted.stdout)["brief"]["MR-full-mIoU"] == 50.0
+    assert "answers 1 of 2 queries; the others are misses" in counted.stderr
     early = write(one, queries(pred_relevant_windows=[[[-1, 10, 1]]] * 2))
-    assert run("evaluate", truth, early).exit_code == 1
-    assert run("evaluate", truth, early, "--keep-outside").exit_code == 0
+    assert run("evaluate", early, truth).exit_code == 1
+    assert run("evaluate", early, truth, "--keep-outside").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ from vmr_env.caches.reader import write_cache
 from vmr_env.data.profiles import PROFILES
 from vmr_env.envs.actions import FREE
 from vmr_env.envs.env import VMREnv
+from vmr_env.envs.sources import open_cache
 from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.errors import DataError
 
 IDS = sorted(name for name in registry if name.startswith("VMR-"))
 MODES = ("discrete", "multidiscrete", "continuous")
@@ -477,6 +479,16 @@ def test_cache_in_the_data_folder_is_found(sources: dict[str, str], monkeypatch:
     assert str(env.get_wrapper_attr("cache").path) == str(Path(sources["tacos"]).resolve())
     with pytest.raises(ValueError, match="tacos/nosplit"):
         gymnasium.make("VMR-TACoS-v0", split="nosplit")
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_cache_of_another_split_than_asked_for_is_refused(sources: dict[str, str], opened: bool) -> None:
+    source: Any = open_cache(sources["tacos"]) if opened else sources["tacos"]
+    for make in (VMREnv, partial(VMRVectorEnv, 2)):
+        make("tacos", source=source)
+        make("tacos", "test", source=source)
+        with pytest.raises(DataError, match="split: is a cache of 'test', expected 'foo'"):
+            make("tacos", "foo", source=source)
 
 
 # Bad input

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import read_predictions
 from vmr_env.data.profiles import PROFILES
-from vmr_env.errors import DataError
+from vmr_env.errors import DataError, DataWarning
 from vmr_env.metrics.spans import best_tiou
 
 CHARADES, QVHIGHLIGHTS, TACOS = (PROFILES[name] for name in ("charades", "qvhighlights", "tacos"))
@@ -245,7 +246,7 @@ BROKEN: dict[str, tuple[Files, str]] = {
     "binary": (raw(b"\x80\x00\xff"), r"a\.jsonl.*not UTF-8"),
     "cut gzip": (raw(gzip.compress(b"{}" * 999)[:-9], "a.jsonl.gz"), "no complete gzip file"),
     "no JSON": (raw(b"{'qid': 1}\n"), r"a\.jsonl, row 1"),
-    "million characters": (raw(b"[" * 10**6), r"a\.jsonl, row 1"),
+    "million characters": (raw(b"[" * 10**6), r"a\.jsonl: is a JSON document"),
     "one name twice": (
         lambda f: ([write(f / "x.net.jsonl", ONE), write(f / "y.net.jsonl", ONE)], [annotation(1)], {}),
         "both named 'net'",
@@ -277,26 +278,14 @@ BROKEN: dict[str, tuple[Files, str]] = {
     "score NaN": (files([row(1, [[0, 1, float("nan")]])]), "row 1"),
     "infinite end": (files([row(1, [[0, float("inf"), 0.5]])]), "row 1"),
     "reversed window": (files([row(1, [[5, 1, 0.5]])]), "start <= end"),
-    "window of two": (files([row(1, [[0, 1]])]), "pred_relevant_windows"),
+    "windows of two": (files([row(1, [[0, 1], [1, 2]])]), "pred_relevant_windows"),
     "no window": (files([row(1, [])]), "pred_relevant_windows"),
     "windows a text": (files([row(1, "0 to 1")]), "pred_relevant_windows"),
     "saliency two short": (files([row(1, [[0, 1, 0.5]], [0.0] * 18)]), "has 18 values; expected 20"),
     "saliency two long": (files([row(1, [[0, 1, 0.5]], [0.0] * 22)]), "has 22 values; expected 20"),
-    "saliency in some rows": (
-        lambda f: (
-            write(f / "a.jsonl", [*WITH_SALIENCY, row(2, [[0, 1, 0.5]])]),
-            [annotation(1), annotation(2)],
-            {},
-        ),
-        "pred_saliency_scores",
-    ),
-    "saliency of some queries": (
-        lambda f: (
-            [write(f / "a.jsonl", WITH_SALIENCY), write(f / "b.jsonl", [row(2, [[0, 1, 0.5]])])],
-            [annotation(1), annotation(2)],
-            {},
-        ),
-        "of qid 2 is in no file, though other queries have it",
+    "moments kept as they stand": (
+        lambda f: (write(f / "a.jsonl", ONE), [annotation(1)], {"past_end": "keep"}),
+        'past_end: is .keep.; expected "error" or "clip" or "drop"',
     ),
     "saliency infinite": (files([row(1, [[0, 1, 0.5]], [1e300] * 20)]), "32-bit"),
     "no proposals wanted": (files(ONE, max_proposals=0), "max_proposals: is 0"),
@@ -349,3 +338,38 @@ def test_a_refused_row_is_not_lacking_as_well(tmp_path: Path) -> None:
     assert len(told) == 2
     assert told[0][0] == 2
     assert told[1][1].startswith("3 has no prediction")
+
+
+def test_curves_of_some_queries_only_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    others = write(tmp_path / "b.jsonl", [row(2, [[0, 1, 0.5]])])
+    predictions = write(tmp_path / "a.jsonl", WITH_SALIENCY), others
+    with pytest.warns(DataWarning, match="pred_saliency_scores: are given for 1 of 2 queries only"):
+        cache = build(tmp_path, predictions, [annotation(1), annotation(2)])
+    assert cache.saliency is None
+
+
+def test_logits_are_rescaled_on_request_and_their_order_stays(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [row(1, [[2, 5, 7.3], [1, 4, -2.0]]), row(2, [[1, 4, 3.2]])])
+    truth = [annotation(1), annotation(2)]
+    told = r"a.jsonl, row 1, .*\[0\]: .*within \[0, 1\] \(3 windows in all; .*--scores"
+    with pytest.raises(DataError, match=told):
+        build(tmp_path, file, truth)
+    for scores, expected in {
+        "sigmoid": [1 / (1 + math.exp(-7.3)), 1 / (1 + math.exp(2)), 1 / (1 + math.exp(-3.2))],
+        "minmax": [1, 0, 5.2 / 9.3],
+    }.items():
+        cache = build(tmp_path, file, truth, scores=scores, overwrite=True)
+        np.testing.assert_allclose(cache.scores[[0, 0, 1], [0, 1, 0]], expected, rtol=1e-6)
+
+
+def test_the_rule_for_moments_reaches_the_cache(tmp_path: Path) -> None:
+    past = {"duration": 20, "relevant_windows": [[5, 21]]}
+    inside = past | {"relevant_windows": [[2, 5]]}
+    truth = write(tmp_path / "t.jsonl", [row(1, []) | past, row(2, []) | inside])
+    file = write(tmp_path / "a.jsonl", [row(1, [[0, 1, 0.5]]), row(2, [[0, 1, 0.5]])])
+    with pytest.raises(DataError, match=r"ends after the video.*--past-end"):
+        build(tmp_path, file, truth)
+    with pytest.warns(DataWarning, match="1 moments that leave their video were cut"):
+        assert build(tmp_path, file, truth, past_end="clip").moments.values.tolist()[0] == [0.25, 1]
+    with pytest.warns(DataWarning, match="1 moments .* left out, and with them 1 rows"):
+        assert len(build(tmp_path, file, truth, past_end="drop", overwrite=True)) == 1

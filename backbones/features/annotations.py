@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     store = build_annotation_store(
         options.out,
-        read_samples(options.annotations),
+        read_samples(options.annotations, past_end="clip"),
         read_actions(options.table, options.classes, reversed_actions="drop"),
         classes=options.classes,
         clip_seconds=get_profile("charades").clip_seconds,

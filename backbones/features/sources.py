@@ -10,7 +10,7 @@ from vmr_env.backbones.features.official import TEXT_ARRAY, OfficialFeatures
 from vmr_env.backbones.features.store import Features, FeatureStore
 from vmr_env.backbones.recipes import Recipe
 
-from vmr_env.data.annotations import Annotation, read_annotations
+from vmr_env.data.annotations import PAST_END, Annotation, PastEnd, read_annotations
 from vmr_env.errors import DataError, Problem
 
 
@@ -40,14 +40,20 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="samples (.jsonl, .jsonl.gz); may repeat",
     )
+    parser.add_argument(
+        "--past-end",
+        choices=PAST_END,
+        default="clip",
+        help="what to do with moments that are no stretch of their video (default: clip)",
+    )
     parser.add_argument("--clips", type=Path, help="feature store of clips (not for blind recipes)")
     parser.add_argument("--text", type=Path, help="feature store of text tokens")
     parser.add_argument("--features", type=Path, help="root of the official layout, instead of the stores")
 
 
-def read_samples(paths: Sequence[Path]) -> list[Annotation]:
-    """Annotations of all files; moments that end after their video are cut there, with a warning."""
-    return [row for path in paths for row in read_annotations(path, past_end="clip")]
+def read_samples(paths: Sequence[Path], past_end: PastEnd) -> list[Annotation]:
+    """Annotations of all files, under one rule for moments that are no stretch of their video."""
+    return [row for path in paths for row in read_annotations(path, past_end=past_end)]
 
 
 def open_sources(recipe: Recipe, options: argparse.Namespace, rows: Sequence[Annotation]) -> Sources:

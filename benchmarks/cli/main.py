@@ -6,19 +6,22 @@ Exit codes: 0 all is well, 1 the data have problems, 2 the command was wrong, 13
 import ast
 import importlib
 import json
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import wraps
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import click
 from click.shell_completion import CompletionItem
 
 import vmr_env
+from vmr_env.data.annotations import PAST_END, PastEnd
+from vmr_env.data.predictions import SCORES, Scores
 from vmr_env.data.profiles import PROFILES
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, DataWarning, Problem
 
 P = ParamSpec("P")
 
@@ -31,16 +34,37 @@ _FORWARDED = {"ignore_unknown_options": True, "help_option_names": []}
 
 
 def _problems_exit_with_1(command: Callable[P, None]) -> Callable[P, None]:
-    """Tell a `DataError` in its own words, without a traceback."""
+    """Tell a `DataError` in its own words, without a traceback, and a `DataWarning` without its place."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except DataError as error:
-            raise click.ClickException(str(error)) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DataWarning)
+            shown = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+                if issubclass(category, DataWarning):
+                    click.echo(f"warning: {message}", err=True)
+                else:
+                    shown(message, category, *rest, **more)
+
+            warnings.showwarning = show
+            try:
+                command(*args, **kwargs)
+            except DataError as error:
+                raise click.ClickException(str(error)) from error
 
     return run
+
+
+def _past_end_option(choices: Sequence[PastEnd]) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """The option for moments that are no stretch of their video, with those rules that a command has."""
+    return click.option(
+        "--past-end",
+        type=click.Choice(choices),
+        default="error",
+        help="Moments that end after their video, start before it, or have no length. Default: error.",
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -55,7 +79,7 @@ def main() -> None:
     \b
     From your model's predictions:
       vmr-env validate predictions my_model.jsonl --annotations annotations.jsonl
-      vmr-env evaluate annotations.jsonl my_model.jsonl
+      vmr-env evaluate my_model.jsonl annotations.jsonl
       vmr-env train --dataset charades --predictions my_model.jsonl --annotations annotations.jsonl
 
     Exit codes: 0 all is well, 1 the data have problems, 2 the command was wrong, 130 interrupted.
@@ -63,8 +87,8 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("annotations", type=FILE)
 @click.argument("predictions", type=FILE, nargs=-1, required=True)
+@click.argument("annotations", type=FILE)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the official result as JSON; of several files, by name."
 )
@@ -72,22 +96,31 @@ def main() -> None:
 @click.option(
     "--shared-only", is_flag=True, help="Score the queries that both sides have, instead of refusing."
 )
-@click.option("--keep-outside", is_flag=True, help="Score moments outside of their video as they stand.")
+@click.option(
+    "--missing",
+    type=click.Choice(["error", "miss"]),
+    default="error",
+    help="What a query without an answer is: an error, or a miss that is counted. Default: error.",
+)
+@_past_end_option(PAST_END)
+@click.option("--keep-outside", is_flag=True, help="The same as --past-end keep.")
 @_problems_exit_with_1
 def evaluate(
-    annotations: Path,
     predictions: tuple[Path, ...],
+    annotations: Path,
     as_json: bool,
     out: Path | None,
     shared_only: bool,
+    missing: Literal["error", "miss"],
+    past_end: PastEnd,
     keep_outside: bool,
 ) -> None:
     """Score prediction files against ground truth, as the official evaluators do.
 
     \b
-      vmr-env evaluate highlight_val_release.jsonl my_model.jsonl
-      vmr-env evaluate annotations.jsonl a.jsonl b.jsonl.gz          side by side
-      vmr-env evaluate annotations.jsonl a.jsonl --json | jq .brief
+      vmr-env evaluate my_model.jsonl highlight_val_release.jsonl
+      vmr-env evaluate a.jsonl b.jsonl.gz annotations.jsonl          side by side
+      vmr-env evaluate a.jsonl annotations.jsonl --json | jq .brief
     """
     from vmr_env.metrics import moments as metrics
 
@@ -95,7 +128,11 @@ def evaluate(
         raise click.UsageError(f"--out takes the result of one prediction file, got {len(predictions)}")
     results = {
         str(path): metrics.evaluate(
-            path, annotations, match_number=not shared_only, outside="keep" if keep_outside else "error"
+            path,
+            annotations,
+            match_number=not shared_only,
+            missing=missing,
+            past_end="keep" if keep_outside else past_end,
         )
         for path in predictions
     }
@@ -143,25 +180,37 @@ def _problems_of(check: Callable[[Path], object], paths: Iterable[Path]) -> Iter
 
 @validate.command("annotations")
 @click.argument("files", type=FILE, nargs=-1, required=True)
+@_past_end_option(PAST_END)
 @_json_option
-def validate_annotations(files: tuple[Path, ...], as_json: bool) -> None:
+def validate_annotations(files: tuple[Path, ...], past_end: PastEnd, as_json: bool) -> None:
     """Annotation files (.jsonl, .jsonl.gz)."""
     from vmr_env.data import validation
 
-    _tell((problem for file in files for problem in validation.validate_annotations(file)), as_json)
+    found = (validation.validate_annotations(file, past_end=past_end) for file in files)
+    _tell((problem for problems in found for problem in problems), as_json)
 
 
 @validate.command("predictions")
 @click.argument("files", type=FILE, nargs=-1, required=True)
 @click.option("--annotations", type=FILE, help="Ground truth of the same split, to be compared with.")
+@click.option(
+    "--dataset", type=click.Choice(list(PROFILES)), help="The data set, for the number of a video's clips."
+)
+@_past_end_option(PAST_END)
 @_json_option
-def validate_predictions(files: tuple[Path, ...], annotations: Path | None, as_json: bool) -> None:
+def validate_predictions(
+    files: tuple[Path, ...],
+    annotations: Path | None,
+    dataset: str | None,
+    past_end: PastEnd,
+    as_json: bool,
+) -> None:
     """Prediction files (.jsonl, .jsonl.gz)."""
     from vmr_env.data import validation
 
-    _tell(
-        (problem for file in files for problem in validation.validate_predictions(file, annotations)), as_json
-    )
+    profile = None if dataset is None else PROFILES[dataset]
+    found = (validation.validate_predictions(file, annotations, profile, past_end=past_end) for file in files)
+    _tell((problem for problems in found for problem in problems), as_json)
 
 
 @validate.command("features")
@@ -210,6 +259,10 @@ def cache() -> None:
     "--drop-unknown", is_flag=True, help="Leave out predictions for queries that are not annotated."
 )
 @click.option("--sort", is_flag=True, help="Bring the windows of each row by falling score first.")
+@click.option(
+    "--scores", type=click.Choice(SCORES), default="keep", help="Rescale each file's scores. Default: keep."
+)
+@_past_end_option(("error", "clip", "drop"))
 @click.option("--overwrite", is_flag=True, help="Replace a cache that is there.")
 @_problems_exit_with_1
 def cache_predictions(
@@ -221,6 +274,8 @@ def cache_predictions(
     proposals: int | None,
     drop_unknown: bool,
     sort: bool,
+    scores: Scores,
+    past_end: PastEnd,
     overwrite: bool,
 ) -> None:
     """From prediction files of one split; several become a pool of models.
@@ -241,6 +296,8 @@ def cache_predictions(
         max_proposals=proposals,
         unknown_queries="drop" if drop_unknown else "error",
         sort=sort,
+        scores=scores,
+        past_end=past_end,
         overwrite=overwrite,
     )
     click.echo(repr(DecoderStateCache.open(out)))
@@ -353,11 +410,11 @@ def _env_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 @main.command()
 @click.argument("env_id", default="VMR-Charades-v0", shell_complete=_env_ids)
 @click.option("--source", type=FOLDER, help="A decoder-state cache; default: as `gymnasium.make` chooses.")
-@click.option("--split", default="train", show_default=True, help="Name of the split.")
+@click.option("--split", help="Name of the split; default: the source's own, else train.")
 @click.option("--seed", type=int, help="Fixes the episodes.")
 @click.option("--qid", help="Begin with this query.")
 @_problems_exit_with_1
-def play(env_id: str, source: Path | None, split: str, seed: int | None, qid: str | None) -> None:
+def play(env_id: str, source: Path | None, split: str | None, seed: int | None, qid: str | None) -> None:
     """Play episodes in the terminal by keys, to see what an agent sees.
 
     \b

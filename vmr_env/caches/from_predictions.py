@@ -8,8 +8,8 @@ counted in the cache's notes.
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,19 +18,20 @@ from numpy.typing import NDArray
 
 from vmr_env.caches.reader import CacheBatch, Ragged, write_cache
 from vmr_env.caches.writer import sha256_of
-from vmr_env.data.annotations import Annotation, annotations_from, read_annotations
-from vmr_env.data.predictions import Prediction, by_score, is_unsorted, parse_predictions
+from vmr_env.data.annotations import Annotation, PastEnd, annotations_from, parse_annotations
+from vmr_env.data.predictions import (
+    Prediction,
+    Scores,
+    by_score,
+    is_unsorted,
+    parse_predictions,
+    rescaled,
+)
 from vmr_env.data.profiles import DatasetProfile
-from vmr_env.data.validation import counted_in_clips, normalised
-from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.data.validation import counted_in_clips, normalised, saliency_problems, score_problems
+from vmr_env.errors import DataError, Problem, check_choice, conclude, shorten
 from vmr_env.files.text import PathLike
 from vmr_env.metrics import spans
-
-SALIENCY_SLACK = 1
-"""By how many values a saliency curve may differ from the number of clips.
-
-Video features often are a clip shorter than the annotated duration; a larger difference means other clips.
-"""
 
 
 def build_prediction_cache(
@@ -43,6 +44,8 @@ def build_prediction_cache(
     max_proposals: int | None = None,
     unknown_queries: Literal["error", "drop"] = "error",
     sort: bool = False,
+    scores: Scores = "keep",
+    past_end: PastEnd = "error",
     overwrite: bool = False,
 ) -> Path:
     """Write the cache of one prediction file, or of the pool of several of the same split.
@@ -60,6 +63,7 @@ def build_prediction_cache(
         - a saliency curve with one value more than the video has clips loses the last one, with one value
           less it gains a zero, as in the official evaluation (`saliency_cut`, `saliency_padded`); a larger
           difference is an error;
+        - where some queries have no saliency curve, the cache has none, with a warning;
         - the saliency of a pool is the mean of the curves of the models that have one, each brought to mean 0
           and deviation 1 over the video (before a zero is added); a single model's stands as in its file.
 
@@ -75,6 +79,9 @@ def build_prediction_cache(
         unknown_queries: "error" reports predictions for queries that are not annotated; "drop" leaves them
             out and counts them (`predictions_dropped`).
         sort: bring the windows of each row by falling score first; those of equal score keep their order.
+        scores: rescale the scores of each file, which must lie within [0, 1]; see `Scores`.
+        past_end: rule for moments that are no stretch of their video: "error", "clip" or "drop" of `PastEnd`.
+            A cache holds none, so that "keep" is refused.
         overwrite: replace a cache that is already there.
 
     Returns:
@@ -83,10 +90,8 @@ def build_prediction_cache(
     Raises:
         DataError: a file or an argument cannot be used, with all problems found; nothing is written.
     """
-    if isinstance(annotations, str | os.PathLike):
-        truth = read_annotations(annotations)
-    else:
-        truth = annotations_from(annotations, "annotations")
+    left_out: set[str] = set()
+    truth = _read_truth(annotations, past_end, left_out)
     if max_proposals is not None and max_proposals < 1:
         raise DataError(Problem("max_proposals", None, None, f"is {max_proposals}; expected at least 1"))
     if unknown_queries not in ("error", "drop"):
@@ -96,14 +101,23 @@ def build_prediction_cache(
     dropped = 0
     pool = []
     for name, file in _named(predictions).items():
-        model, unknown = _read_model(name, file, truth, problems, drop=unknown_queries == "drop", sort=sort)
-        pool.append(model)
+        found: list[Problem] = []
+        model, unknown = _read_model(
+            name, file, truth, found, drop=unknown_queries == "drop", left_out=left_out
+        )
+        rows = dict(zip(model.rows, rescaled(list(model.rows.values()), scores), strict=True))
+        if sort:
+            rows = {index: by_score(row) for index, row in rows.items()}
+        by_line = {model.lines[index]: row for index, row in rows.items()}
+        found += score_problems(file, by_line)
+        found += saliency_problems(file, by_line, truth, profile.clip_seconds)
+        problems += sorted(found, key=lambda problem: problem.row or 0)
+        pool.append(replace(model, rows=rows))
         dropped += unknown
     n_clips = np.ceil([row.duration / profile.clip_seconds for row in truth]).astype(np.int32)
     proposals = _proposals(pool, truth, max_proposals, problems)
     curves = _pooled_saliency(pool, truth, n_clips, problems)
-    if problems:
-        raise DataError(problems)
+    conclude(problems)
     for model in pool:
         for message in _suspicions(model, truth, profile):
             warnings.warn(f"{model.file}: {message}", stacklevel=2)
@@ -154,11 +168,26 @@ class _Model:
     sha256: str
     rows: dict[int, Prediction]
     """Row of the annotations -> prediction."""
+    lines: dict[int, int]
+    """Row of the annotations -> line of the file."""
     refused: set[str]
     """Qids of rows that were refused, as text."""
 
     def notes(self) -> dict[str, Any]:
         return {"file": Path(self.file).name, "sha256": self.sha256, "queries": len(self.rows)}
+
+
+def _read_truth(
+    annotations: PathLike | Sequence[Annotation], past_end: PastEnd, left_out: set[str]
+) -> list[Annotation]:
+    """Rows of the ground truth; the qids of those that the rule "drop" leaves out go to `left_out`."""
+    check_choice("past_end", past_end, ("error", "clip", "drop"))
+    if not isinstance(annotations, str | os.PathLike):
+        return annotations_from(annotations, "annotations", past_end=past_end, dropped=left_out)
+    problems: list[Problem] = []
+    rows = parse_annotations(annotations, problems, past_end=past_end, dropped=left_out)
+    conclude(problems, stacklevel=4)
+    return list(rows.values())
 
 
 def _named(predictions: PathLike | Sequence[PathLike] | Mapping[str, PathLike]) -> dict[str, str]:
@@ -188,16 +217,28 @@ def model_name(file: PathLike) -> str:
 
 
 def _read_model(
-    name: str, file: str, truth: Sequence[Annotation], problems: list[Problem], *, drop: bool, sort: bool
+    name: str,
+    file: str,
+    truth: Sequence[Annotation],
+    problems: list[Problem],
+    *,
+    drop: bool,
+    left_out: Collection[str],
 ) -> tuple[_Model, int]:
-    """Predictions of a file by row of the annotations, and how many belong to no annotated query."""
+    """Predictions of a file by row of the annotations, and how many belong to no annotated query.
+
+    Those for queries that the rule for moments left out are passed over.
+    """
     known = {str(row.qid): index for index, row in enumerate(truth)}
     rows: dict[int, Prediction] = {}
+    lines: dict[int, int] = {}
     refused: set[str] = set()
     unknown = 0
     # Windows before the start are clipped here like those past the end.
     for line, row in parse_predictions(file, problems, before_start="keep", refused=refused).items():
         index = known.get(str(row.qid))
+        if str(row.qid) in left_out:
+            continue
         if index is None:
             unknown += 1
             if not drop:
@@ -206,14 +247,11 @@ def _read_model(
                 )
                 problems.append(Problem(file, line, "qid", message))
             continue
-        rows[index] = by_score(row) if sort else row
+        rows[index], lines[index] = row, line
         if row.vid != truth[index].vid:
             message = f"is {shorten(row.vid)}; expected {shorten(truth[index].vid)} as in the annotations"
             problems.append(Problem(file, line, "vid", message))
-        for window in np.flatnonzero((row.windows[:, 2] < 0) | (row.windows[:, 2] > 1)):
-            message = f"is {row.windows[window].tolist()}; expected a score within [0, 1]"
-            problems.append(Problem(file, line, f"pred_relevant_windows[{window}]", message))
-    return _Model(name, file, sha256_of(Path(file)), rows, refused), unknown
+    return _Model(name, file, sha256_of(Path(file)), rows, lines, refused), unknown
 
 
 def _suspicions(model: _Model, truth: Sequence[Annotation], profile: DatasetProfile) -> Iterator[str]:
@@ -291,8 +329,12 @@ class _Curves:
 def _pooled_saliency(
     pool: Sequence[_Model], truth: Sequence[Annotation], n_clips: NDArray[np.int32], problems: list[Problem]
 ) -> _Curves:
-    """One curve per sample with one value per clip; None where no model has any."""
-    if not any(row.saliency is not None for model in pool for row in model.rows.values()):
+    """One curve per sample with one value per clip; None where some samples have none."""
+    rated = {index for model in pool for index, row in model.rows.items() if row.saliency is not None}
+    if len(rated) < len(truth):
+        if rated:
+            message = f"are given for {len(rated)} of {len(truth)} queries only, so the cache has none"
+            problems.append(Problem("predictions", None, "pred_saliency_scores", message, "warning"))
         return _Curves(None, 0, 0)
     pooled = []
     cut = padded = 0
@@ -303,19 +345,12 @@ def _pooled_saliency(
             if row is None or row.saliency is None:
                 continue
             missing = wanted - len(row.saliency)
-            if abs(missing) > SALIENCY_SLACK:
-                message = f"of qid {shorten(row.qid)} has {len(row.saliency)} values; expected {wanted}"
-                problems.append(Problem(model.file, None, "pred_saliency_scores", message))
             cut, padded = cut + (missing < 0), padded + (missing > 0)
             curve = row.saliency.astype(np.float64)
             if len(pool) > 1:
                 curve = _standardised(curve)
             curves.append(np.concatenate([curve[:wanted], np.zeros(max(missing, 0))]))
-        if curves:
-            pooled.append(np.mean(curves, axis=0).astype(np.float32))
-        else:
-            message = f"of qid {shorten(truth[index].qid)} is in no file, though other queries have it"
-            problems.append(Problem("predictions", None, "pred_saliency_scores", message))
+        pooled.append(np.mean(curves, axis=0).astype(np.float32))
     return _Curves(Ragged.from_rows(pooled), cut, padded)
 
 

@@ -230,9 +230,10 @@ def _annotation(row: Row, past_end: PastEnd) -> Annotation | None:
         return Annotation(qid, vid, query, duration, moments, clip_ids, saliency)
     except DataError as error:
         row.adopt(error)
-        if past_end != "keep":  # all that can be told without a duration is told too
-            for i in np.flatnonzero(~((moments[:, 0] >= 0) & (moments[:, 0] < moments[:, 1]))).tolist():
-                row.note(f"relevant_windows[{i}]", _no_stretch(*moments[i].tolist(), np.inf))
+        if past_end != "keep":  # what can be told without a duration is told too
+            start, end = moments.T
+            for i in np.flatnonzero(np.isfinite(start + end) & ((start < 0) | (start >= end))).tolist():
+                row.note(f"relevant_windows[{i}]", _no_stretch(moments[i], np.inf))
         return None
 
 
@@ -253,7 +254,7 @@ def _settle(row: Row, annotation: Annotation, past_end: PastEnd, tally: _Tally) 
     left = fits | cut
     if past_end != "drop":
         for i in np.flatnonzero(~left).tolist():
-            row.note(f"relevant_windows[{i}]", _no_stretch(*moments[i].tolist(), duration))
+            row.note(f"relevant_windows[{i}]", _no_stretch(moments[i], duration))
         if row.problems:
             return None
     tally.cut += int(cut.sum())
@@ -265,8 +266,9 @@ def _settle(row: Row, annotation: Annotation, past_end: PastEnd, tally: _Tally) 
     return replace(annotation, moments=np.where(cut[:, None], inside, moments)[left])
 
 
-def _no_stretch(start: float, end: float, duration: float) -> str:
-    """What is wrong with a moment that is no stretch of its video, and what allows it."""
+def _no_stretch(moment: NDArray[np.float64], duration: float) -> str:
+    """What is wrong with a moment (2,) that is no stretch of its video, and what allows it."""
+    start, end = moment.tolist()
     if 0 <= start < end:
         place = "starts" if start >= duration else "ends"
         found = f"is [{start}, {end}] and {place} after the video; expected at most {duration} s"
@@ -317,7 +319,9 @@ def read_charades_text(
             continue
         if float(end) <= float(start):
             if reversed_moments == "error":
-                message = f"is [{start}, {end}]; expected 0 <= start < end (reversed_moments can drop such lines)"
+                message = (
+                    f"is [{start}, {end}]; expected 0 <= start < end (reversed_moments can drop such lines)"
+                )
                 problems.append(Problem(where, number, "relevant_windows[0]", message))
             else:
                 dropped += 1

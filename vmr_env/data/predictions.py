@@ -19,8 +19,8 @@ GIRL-DETR's own post-processing leaves such windows in TACoS submissions; the of
 """
 
 Scores: TypeAlias = Literal["keep", "minmax", "sigmoid"]
-"""What to do with the scores of a file: keep them, bring the file's lowest to 0 and its highest to 1, or take them
-for logits. Each keeps the order of windows; caches want scores within [0, 1].
+"""What to do with the scores of a file: keep them, bring the file's lowest to 0 and its highest to 1, or take
+them for logits. Each keeps the order of windows; caches want scores within [0, 1].
 """
 
 SCORES: tuple[Scores, ...] = ("keep", "minmax", "sigmoid")
@@ -186,7 +186,8 @@ def _collect(
 
     def build(row: Row) -> Prediction | None:
         if is_list(windows := row.values.get("pred_relevant_windows")) and not len(windows):
-            return _without_answer(row, unanswered, refused)
+            _note_no_answer(row, unanswered, refused)
+            return None
         if _score_only_window(row):
             unscored.append(row.number)
         prediction = _prediction(row)
@@ -212,7 +213,7 @@ def _remember(row: Row, qids: set[str] | None) -> None:
         qids.add(str(qid))
 
 
-def _without_answer(row: Row, unanswered: set[str] | None, refused: set[str] | None) -> None:
+def _note_no_answer(row: Row, unanswered: set[str] | None, refused: set[str] | None) -> None:
     """A row that has no window: left out where that is allowed, else a problem."""
     qid = row.qid()
     if unanswered is None:

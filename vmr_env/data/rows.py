@@ -196,7 +196,9 @@ def read_rows(path: PathLike, problems: list[Problem]) -> Iterator[tuple[int, Ro
     where = name_of(path)
     lines = read_lines(path)
     if _begins_document(lines):
-        message = "is a JSON document, expected JSON lines: one object per line (`vmr-env convert` makes them)"
+        message = (
+            "is a JSON document, expected JSON lines: one object per line (`vmr-env convert` makes them)"
+        )
         problems.append(Problem(where, None, None, message))
         return
     for number, line in enumerate(lines, start=1):
@@ -210,7 +212,7 @@ def _begins_document(lines: Sequence[str]) -> bool:
     first = lines[0].strip()
     if first.startswith("["):
         return True
-    if not first.startswith("{") or first[-1] not in "{[,":
+    if not first.startswith("{") or first[-1] not in "{[,:":
         return False
     try:
         _decode("\n".join(lines))
@@ -277,7 +279,8 @@ def collect(
     lacking: list[int] = []
     others: list[Row] = []
     read = 0
-    for read, (number, row) in enumerate(rows, start=1):
+    for number, row in rows:
+        read += 1
         record = build(row) if isinstance(row, Row) else row
         if isinstance(row, Row):
             if windows_field not in row.values:

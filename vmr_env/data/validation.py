@@ -1,24 +1,35 @@
 """All problems of a file at once: what readers refuse, and warnings about what is legal but suspicious."""
 
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from vmr_env.data.annotations import SALIENCY_CLIP_SECONDS, Annotation, annotations_from, parse_annotations
+import numpy as np
+
+from vmr_env.data.annotations import (
+    SALIENCY_CLIP_SECONDS,
+    Annotation,
+    PastEnd,
+    annotations_from,
+    parse_annotations,
+)
 from vmr_env.data.predictions import Prediction, is_unsorted, parse_predictions
+from vmr_env.data.profiles import DatasetProfile
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike, name_of
 
 
-def validate_annotations(path: PathLike) -> list[Problem]:
+def validate_annotations(path: PathLike, *, past_end: PastEnd = "error") -> list[Problem]:
     """Problems of an annotation file, by row; empty for a perfect one.
 
-    Errors are what `read_annotations` refuses. Warnings: rows that repeat video, sentence and moments of an
-    earlier row under another qid (TACoS has many; each is kept and scored).
+    Errors are what `read_annotations` refuses under the same rule, and warnings what it tells. Further
+    warnings: rows that repeat video, sentence and moments of an earlier row under another qid (TACoS has
+    many; each is kept and scored).
     """
     problems: list[Problem] = []
     try:
-        rows = parse_annotations(path, problems, past_end="error")
+        rows = parse_annotations(path, problems, past_end=past_end)
     except DataError as error:
         return list(error.problems)
     first: dict[tuple[str, str, bytes], int] = {}
@@ -31,19 +42,26 @@ def validate_annotations(path: PathLike) -> list[Problem]:
 
 
 def validate_predictions(
-    path: PathLike, annotations: PathLike | Iterable[Annotation] | None = None
+    path: PathLike,
+    annotations: PathLike | Iterable[Annotation] | None = None,
+    profile: DatasetProfile | None = None,
+    *,
+    past_end: PastEnd = "error",
 ) -> list[Problem]:
     """Problems of a prediction file, by row; empty for a perfect one.
 
-    Errors are what `read_predictions` refuses and, with annotations, what `evaluate` refuses: qids that are
-    unknown or missing and other videos than the annotations'. Warnings: windows that are not by falling
-    score or look normalised and, with annotations, another sentence, a number of saliency scores other than
-    that of clips, windows that look counted in clips, and windows past the end. A kind of warning stands
-    once, at its first row, with a count.
+    Errors are what `read_predictions` and a cache refuse and, with annotations, what `evaluate` refuses:
+    scores outside [0, 1], qids that are unknown or missing, other videos than the annotations' and, with a
+    data set, saliency curves that do not fit the clips. Warnings: windows that are not by falling score or
+    look normalised and, with annotations, another sentence, a number of saliency scores other than that of
+    clips, windows that look counted in clips, and windows past the end. A kind of warning stands once, at its
+    first row, with a count.
 
     Args:
         path: the prediction file.
         annotations: ground truth of the same split, a file or rows; its own problems are told too.
+        profile: the data set, whose clips saliency curves are compared with.
+        past_end: rule for moments that are no stretch of their video; see `PastEnd`.
     """
     problems: list[Problem] = []
     refused: set[str] = set()
@@ -56,18 +74,21 @@ def validate_predictions(
     }
     note = "the evaluator takes the first window as the answer, so a file in decoder order scores low"
     problems += _warning(path, "pred_relevant_windows", unsorted, note)
+    problems += score_problems(name_of(path), rows)
     if (message := normalised(rows)) is not None:
         problems.append(Problem(name_of(path), min(rows), "pred_relevant_windows", message, "warning"))
     if annotations is None:
         return _by_row(problems)
     try:
-        truth = _truth(annotations, problems)
+        truth = _truth(annotations, problems, past_end)
     except DataError as error:
         return _by_row([*problems, *error.problems])
     where = name_of(path)
     problems += qid_mismatches(where, rows, truth, refused)
     problems += video_mismatches(where, rows, truth)
     problems += _detail_warnings(path, rows, truth)
+    if profile is not None:
+        problems += saliency_problems(where, rows, truth, profile.clip_seconds)
     rated = any(row.saliency is not None for row in truth)  # of QVHighlights
     if rated and (message := counted_in_clips(rows, truth, SALIENCY_CLIP_SECONDS)) is not None:
         problems.append(Problem(where, min(rows), "pred_relevant_windows", message, "warning"))
@@ -152,10 +173,55 @@ def video_mismatches(
     ]
 
 
-def _truth(annotations: PathLike | Iterable[Annotation], problems: list[Problem]) -> list[Annotation]:
+SALIENCY_SLACK = 1
+"""By how many values a saliency curve may differ from the number of clips.
+
+Video features often are a clip shorter than the annotated duration; a larger difference means other clips.
+"""
+
+
+def score_problems(where: str, predictions: Mapping[int, Prediction]) -> list[Problem]:
+    """A problem if predictions (by row) have scores outside [0, 1], at the first, with their number."""
+    outside = [
+        (number, int(window), row.windows[window])
+        for number, row in predictions.items()
+        for window in np.flatnonzero((row.windows[:, 2] < 0) | (row.windows[:, 2] > 1))
+    ]
+    if not outside:
+        return []
+    number, window, values = outside[0]
+    message = (
+        f"is {shorten(values)}; expected a score within [0, 1] ({len(outside)} windows in all; "
+        'scores="minmax" or "sigmoid", or --scores, rescales them)'
+    )
+    return [Problem(where, number, f"pred_relevant_windows[{window}]", message)]
+
+
+def saliency_problems(
+    where: str, predictions: Mapping[int, Prediction], annotations: Iterable[Annotation], clip_seconds: float
+) -> list[Problem]:
+    """A problem for each saliency curve (by row) whose length is not about that of the video in clips."""
+    clips = {str(row.qid): math.ceil(row.duration / clip_seconds) for row in annotations}
+    return [
+        Problem(
+            where,
+            number,
+            "pred_saliency_scores",
+            f"of qid {shorten(row.qid)} has {len(row.saliency)} values; expected {wanted}, one per clip",
+        )
+        for number, row in predictions.items()
+        if row.saliency is not None
+        and (wanted := clips.get(str(row.qid))) is not None
+        and abs(wanted - len(row.saliency)) > SALIENCY_SLACK
+    ]
+
+
+def _truth(
+    annotations: PathLike | Iterable[Annotation], problems: list[Problem], past_end: PastEnd
+) -> list[Annotation]:
     if isinstance(annotations, (str, os.PathLike)):
-        return list(parse_annotations(annotations, problems, past_end="keep").values())
-    return annotations_from(annotations, "annotations")
+        return list(parse_annotations(annotations, problems, past_end=past_end).values())
+    return annotations_from(annotations, "annotations", past_end=past_end)
 
 
 def _detail_warnings(

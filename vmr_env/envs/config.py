@@ -12,7 +12,7 @@ from vmr_env.envs.actions import free_groups, get_action_mode
 from vmr_env.envs.episode import Episode
 from vmr_env.envs.episodes import Draws, Episodes, Starts
 from vmr_env.envs.observations import Observer
-from vmr_env.envs.sources import open_source
+from vmr_env.envs.sources import check_split, open_source
 from vmr_env.errors import DataError, Problem, check_count
 
 Source = str | os.PathLike[str] | DecoderStateCache | None
@@ -42,7 +42,7 @@ class Setting:
         self,
         *,
         dataset: str,
-        split: str,
+        split: str | None,
         source: Source,
         samples: Sequence[int] | Array | None,
         stage: int,
@@ -58,6 +58,7 @@ class Setting:
             raise ValueError(f"observation is {observation!r}, expected 'flat' or 'dict'")
         check_count("proposals", proposals)
         cache = source if isinstance(source, DecoderStateCache) else open_source(dataset, split, source)
+        check_split(cache, split)
         self.cache = cache
         self.proposals = min(proposals, cache.manifest["proposals"])
         self.mode = get_action_mode(actions, self.proposals, horizon)

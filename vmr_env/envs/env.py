@@ -65,7 +65,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
 
     ## Arguments
     dataset: "charades", "qvhighlights" or "tacos".
-    split: name of the split.
+    split: name of the split; None is that of the source, and "train" where there is none.
     source: folder of a decoder-state cache; see `vmr_env.envs.sources.open_source` for the default.
     samples: rows of the cache to draw from; None for all.
     stage: 1, 2 or 3, see `vmr_env.envs.curriculum`; `set_stage` changes it, the spaces stay.
@@ -91,7 +91,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
     def __init__(
         self,
         dataset: str = "charades",
-        split: str = "train",
+        split: str | None = None,
         source: Source = None,
         *,
         samples: Sequence[int] | Array | None = None,

@@ -23,12 +23,14 @@ def open_cache(path: str | os.PathLike[str]) -> DecoderStateCache:
     return DecoderStateCache.open(path)
 
 
-def open_source(dataset: str, split: str, source: str | os.PathLike[str] | None = None) -> DecoderStateCache:
+def open_source(
+    dataset: str, split: str | None, source: str | os.PathLike[str] | None = None
+) -> DecoderStateCache:
     """The cache for a data set and split.
 
     Args:
         dataset: name of a profile.
-        split: name of a split.
+        split: name of a split; None is that of the source, and "train" where no source is given.
         source: folder of a cache. None looks for `<data set>/<split>` in the folder that the environment
             variable `VMR_ENV_DATA` names; where that is not set, simulated data are used, with a warning: for
             Charades the decoder states of a small GIRL-DETR on simulated videos, which ship with the package
@@ -36,26 +38,40 @@ def open_source(dataset: str, split: str, source: str | os.PathLike[str] | None 
             decoder states.
 
     Raises:
-        DataError: the folder is no cache, or the cache is of another data set; `VMR_ENV_DATA` names no cache.
+        DataError: the folder is no cache, or the cache is of another data set or split; `VMR_ENV_DATA` names
+            no cache.
         ValueError: the data set is unknown.
     """
     profile = get_profile(dataset)
     folder = os.environ.get(DATA_VARIABLE)
+    chosen = "train" if split is None else split
     if source is not None:
         cache = DecoderStateCache.open(source)
     elif folder:
-        cache = DecoderStateCache.open(Path(folder) / profile.name / split)
+        cache = DecoderStateCache.open(Path(folder) / profile.name / chosen)
     else:
-        cache = DecoderStateCache.open(simulated_source(dataset, split))
+        cache = DecoderStateCache.open(simulated_source(dataset, chosen))
         warnings.warn(
-            f"no cache given for {profile.env_name} {split}: using simulated data ({cache.path.name}). "
+            f"no cache given for {profile.env_name} {chosen}: using simulated data ({cache.path.name}). "
             f"Pass source=<cache folder> or set {DATA_VARIABLE} to use real ones.",
             stacklevel=4,
         )
     if cache.manifest["dataset"] != profile.name:
         message = f"is a cache of {cache.manifest['dataset']}, expected {profile.name}"
         raise DataError(Problem(str(cache.path), None, "dataset", message))
+    check_split(cache, split)
     return cache
+
+
+def check_split(cache: DecoderStateCache, split: str | None) -> None:
+    """Refuse a cache of another split than asked for; None asks for none.
+
+    Raises:
+        DataError: naming the split that the cache is of.
+    """
+    if split is not None and cache.manifest["split"] != split:
+        message = f"is a cache of {cache.manifest['split']!r}, expected {split!r}"
+        raise DataError(Problem(str(cache.path), None, "split", message))
 
 
 def simulated_source(dataset: str, split: str) -> Path:

@@ -44,7 +44,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         self,
         num_envs: int,
         dataset: str = "charades",
-        split: str = "train",
+        split: str | None = None,
         source: Source = None,
         *,
         samples: Sequence[int] | Array | None = None,
