@@ -16,18 +16,20 @@ import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 from vmr_env.backbones.base import Detector, DetectorOutput, GirlDetrDetector
+from vmr_env.backbones.cross_fitted import Unseen, is_cross_fitted, open_cross_fitted
 from vmr_env.backbones.dataset import MomentDataset
 from vmr_env.backbones.features.sources import add_source_arguments, open_sources, read_samples
 from vmr_env.backbones.frozen import add_model_arguments, open_model
 from vmr_env.backbones.girl_detr.head import FOREGROUND
 from vmr_env.backbones.girl_detr.spans import cxw_to_span
+from vmr_env.backbones.recipes import Recipe
 
 from vmr_env.caches.batch import CacheBatch
 from vmr_env.caches.format import Ragged
@@ -236,6 +238,19 @@ def _batch(rows: Sequence[Annotation], arrays: Mapping[str, NDArray[Any]]) -> Ca
     )
 
 
+def open_detector(options: argparse.Namespace) -> tuple[Recipe, Detector]:
+    """The recipe and the frozen detector that the command line names: one backbone, or cross-fitted ones.
+
+    Raises:
+        DataError: the weights cannot be read, or an option does not go with them.
+    """
+    if options.weights.is_dir() and is_cross_fitted(options.weights):
+        torch.set_num_threads(options.threads)
+        return open_cross_fitted(options.weights, options.memory, options.unseen, options.device)
+    recipe, model = open_model(options)
+    return recipe, GirlDetrDetector(model, options.memory, ranking=recipe.windows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: build a decoder-state cache from a trained or an official checkpoint."""
     parser = argparse.ArgumentParser(prog="python -m vmr_env.backbones.cache", description=main.__doc__)
@@ -250,19 +265,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="clip features to keep, from before or after the transformer; environments show them to agents, "
         "step-wise agents need the refined ones (default: refined)",
     )
+    parser.add_argument(
+        "--unseen",
+        choices=get_args(Unseen),
+        default="one",
+        help="of cross-fitted backbones, what shows videos that all of them are new to: the mean of all, or "
+        "one, as for training videos (default: one)",
+    )
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the states")
     parser.add_argument(
         "--shard", default="0/1", metavar="I/N", help="do only the I-th of N shares of the work"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a cache that is there")
     options = parser.parse_args(arguments)
-    recipe, model = open_model(options)
+    recipe, detector = open_detector(options)
     rows = read_samples(options.annotations, options.past_end)
     sources = open_sources(recipe, options, rows)
     index, _, count = options.shard.partition("/")
     path = build_cache(
         options.out,
-        GirlDetrDetector(model, options.memory, ranking=recipe.windows),
+        detector,
         MomentDataset(rows, sources.clips, sources.text, recipe.data),
         split=options.split,
         source=sources.kind,

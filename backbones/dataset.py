@@ -80,6 +80,7 @@ class DatasetSettings:
 class Item:
     """One sample, unpadded: L clips, Lt tokens, n moments, P pairs."""
 
+    vid: str
     video: Floats
     """``(L, Dv + 2)``: features and the temporal endpoint features [i / L, (i + 1) / L], if they are asked
     for."""
@@ -108,11 +109,13 @@ class Batch:
     src_txt_mask: Tensor
     """``(B, Lt)`` float32."""
     targets: Targets
+    vids: tuple[str, ...]
+    """Video of each sample."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
         video, video_mask, text, text_mask = (tensor.to(device) for tensor in self.inputs)
-        return Batch(video, video_mask, text, text_mask, self.targets.to(device))
+        return Batch(video, video_mask, text, text_mask, self.targets.to(device), self.vids)
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -219,7 +222,7 @@ class MomentDataset:
         else:
             labels = moment_saliency(video.moments[0], len(video), draw)
         text = l2_normalised(text) if settings.normalise_text else text
-        return Item(np.concatenate(parts, axis=1), text, spans, *labels)
+        return Item(row.vid, np.concatenate(parts, axis=1), text, spans, *labels)
 
     def batch(self, indices: Sequence[int], draw: random.Random, training: bool = False) -> Batch:
         """The samples at `indices`, in that order, as one batch."""
@@ -350,7 +353,7 @@ def collate(items: Sequence[Item]) -> Batch:
         saliency_pos_labels=_stack([item.positive for item in items]),
         saliency_neg_labels=_stack([item.negative for item in items]),
     )
-    return Batch(video, video_mask, text, text_mask, targets)
+    return Batch(video, video_mask, text, text_mask, targets, tuple(item.vid for item in items))
 
 
 def _pad(rows: Sequence[Floats]) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ continued ends with the same weights, bit for bit, as one that was not (on one m
 
 import argparse
 import json
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from vmr_env.backbones.cross_fitted import cut_into_parts, member_folder, write_parts
 from vmr_env.backbones.dataset import Batch, MomentDataset
 from vmr_env.backbones.features.sources import add_source_arguments, open_sources, read_samples
 from vmr_env.backbones.girl_detr.checkpoint import save_checkpoint
@@ -115,7 +117,11 @@ class Trainer:
         if recipe.ema_decay:
             self.shadow = GirlDetr(self.recipe.model).to(self._device).requires_grad_(False)
             self.shadow.load_state_dict(self.model.state_dict())
-        self.epoch, self.best, self._failures = 0, 0.0, 0
+        self.epoch, self.best, self._failures = (
+            0,
+            -math.inf,
+            0,
+        )  # the first one is kept in any case
         out.mkdir(parents=True, exist_ok=True)
         if (out / "last.pt").exists():
             self._restore()
@@ -310,6 +316,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--select-text", type=Path, help="text features of the selection queries (default: --text)"
     )
+    parser.add_argument(
+        "--cross-fit",
+        type=int,
+        metavar="K",
+        help="train K backbones, each on all source videos but a K-th (vmr_env.backbones.cross_fitted)",
+    )
     parser.add_argument("--seed", type=int, help="seed (default: the recipe's)")
     parser.add_argument(
         "--behaviour",
@@ -334,10 +346,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.behaviour is not None:
         recipe = recipe.with_options({"behaviour": options.behaviour})
     rows = read_samples(options.annotations, options.past_end)
+    if options.cross_fit is None:
+        train_on(rows, recipe, options, options.out)
+        return
+    parts = cut_into_parts(rows, recipe, options.cross_fit)
+    write_parts(options.out, rows, parts, recipe)
+    for member in range(options.cross_fit):
+        seen = [row for row, part in zip(rows, parts, strict=True) if part != member]
+        train_on(seen, recipe, options, member_folder(options.out, member))
+
+
+def train_on(rows: Sequence[Annotation], recipe: Recipe, options: argparse.Namespace, out: Path) -> None:
+    """Train a recipe on samples, with features and devices of the command line; a run in `out` goes on."""
     if options.select_annotations is None:
         train_rows, select_rows = split_for_selection(rows, get_profile(recipe.dataset))
     else:
-        train_rows, select_rows = rows, read_samples([options.select_annotations], options.past_end)
+        train_rows, select_rows = list(rows), read_samples([options.select_annotations], options.past_end)
     sources = open_sources(recipe, options, train_rows)
     select_options = argparse.Namespace(
         clips=options.select_clips or options.clips,
@@ -349,14 +373,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe,
         MomentDataset(train_rows, sources.clips, sources.text, recipe.data),
         MomentDataset(select_rows, select_sources.clips, select_sources.text, recipe.data),
-        options.out,
+        out,
         source=sources.kind,
         device=options.device,
         amp=options.amp,
-        log=tensorboard_log(options.out / "tensorboard") if options.tensorboard else None,
+        log=tensorboard_log(out / "tensorboard") if options.tensorboard else None,
     )
     trainer.run()
-    print(f"{options.out}: {trainer.epoch} epochs, best selection score {trainer.best:.2f}")
+    print(f"{out}: {trainer.epoch} epochs, best selection score {trainer.best:.2f}")
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:

@@ -261,3 +261,12 @@ def test_selection_videos_are_a_tenth_and_the_same_for_every_seed(simulated: Pat
     assert [row.qid for row in split_for_selection(rows, get_profile("charades"))[1]] == [
         row.qid for row in select
     ]
+
+
+def test_a_run_whose_evaluations_are_all_misses_still_keeps_weights(
+    simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A score of 0 is the first one."""
+    monkeypatch.setattr(train, "selection_score", lambda brief, rated: 0.0)
+    trainer(simulated, tmp_path / "run").run(progress=False)
+    assert read_manifest(tmp_path / "run" / "best")["notes"]["epoch"] == 1
