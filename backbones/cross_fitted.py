@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,7 +54,10 @@ def cut_into_parts(rows: Sequence[Annotation], recipe: Recipe, parts: int) -> li
         DataError: fewer than two parts, or fewer source videos than parts.
     """
     profile = get_profile(recipe.dataset)
-    return video_folds([profile.source_video(row.vid) for row in rows], parts, PARTS_SEED).tolist()
+    found: list[int] = video_folds(
+        [profile.source_video(row.vid) for row in rows], parts, PARTS_SEED
+    ).tolist()
+    return found
 
 
 def write_parts(folder: Path, rows: Sequence[Annotation], parts: Sequence[int], recipe: Recipe) -> None:
@@ -130,12 +133,11 @@ class CrossFittedDetector:
         """Proposals for a batch."""
         outputs = [member.detect(batch) for member in self.members]
         weights = torch.tensor([self._weights(vid) for vid in batch.vids])  # (B, K)
-        return DetectorOutput(
-            *(
-                _mean([getattr(output, field.name) for output in outputs], weights)
-                for field in fields(DetectorOutput)
-            )
-        )
+        means: dict[str, Any] = {
+            field.name: _mean([getattr(output, field.name) for output in outputs], weights)
+            for field in fields(DetectorOutput)
+        }
+        return DetectorOutput(**means)
 
     def _weights(self, vid: str) -> list[float]:
         """Share of each member in what is shown of a video."""
