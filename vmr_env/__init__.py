@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmr_env.envs.vector_env import VMRVectorEnv
     from vmr_env.errors import DataError
     from vmr_env.metrics.moments import evaluate
+    from vmr_env.metrics.registry import register_metric
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "get_profile",
     "open_cache",
     "register_dataset",
+    "register_metric",
 ]
 
 _MODULES = {
@@ -46,6 +48,7 @@ _MODULES = {
     "evaluate": "vmr_env.metrics.moments",
     "get_profile": "vmr_env.data.profiles",
     "open_cache": "vmr_env.envs.sources",
+    "register_metric": "vmr_env.metrics.registry",
 }
 
 

@@ -36,6 +36,7 @@ from vmr_env.data.validation import qid_mismatches, video_mismatches
 from vmr_env.errors import DataError, DataWarning, Problem, check_choice, conclude
 from vmr_env.files.text import PathLike, name_of, write_text
 from vmr_env.metrics import spans
+from vmr_env.metrics.registry import METRICS, registered_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,13 +79,18 @@ def evaluate(
         The official nested result, in percent with two decimals: `brief` (`MR-full-R1@0.7`, `MR-full-mIoU`,
         `MR-short-mAP`, `HL-min-VeryGood-Hit1`, …) and, for `full`, `short`, `middle`, `long`, the tables
         `MR-mIoU`, `MR-R1` and `MR-mAP` by threshold. A length range without ground truth reports zeros.
-        Highlight figures exist where both sides have saliency.
+        Highlight figures exist where both sides have saliency. `brief` also has the mean of each registered
+        metric; see `vmr_env.register_metric`.
 
     Raises:
         DataError: unreadable or broken input, qid sets that differ, a video that differs for one qid.
     """
-    scores = _score(_join(predictions, ground_truth, match_number, missing, past_end))
-    return _official(scores)
+    joined = join(predictions, ground_truth, match_number, missing, past_end)
+    result = _official(_score(joined))
+    for name in METRICS:
+        scores = registered_scores(name, joined.predictions, joined.annotations)
+        result["brief"][name] = round(float(scores.mean()), 2)
+    return result
 
 
 def per_query(
@@ -101,11 +107,11 @@ def per_query(
         Columns `qid`, `vid`, `iou` (of the first window; R1@t is the share of `iou >= t`, mIoU the mean),
         `ap@0.5` … `ap@0.95`, `ap` (their mean) and, with saliency on both sides, `HL-min-Fair-mAP`,
         `HL-min-Fair-Hit1` and so on for Good and VeryGood. All are fractions in [0, 1]. Sums by `vid` are all
-        that a bootstrap over videos needs.
+        that a bootstrap over videos needs. Registered metrics have a column each, in a unit of their own.
     """
     import pandas as pd
 
-    joined = _join(predictions, ground_truth, match_number, missing, past_end)
+    joined = join(predictions, ground_truth, match_number, missing, past_end)
     scores = _score(joined)
     columns: dict[str, Any] = {
         "qid": pd.Series([annotation.qid for annotation in joined.annotations], dtype=object),
@@ -118,6 +124,8 @@ def per_query(
     for name, highlight in scores.highlights.items():
         columns[f"HL-min-{name}-mAP"] = highlight.ap.mean(axis=1)
         columns[f"HL-min-{name}-Hit1"] = highlight.hit
+    for name in METRICS:
+        columns[name] = registered_scores(name, joined.predictions, joined.annotations)
     return pd.DataFrame(columns)
 
 
@@ -134,20 +142,21 @@ def write_result(path: PathLike, result: Result) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Joined:
+class Joined:
     """Predictions and annotations of the same queries, in the order of the annotations."""
 
     predictions: list[Prediction]
     annotations: list[Annotation]
 
 
-def _join(
+def join(
     predictions: Predictions,
     ground_truth: GroundTruth,
-    match_number: bool,
-    missing: Missing,
-    past_end: PastEnd,
-) -> _Joined:
+    match_number: bool = True,
+    missing: Missing = "error",
+    past_end: PastEnd = "error",
+) -> Joined:
+    """Both sides of the same queries, read and checked; arguments and errors as in `evaluate`."""
     check_choice("missing", missing, ("error", "miss"))
     dropped: set[str] = set()
     annotations = _read_truth(ground_truth, past_end, dropped)
@@ -173,7 +182,7 @@ def _join(
     if missing == "miss":
         by_qid = {str(annotation.qid): _miss(annotation) for annotation in annotations} | by_qid
     pairs = [(by_qid[str(a.qid)], a) for a in annotations if str(a.qid) in by_qid]
-    return _Joined([p for p, _ in pairs], [a for _, a in pairs])
+    return Joined([p for p, _ in pairs], [a for _, a in pairs])
 
 
 def _read_truth(ground_truth: GroundTruth, past_end: PastEnd, dropped: set[str]) -> list[Annotation]:
@@ -223,14 +232,14 @@ class _Scores:
     highlights: dict[str, _HighlightScores]
 
 
-def _score(joined: _Joined) -> _Scores:
+def _score(joined: Joined) -> _Scores:
     with_saliency = all(p.saliency is not None for p in joined.predictions) and all(
         a.saliency is not None for a in joined.annotations
     )
     return _Scores(_score_moments(joined), _score_highlights(joined) if with_saliency else {})
 
 
-def _pad(arrays: Sequence[NDArray[Any]]) -> tuple[Floats, Mask]:
+def pad(arrays: Sequence[NDArray[Any]]) -> tuple[Floats, Mask]:
     """Ragged (K_i, ...) arrays as one (P, max K, ...) padded with 0, and the mask (P, max K) of the real."""
     counts = np.array([len(array) for array in arrays])
     mask = np.arange(counts.max()) < counts[:, None]
@@ -239,9 +248,14 @@ def _pad(arrays: Sequence[NDArray[Any]]) -> tuple[Floats, Mask]:
     return padded, mask
 
 
-def _score_moments(joined: _Joined) -> dict[str, _RangeScores]:
-    windows, real_windows = _pad([p.windows[:AP_WINDOWS] for p in joined.predictions])
-    moments, real_moments = _pad([a.moments for a in joined.annotations])
+def average_precision_of(joined: Joined) -> Floats:
+    """Average precision of each query at each of the ten thresholds, (P, 10), as fractions."""
+    return _score_moments(joined)["full"].ap
+
+
+def _score_moments(joined: Joined) -> dict[str, _RangeScores]:
+    windows, real_windows = pad([p.windows[:AP_WINDOWS] for p in joined.predictions])
+    moments, real_moments = pad([a.moments for a in joined.annotations])
     overlaps = spans.pairwise_tiou(windows[..., :2], moments)
     by_score = np.argsort(np.where(real_windows, -windows[..., 2], np.inf), axis=1, kind="stable")
     ranked = np.take_along_axis(overlaps, by_score[..., None], axis=1)
@@ -254,13 +268,13 @@ def _score_moments(joined: _Joined) -> dict[str, _RangeScores]:
     for name, usable in chosen.items():
         some = usable.any(axis=1)
         scores[name] = _RangeScores(
-            iou=_first_iou(windows[some, 0, :2], moments[some], overlaps[some, 0], usable[some]),
+            iou=first_iou(windows[some, 0, :2], moments[some], overlaps[some, 0], usable[some]),
             ap=_average_precision(ranked[some], usable[some]),
         )
     return scores
 
 
-def _first_iou(first: Floats, moments: Floats, overlaps: Floats, usable: Mask) -> Floats:
+def first_iou(first: Floats, moments: Floats, overlaps: Floats, usable: Mask) -> Floats:
     """IoU (by the formula of R1) of first windows (P, 2) with the usable moment (P, G, 2) of highest overlap.
 
     The first moment on a tie; `overlaps` (P, G) are by the formula of matching, as the evaluator does.
@@ -322,8 +336,8 @@ def _match(overlaps: Floats) -> Mask:
     return hits
 
 
-def _score_highlights(joined: _Joined) -> dict[str, _HighlightScores]:
-    predicted, given = _pad([p.saliency for p in joined.predictions if p.saliency is not None])
+def _score_highlights(joined: Joined) -> dict[str, _HighlightScores]:
+    predicted, given = pad([p.saliency for p in joined.predictions if p.saliency is not None])
     clips = np.array([int(a.duration / SALIENCY_CLIP_SECONDS) for a in joined.annotations])
     width = max(int(clips.max()), predicted.shape[1])
     inside = np.arange(width) < clips[:, None]

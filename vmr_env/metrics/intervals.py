@@ -1,0 +1,135 @@
+"""Means with 95 % intervals, and paired comparisons: queries of one source video are resampled together.
+
+Queries of one video are not independent, so that intervals which resample queries are too narrow. Here
+videos are
+resampled (cluster bootstrap, percentile interval) and, for a comparison of two answers to the same queries,
+the answers to all queries of a video change sides together (permutation test).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmr_env.errors import check_choice
+
+Floats: TypeAlias = NDArray[np.float64]
+Over: TypeAlias = Literal["queries", "videos"]
+"""What a mean is over: queries, or videos, each with the mean of its queries."""
+
+DRAWS = 2000
+PERMUTATIONS = 10_000
+SEED = 0
+
+_CELLS = 2_000_000
+"""Most numbers of a block of draws, which bounds memory whatever the number of videos."""
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """Mean difference of two answers to the same queries, its 95 % interval and its p-value (two-sided)."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def mean_intervals(
+    values: Floats, videos: Sequence[Any] | NDArray[Any], over: Over = "queries", draws: int = DRAWS
+) -> list[Interval]:
+    """Mean of each column with its interval by a bootstrap over videos.
+
+    Args:
+        values: (Q, M), a row per query.
+        videos: (Q,), the source video of each query.
+        over: what the mean is over.
+        draws: number of draws, each of as many videos as there are, with replacement.
+    """
+    sums, sizes = _by_video(values, videos, over)
+    drawn = np.concatenate(
+        [weights @ sums / (weights @ sizes)[:, None] for weights in _weights(len(sizes), draws)]
+    )
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    means = sums.sum(axis=0) / sizes.sum()
+    return [Interval(*map(float, row)) for row in zip(means, low, high, strict=True)]
+
+
+def comparisons(
+    values: Floats,
+    others: Floats,
+    videos: Sequence[Any] | NDArray[Any],
+    over: Over = "queries",
+    draws: int = DRAWS,
+    permutations: int = PERMUTATIONS,
+) -> list[Comparison]:
+    """Mean of `values - others` of each column, its interval, and a p-value by permutation of videos.
+
+    Under the hypothesis that both answer equally well, the answers to a video's queries may change sides. The
+    p-value is the share of such exchanges whose mean difference is at least as far from 0; all of them where
+    that are no more than `permutations`, else that many drawn ones and the data's own.
+
+    Args:
+        values: (Q, M), a row per query.
+        others: (Q, M), of the same queries.
+        videos: (Q,), the source video of each query.
+        over: what the mean is over.
+        draws: number of draws for the interval.
+        permutations: number of exchanges for the p-value.
+    """
+    gains = values - others
+    sums, _ = _by_video(gains, videos, over)
+    found = np.abs(sums.sum(axis=0))
+    least = found - 1e-9 * np.abs(sums).sum(axis=0)  # sums of the same numbers in another order are equal
+    total, beyond = 0, np.zeros(len(found), np.int64)
+    for signs in _signs(len(sums), permutations):
+        total += len(signs)
+        beyond += (np.abs(signs @ sums) >= least).sum(axis=0)
+    if 2 ** min(len(sums), 63) > permutations:
+        total, beyond = total + 1, beyond + 1
+    intervals = mean_intervals(gains, videos, over, draws)
+    return [Comparison(*interval, float(p)) for interval, p in zip(intervals, beyond / total, strict=True)]
+
+
+def _by_video(values: Floats, videos: Sequence[Any] | NDArray[Any], over: Over) -> tuple[Floats, Floats]:
+    """What each of V videos adds to a mean (V, M), and to its denominator (V,)."""
+    check_choice("over", over, ("queries", "videos"))
+    names, codes = np.unique(np.asarray(videos, dtype=object).astype(str), return_inverse=True)
+    sizes = np.bincount(codes, minlength=len(names)).astype(np.float64)
+    sums = np.stack([np.bincount(codes, column, minlength=len(names)) for column in values.T], axis=1)
+    return (sums, sizes) if over == "queries" else (sums / sizes[:, None], np.ones_like(sizes))
+
+
+def _blocks(width: int, rows: int) -> Iterator[int]:
+    """Sizes of blocks of rows of that width, `rows` in all."""
+    block = max(1, _CELLS // width)
+    for first in range(0, rows, block):
+        yield min(block, rows - first)
+
+
+def _weights(videos: int, draws: int) -> Iterator[Floats]:
+    """How often each video is drawn: (block, V)."""
+    rng = np.random.default_rng(SEED)
+    shares = np.full(videos, 1 / videos)
+    for size in _blocks(videos, draws):
+        yield rng.multinomial(videos, shares, size=size).astype(np.float64)
+
+
+def _signs(videos: int, permutations: int) -> Iterator[Floats]:
+    """-1 where a video's answers change sides, else 1: (block, V); all ways where they are few, else drawn
+    ones."""
+    if 2 ** min(videos, 63) <= permutations:
+        ways = np.arange(2**videos)
+        yield 1.0 - 2.0 * (ways[:, None] >> np.arange(videos) & 1)
+        return
+    rng = np.random.default_rng(SEED)
+    for size in _blocks(videos, permutations):
+        yield 1.0 - 2.0 * rng.integers(2, size=(size, videos))
