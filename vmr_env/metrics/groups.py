@@ -1,7 +1,8 @@
-"""Queries by what they ask for: how long and where the moment is, how long the video, how the sentence is put.
+"""Queries by what they ask for: how long and where the moment is, how long the video, how the sentence is
+put.
 
-Where a query has several moments, the longest stands for it, the first of equals. No group looks at predictions,
-so that two models are compared on the same queries.
+Where a query has several moments, the longest stands for it, the first of equals. No group looks at
+predictions, so that two models are compared on the same queries.
 """
 
 import re

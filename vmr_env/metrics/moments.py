@@ -269,7 +269,7 @@ def _score_moments(joined: Joined) -> dict[str, _RangeScores]:
         some = usable.any(axis=1)
         scores[name] = _RangeScores(
             iou=first_iou(windows[some, 0, :2], moments[some], overlaps[some, 0], usable[some]),
-            ap=_average_precision(ranked[some], usable[some]),
+            ap=average_precision(ranked[some], usable[some]),
         )
     return scores
 
@@ -287,7 +287,7 @@ def first_iou(first: Floats, moments: Floats, overlaps: Floats, usable: Mask) ->
     return result
 
 
-def _average_precision(overlaps: Floats, usable: Mask) -> Floats:
+def average_precision(overlaps: Floats, usable: Mask) -> Floats:
     """Average precision per query and threshold (P, T), of windows ranked by score.
 
     Args:
@@ -306,7 +306,7 @@ def _average_precision(overlaps: Floats, usable: Mask) -> Floats:
         queries = np.flatnonzero((fewer < counts) & (counts <= most))
         candidates = by_use[queries, :, :most]
         real = np.arange(candidates.shape[2]) < counts[queries, None]
-        hits[queries] = _match(np.where(real[:, None], candidates, -1.0))
+        hits[queries] = match(np.where(real[:, None], candidates, -1.0))
         fewer, most = most, 2 * most
 
     found = hits.cumsum(axis=2)
@@ -317,7 +317,7 @@ def _average_precision(overlaps: Floats, usable: Mask) -> Floats:
     return result
 
 
-def _match(overlaps: Floats) -> Mask:
+def match(overlaps: Floats) -> Mask:
     """Greedy matching of ranked windows at each threshold: overlaps (P, K, G) -> true positives (P, T, K).
 
     A window takes the moment of highest IoU that no better-ranked window has, the first on a tie, if the IoU
