@@ -81,14 +81,14 @@ class Annotation:
                 yield f"relevant_windows[{i}]", message
         if self.clip_ids is not None and self.saliency is not None:
             clips = self.duration // SALIENCY_CLIP_SECONDS if known else np.inf
-            yield from _saliency_faults(np.asarray(self.clip_ids), np.asarray(self.saliency), clips)
+            yield from saliency_faults(np.asarray(self.clip_ids), np.asarray(self.saliency), clips)
         elif self.clip_ids is not None:
             yield "saliency_scores", "is missing; expected it beside relevant_clip_ids"
         elif self.saliency is not None:
             yield "relevant_clip_ids", "is missing; expected it beside saliency_scores"
 
 
-def _saliency_faults(clip_ids: NDArray[Any], saliency: NDArray[Any], clips: float) -> Iterable[Fault]:
+def saliency_faults(clip_ids: NDArray[Any], saliency: NDArray[Any], clips: float) -> Iterable[Fault]:
     """Faults of rated clips (K,) and their ratings (K, 3), for a video of so many clips."""
     if clip_ids.ndim != 1 or saliency.shape != (len(clip_ids), 3):
         found = f"has shape {saliency.shape} for clips of shape {clip_ids.shape}"

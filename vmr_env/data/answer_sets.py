@@ -6,19 +6,13 @@ empty where the video does not show what the query asks for; predictions with `p
 may be empty, and `pred_exist_score`, which may be lacking.
 """
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.data.rows import Qid, Row, read_rows
-from vmr_env.errors import DataError, Problem, shorten
-from vmr_env.files.text import PathLike, name_of
-
-Rows: TypeAlias = PathLike | Iterable[Mapping[str, Any]]
+from vmr_env.data.records import Rows, name_rows, pair_by_qid, read_records
+from vmr_env.data.rows import Qid, Row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,21 +53,21 @@ class AnswerSet:
 
 
 def read_truth_sets(rows: Rows) -> list[TruthSet]:
-    """Ground truth from a file (`.jsonl`, `.jsonl.gz`) or from rows with its fields, in order.
+    """Ground truth, in order.
 
     Raises:
         DataError: all problems at once.
     """
-    return _read(rows, "ground_truth", _truth_set)
+    return read_records(rows, "ground_truth", _truth_set)
 
 
 def read_answer_sets(rows: Rows) -> list[AnswerSet]:
-    """Predictions from a file (`.jsonl`, `.jsonl.gz`) or from rows with its fields, in order.
+    """Predictions, in order.
 
     Raises:
         DataError: all problems at once.
     """
-    return _read(rows, "predictions", _answer_set)
+    return read_records(rows, "predictions", _answer_set)
 
 
 def paired_sets(answers: Rows, truth: Rows) -> tuple[list[AnswerSet], list[TruthSet]]:
@@ -82,57 +76,8 @@ def paired_sets(answers: Rows, truth: Rows) -> tuple[list[AnswerSet], list[Truth
     Raises:
         DataError: a row is broken, a query is not answered, or an answer is to no query.
     """
-    known, given = read_truth_sets(truth), read_answer_sets(answers)
-    by_qid = {str(answer.qid): answer for answer in given}
-    wanted = {str(row.qid) for row in known}
-    where = name_of(answers) if isinstance(answers, (str, os.PathLike)) else "predictions"
-    problems = []
-    if lacking := [row.qid for row in known if str(row.qid) not in by_qid]:
-        message = f"lacks {len(lacking)} queries of the ground truth, {shorten(lacking)}; expected all"
-        problems.append(Problem(where, None, "qid", message))
-    if others := [answer.qid for answer in given if str(answer.qid) not in wanted]:
-        message = f"has {len(others)} queries more than the ground truth, {shorten(others)}; expected none"
-        problems.append(Problem(where, None, "qid", message))
-    if problems:
-        raise DataError(problems)
-    return [by_qid[str(row.qid)] for row in known], known
-
-
-class _Record(Protocol):
-    @property
-    def qid(self) -> Qid: ...
-
-
-Record = TypeVar("Record", bound=_Record)
-
-
-def _read(rows: Rows, argument: str, build: Callable[[Row], Record | None]) -> list[Record]:
-    problems: list[Problem] = []
-    records: dict[str, Record] = {}
-    for row in _numbered(rows, argument, problems):
-        record = build(row)
-        problems += row.problems
-        if record is None:
-            continue
-        if str(record.qid) in records:
-            problems.append(
-                Problem(row.where, row.number, "qid", f"is {shorten(record.qid)}; expected each once")
-            )
-        records[str(record.qid)] = record
-    if problems:
-        raise DataError(problems)
-    if not records:
-        raise DataError(Problem(argument, None, None, "is empty; expected at least one row"))
-    return list(records.values())
-
-
-def _numbered(rows: Rows, argument: str, problems: list[Problem]) -> Iterator[Row]:
-    if isinstance(rows, (str, os.PathLike)):
-        for _, row in read_rows(rows, problems):
-            yield row
-        return
-    for number, values in enumerate(rows, start=1):
-        yield Row(argument, number, values)
+    known = read_truth_sets(truth)
+    return pair_by_qid(name_rows(answers, "predictions"), read_answer_sets(answers), known), known
 
 
 def _truth_set(row: Row) -> TruthSet | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vmr_env.errors import check_choice
 
-Floats: TypeAlias = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.floating[Any]]
 Over: TypeAlias = Literal["queries", "videos"]
 """What a mean is over: queries, or videos, each with the mean of its queries."""
 
@@ -104,8 +104,9 @@ def _by_video(values: Floats, videos: Sequence[Any] | NDArray[Any], over: Over) 
     check_choice("over", over, ("queries", "videos"))
     names, codes = np.unique(np.asarray(videos, dtype=object).astype(str), return_inverse=True)
     sizes = np.bincount(codes, minlength=len(names)).astype(np.float64)
-    sums = np.stack([np.bincount(codes, column, minlength=len(names)) for column in values.T], axis=1)
-    return (sums, sizes) if over == "queries" else (sums / sizes[:, None], np.ones_like(sizes))
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, codes, values)
+    return (sums, sizes) if over == "queries" else (sums / sizes[:, None], np.ones(len(names)))
 
 
 def _blocks(width: int, rows: int) -> Iterator[int]:

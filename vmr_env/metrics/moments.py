@@ -18,7 +18,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,7 +219,7 @@ class _RangeScores:
 
 
 @dataclass(frozen=True, slots=True)
-class _HighlightScores:
+class HighlightScores:
     """Highlight scores at one rating: ap (P, raters), hit (P,)."""
 
     ap: Floats
@@ -229,14 +229,17 @@ class _HighlightScores:
 @dataclass(frozen=True, slots=True)
 class _Scores:
     ranges: dict[str, _RangeScores]
-    highlights: dict[str, _HighlightScores]
+    highlights: dict[str, HighlightScores]
 
 
 def _score(joined: Joined) -> _Scores:
     with_saliency = all(p.saliency is not None for p in joined.predictions) and all(
         a.saliency is not None for a in joined.annotations
     )
-    return _Scores(_score_moments(joined), _score_highlights(joined) if with_saliency else {})
+    return _Scores(
+        _score_moments(joined),
+        score_highlights(joined.predictions, joined.annotations) if with_saliency else {},
+    )
 
 
 def pad(arrays: Sequence[NDArray[Any]]) -> tuple[Floats, Mask]:
@@ -336,12 +339,39 @@ def match(overlaps: Floats) -> Mask:
     return hits
 
 
-def _score_highlights(joined: Joined) -> dict[str, _HighlightScores]:
-    predicted, given = pad([p.saliency for p in joined.predictions if p.saliency is not None])
-    clips = np.array([int(a.duration / SALIENCY_CLIP_SECONDS) for a in joined.annotations])
+class RatedQuery(Protocol):
+    """What highlight metrics read of the ground truth; `Annotation` is one."""
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+
+    @property
+    def clip_ids(self) -> NDArray[np.int64] | None:
+        """(K,), clips that have ratings."""
+
+    @property
+    def saliency(self) -> NDArray[np.int64] | None:
+        """(K, 3), their ratings."""
+
+
+class SaliencyCurve(Protocol):
+    """What highlight metrics read of an answer; `Prediction` is one."""
+
+    @property
+    def saliency(self) -> NDArray[np.float32] | None:
+        """(L,), a score per clip."""
+
+
+def score_highlights(
+    curves: Sequence[SaliencyCurve], rated: Sequence[RatedQuery]
+) -> dict[str, HighlightScores]:
+    """Highlight scores at each of `RATINGS`, of answers and ground truth that all have saliency."""
+    predicted, given = pad([curve.saliency for curve in curves if curve.saliency is not None])
+    clips = np.array([int(query.duration / SALIENCY_CLIP_SECONDS) for query in rated])
     width = max(int(clips.max()), predicted.shape[1])
     inside = np.arange(width) < clips[:, None]
-    ratings = _ratings(joined.annotations, width)
+    ratings = _ratings(rated, width)
 
     # HIT@1 looks at all scores given; a best clip after the last one is a miss.
     top_clip = np.where(given, predicted, -np.inf).argmax(axis=1)
@@ -357,7 +387,7 @@ def _score_highlights(joined: Joined) -> dict[str, _HighlightScores]:
     points = np.isfinite(values)
     points[:, :-1] &= values[:, 1:] != values[:, :-1]
     return {
-        name: _HighlightScores(
+        name: HighlightScores(
             ap=_curve_precision(ranked >= rating, points),
             hit=(top_ratings >= rating).any(axis=1).astype(float),
         )
@@ -365,13 +395,13 @@ def _score_highlights(joined: Joined) -> dict[str, _HighlightScores]:
     }
 
 
-def _ratings(annotations: Sequence[Annotation], width: int) -> NDArray[np.int8]:
+def _ratings(rated: Sequence[RatedQuery], width: int) -> NDArray[np.int8]:
     """Ratings per rater and clip (P, 3, width); clips without a rating have 0."""
-    ratings = np.zeros((len(annotations), width, 3), dtype=np.int8)
-    clip_ids = [a.clip_ids for a in annotations if a.clip_ids is not None]
-    rows = np.repeat(np.arange(len(annotations)), [len(ids) for ids in clip_ids])
+    ratings = np.zeros((len(rated), width, 3), dtype=np.int8)
+    clip_ids = [query.clip_ids for query in rated if query.clip_ids is not None]
+    rows = np.repeat(np.arange(len(rated)), [len(ids) for ids in clip_ids])
     ratings[rows, np.concatenate(clip_ids)] = np.concatenate(
-        [a.saliency for a in annotations if a.saliency is not None]
+        [query.saliency for query in rated if query.saliency is not None]
     )
     return ratings.swapaxes(1, 2)
 
@@ -414,12 +444,16 @@ def _official(scores: _Scores) -> Result:
             "MR-mAP": {**by_threshold, "average": _percent(precision.mean())},
             "MR-R1": dict(zip(map(str, R1_THRESHOLDS), map(_percent, recall), strict=True)),
         }
-    for name, highlight in scores.highlights.items():
-        details[f"HL-min-{name}"] = {
-            "HL-mAP": _percent(highlight.ap.mean()),
-            "HL-Hit1": _percent(highlight.hit.mean()),
-        }
+    details |= highlight_details(scores.highlights)
     return {"brief": _brief(details), **dict(sorted(details.items()))}
+
+
+def highlight_details(highlights: Mapping[str, HighlightScores]) -> Result:
+    """The part of an official result that is about highlights, in percent."""
+    return {
+        f"HL-min-{name}": {"HL-mAP": _percent(scores.ap.mean()), "HL-Hit1": _percent(scores.hit.mean())}
+        for name, scores in highlights.items()
+    }
 
 
 def _brief(details: Result) -> dict[str, float]:
@@ -431,7 +465,13 @@ def _brief(details: Result) -> dict[str, float]:
     brief |= {f"MR-full-R1@{t}": full["MR-R1"][t] for t in ("0.3", "0.5", "0.7")}
     brief["MR-full-mIoU"] = full["MR-mIoU"]
     brief = dict(sorted(brief.items()))
-    for name in RATINGS:
-        for key, value in details.get(f"HL-min-{name}", {}).items():
-            brief[f"HL-min-{name}-{key.removeprefix('HL-')}"] = value
-    return brief
+    return brief | highlight_brief(details)
+
+
+def highlight_brief(details: Result) -> dict[str, float]:
+    """The highlight figures among details, by the names of `brief`."""
+    return {
+        f"HL-min-{name}-{key.removeprefix('HL-')}": value
+        for name in RATINGS
+        for key, value in details.get(f"HL-min-{name}", {}).items()
+    }
