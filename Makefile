@@ -30,7 +30,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed
-	$(BIN)/mkdocs build --strict --site-dir build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 throughput: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed/throughput.py $(ARGS)

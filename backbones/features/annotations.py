@@ -1,8 +1,7 @@
 """Annotation-derived clip features for Charades: what a noisy action detector might have seen.
 
-    python -m vmr_env.backbones.features.annotations Charades_v1_test.csv.gz --annotations
-    charades_sta_test.jsonl \\
-        --out features/charades-test
+    python -m vmr_env.backbones.features.annotations Charades_v1_test.csv.gz \\
+        --annotations charades_sta_test.jsonl --out features/charades-test
 
 Charades-STA was made from the action labels of the parent data set, so features made from those labels hold
 the answer, blurred by the noise below. They show what a model does with features of a stated quality; they
@@ -16,11 +15,9 @@ The noise model, per video:
    frequency in the table.
 3. Its start and end move by normal errors with deviation `jitter_seconds + jitter_share * length`.
 4. As many false detections as a Poisson number of mean `false_rate` are added, of classes drawn by frequency
-and with
-   the length of a random true action at a random place.
+   and with the length of a random true action at a random place.
 5. A detection has a confidence, drawn from Beta(5, 2) if it is of the right class and Beta(2, 3) if not; its
-score in a
-   clip is the confidence times the share of the clip that it covers.
+   score in a clip is the confidence times the share of the clip that it covers.
 6. Each clip and class gets normal noise of deviation `score_noise`.
 
 The features of a clip are the scores of all classes (157 for Charades), the highest where detections of a

@@ -1,10 +1,9 @@
-"""What MkDocs does before it reads a page: puts docstrings, help texts and the repository's files into it."""
+"""Macros of the pages: `<!-- docstring NAME -->` and its like put docstrings, help texts and files there."""
 
 import importlib
 import inspect
 import re
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -12,17 +11,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def docstring(name: str) -> str:
-    """Docstring of `package.module.Object`, or of a module, as Markdown."""
+    """Docstring of `package.module.Object`, or of a module, as the API reference has it."""
     try:
-        return inspect.getdoc(importlib.import_module(name)) or ""
+        importlib.import_module(name)
+        kind = "module"
     except ModuleNotFoundError:
         module, _, member = name.rpartition(".")
-        return inspect.getdoc(getattr(importlib.import_module(module), member)) or ""
-
-
-def arguments(text: str) -> str:
-    """The lines `name: what it is` of a docstring's section of arguments as a list."""
-    return re.sub(r"^(?:    )?(\w+(?:, \w+)*): (?=\S)", r"- `\1`: ", text, flags=re.MULTILINE)
+        kind = "class" if inspect.isclass(getattr(importlib.import_module(module), member)) else "function"
+    options = "" if kind == "function" else "   :no-members:\n"
+    return f"```{{eval-rst}}\n.. auto{kind}:: {name}\n   :no-index:\n{options}```"
 
 
 def table(name: str) -> str:
@@ -46,20 +43,20 @@ def help_of(name: str) -> str:
 
 
 def included(path: str) -> str:
-    """A Markdown file of the repository, its headings one level lower and its title left out."""
+    """A Markdown file of the repository without its title; empty lines between rows of a table are left out."""
     text = (ROOT / path).read_text(encoding="utf-8")
-    return re.sub(r"^#(?=#)", "", re.sub(r"\A# .*\n", "", text), flags=re.MULTILINE)
+    text = re.sub(r"\|\n\n+(?=\|(?!.*\n\|[-:| ]+\n))", "|\n", text)
+    return re.sub(r"\A# .*\n", "", text)
 
 
 MAKERS = {
     "docstring": docstring,
     "table": table,
-    "arguments": lambda name: arguments(docstring(name)),
     "help": help_of,
     "include": included,
 }
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace `<!-- docstring NAME -->` and its like; MkDocs calls this for every page."""
+def expand(markdown: str) -> str:
+    """Replace every macro of a page."""
     return re.sub(rf"<!-- ({'|'.join(MAKERS)}) (.+?) -->", lambda found: MAKERS[found[1]](found[2]), markdown)
