@@ -43,7 +43,7 @@ def help_of(name: str) -> str:
 
 
 def included(path: str) -> str:
-    """A Markdown file of the repository without its title; empty lines between rows of a table are left out."""
+    """A Markdown file of the repository, without its title and without empty lines between rows of tables."""
     text = (ROOT / path).read_text(encoding="utf-8")
     text = re.sub(r"\|\n\n+(?=\|(?!.*\n\|[-:| ]+\n))", "|\n", text)
     return re.sub(r"\A# .*\n", "", text)

@@ -10,8 +10,8 @@ top of them:
 * A video shows the activities that are asked for and others; half of all activities share their verb or their
   object with another one of the video.
 * A clip: the activities that go on at its time, each with its own strength and with a visibility that comes
-  and goes, a vector for the scene that stays the same through the video, and noise. Activities fade in and out
-  over about a clip.
+  and goes, a vector for the scene that stays the same through the video, and noise. Activities fade in and
+  out over about a clip.
 * An annotator, who misses the true boundaries by a random amount.
 * A query: ``person VERB the OBJECT``, one feature vector per word, with some noise.
 
