@@ -14,7 +14,7 @@ import click
 import numpy as np
 import pytest
 import vmr_env.backbones.features.text
-import vmr_env.benchmarks.run_tprl
+import vmr_env.benchmarks.experiment.main
 from caches import make_cache
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
@@ -22,6 +22,16 @@ from vmr_env.backbones.features.store import FeatureStoreWriter
 from vmr_env.benchmarks.cli import main as cli
 
 from vmr_env.caches.reader import DecoderStateCache
+
+PROGRAMS = (
+    ["train"],
+    ["predict"],
+    ["graft"],
+    ["encode", "text"],
+    ["encode", "captions"],
+    ["cache", "checkpoint"],
+)
+"""Commands whose arguments go to the `main` of a module."""
 
 
 def run(*arguments: object, keys: str | None = None) -> Result:
@@ -99,6 +109,9 @@ def test_evaluate_tells_problems_and_exits_with_1(truth: Path, predictions: Path
         ["validate", "cache", "nowhere"],
         ["cache", "predictions", "--dataset", "imagenet"],
         ["train", "--no-such-option"],
+        ["tprl", "--no-such-option"],
+        ["graft", "weights"],
+        ["bench", "sped"],
         ["encode", "text"],
         ["play", "CartPole-v1"],
         ["play", "VMR-Charades-v9"],
@@ -171,10 +184,10 @@ def test_forwarded_commands_keep_their_options_and_their_codes(
         asked.append(list(arguments))
         return 130
 
-    monkeypatch.setattr("vmr_env.benchmarks.run_tprl.main", main)
-    assert run("train", "--agents", "ppo", "--out", "x").exit_code == 130
+    monkeypatch.setattr("vmr_env.benchmarks.experiment.main.main", main)
+    assert run("tprl", "--agents", "ppo", "--out", "x").exit_code == 130
     assert asked == [["--agents", "ppo", "--out", "x"]]
-    for command in (["train"], ["encode", "text"], ["encode", "captions"], ["cache", "checkpoint"]):
+    for command in (["tprl"], *PROGRAMS):
         monkeypatch.undo()
         helped = run(*command, "--help")
         assert helped.exit_code == 0
@@ -194,7 +207,10 @@ def test_every_command_teaches() -> None:
     walk(cli.main, "vmr-env")
     shown = run("--help")
     assert shown.exit_code == 0
-    for name in ("train", "evaluate", "validate", "cache", "encode", "play", "report"):
+    for name in (
+        *("train", "cache", "tprl", "predict", "graft", "evaluate", "validate", "encode"),
+        *("play", "report", "bench"),
+    ):
         assert f"\n  {name} " in shown.output
     assert run("--version").output.startswith("vmr-env, version ")
 
@@ -210,9 +226,9 @@ def test_shells_complete_commands_options_and_ids() -> None:
     assert completions("validate", "cache", "--j") == ["--json"]
     assert completions("play", "VMR-TACoS-S") == [f"VMR-TACoS-Stage{number}-v0" for number in (1, 2, 3)]
     # Of options that belong to other parsers, too: those that their help tells.
-    assert completions("train", "--ag") == ["--agents", "--agent"]
+    assert completions("tprl", "--ag") == ["--agents", "--agent"]
     for command, module in (
-        (["train"], vmr_env.benchmarks.run_tprl),
+        (["tprl"], vmr_env.benchmarks.experiment.main),
         (["encode", "text"], vmr_env.backbones.features.text),
     ):
         with pytest.raises(SystemExit), redirect_stdout(StringIO()) as told:
@@ -220,7 +236,7 @@ def test_shells_complete_commands_options_and_ids() -> None:
         assert set(completions(*command, "--")) == set(
             re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", told.getvalue())
         )
-    (item,) = ShellComplete(cli.main, {}, "vmr-env", "").get_completions(["train", "--out"], "runs")
+    (item,) = ShellComplete(cli.main, {}, "vmr-env", "").get_completions(["tprl", "--out"], "runs")
     assert item.type == "file"
 
 

@@ -17,8 +17,8 @@ from vmr_env.backbones.predict import predict
 from vmr_env.benchmarks.cli import graft
 from vmr_env.benchmarks.experiment.experiment import train_test
 from vmr_env.benchmarks.experiment.head_methods import ablations, configured, head_config, parse_options
+from vmr_env.benchmarks.experiment.main import main
 from vmr_env.benchmarks.experiment.methods import HeadMethod, Settings
-from vmr_env.benchmarks.run_tprl import main
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import read_annotations

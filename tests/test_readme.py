@@ -14,13 +14,15 @@ import pytest
 from click.testing import CliRunner
 from vmr_env.agents.evaluation import refine, submission
 from vmr_env.benchmarks.cli import main as cli
-from vmr_env.benchmarks.run_tprl import main, parse
+from vmr_env.benchmarks.experiment.main import main
+from vmr_env.benchmarks.experiment.options import Options
 
 from vmr_env.caches.from_predictions import build_prediction_cache
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.predictions import write_predictions
 from vmr_env.data.profiles import get_profile
 from vmr_env.metrics.moments import evaluate
+from vmr_env.options import parse
 from vmr_env.simulation.simulator import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +108,7 @@ def test_its_commands_are_understood() -> None:
     runs = [line for line in COMMANDS if line.startswith("python benchmarks/run_tprl.py")]
     assert len(runs) == 6
     for line in runs:
-        parse(shlex.split(line)[2:])
+        parse(Options, shlex.split(line)[2:], "")
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {shlex.split(line, comments=True)[1] for line in COMMANDS if line.startswith("make")} <= {*targets}
 
@@ -114,8 +116,8 @@ def test_its_commands_are_understood() -> None:
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("vmr-env")])
 def test_its_commands_of_vmr_env_work(line: str) -> None:
     _, name, *arguments = shlex.split(line.split(">")[0], comments=True)
-    if name == "train":
-        parse(arguments)
+    if name == "tprl":
+        parse(Options, arguments, "")
     elif name == "report":  # what it makes is tested with the report
         assert arguments == ["runs/tprl"]
     else:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import vmr_env.benchmarks.run_tprl
+import vmr_env.benchmarks.experiment.options
 from vmr_env.agents.ensemble.cross_fitting import Configured, load_ensemble
 from vmr_env.agents.evaluation import refine, submission
 from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
 from vmr_env.benchmarks.experiment.experiment import Experiment
-from vmr_env.benchmarks.run_tprl import main
+from vmr_env.benchmarks.experiment.main import main
 
 from tests.caches import ARGUMENTS, random_batch
 from vmr_env.caches.reader import DecoderStateCache, write_cache
@@ -399,7 +399,7 @@ def test_another_run_is_neither_overwritten_nor_mixed(
 def test_missing_packages_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(vmr_env.benchmarks.run_tprl.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(vmr_env.benchmarks.experiment.options.importlib.util, "find_spec", lambda _: None)
     assert main([]) == 2
     assert "tensorboard: is missing, expected `pip install vmr-env[bench]`" in capsys.readouterr().err
 

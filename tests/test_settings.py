@@ -8,7 +8,10 @@ import pytest
 from vmr_env.agents.grpo import GRPOConfig
 from vmr_env.agents.ppo import PPOConfig
 from vmr_env.agents.stepwise.trainer import StepwiseConfig
-from vmr_env.benchmarks import run_tprl
+from vmr_env.benchmarks.experiment import main as job
+from vmr_env.benchmarks.experiment import options
+from vmr_env.benchmarks.experiment.options import Options
+from vmr_env.benchmarks.experiment.run_folder import settle
 
 _WRONG = [
     (PPOConfig, "gamma", 5.0),
@@ -39,16 +42,16 @@ def test_settings_are_checked_before_the_backbone_is_trained(
     def trained(args: Any) -> None:
         raise AssertionError("the backbone was trained")
 
-    monkeypatch.setattr(run_tprl, "train_backbone", trained)
+    monkeypatch.setattr(job, "train_backbone", trained)
     backbone = ["--backbone", "girl_detr_simulated", "--agents", "ppo", "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(run_tprl, "EMBEDDABLE", ("girl_detr_simulated",))
+    monkeypatch.setattr(options, "RECIPES", ("girl_detr_simulated",))
     for given in ("tprl.epochs=3", "ppo.gamma=5", "ppo.gama=1"):
-        assert run_tprl.main([*backbone, "--set", given]) == 2
+        assert job.main([*backbone, "--set", given]) == 2
         assert "error: --set" in capsys.readouterr().err
 
 
 def test_resume_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_tprl.main(["--agents", "ppo", "--out", str(tmp_path / "new"), "--resume"]) == 2
+    assert job.main(["--agents", "ppo", "--out", str(tmp_path / "new"), "--resume"]) == 2
     assert "has no run" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -60,10 +63,10 @@ def test_another_package_version_does_not_resume(tmp_path: Path, monkeypatch: py
 
     cache = SimpleNamespace(manifest={"files": {}})
     fold: Any = SimpleNamespace(train=cache, test=cache)
-    args: Any = SimpleNamespace(out=tmp_path)
-    run_tprl.settle(args, [fold])
-    run_tprl.settle(args, [fold])
+    args = Options(out=tmp_path)
+    settle(args, [fold])
+    settle(args, [fold])
     assert "vmr_env" in json.loads((tmp_path / "settings.json").read_text())["versions"]
     monkeypatch.setattr("vmr_env.__version__", "9.9")
     with pytest.raises(DataError, match="versions"):
-        run_tprl.settle(args, [fold])
+        settle(args, [fold])

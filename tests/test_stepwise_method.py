@@ -8,8 +8,9 @@ import pytest
 from backbone import Backbone, make_backbone
 from safetensors.torch import load_file
 from vmr_env.agents.stepwise.trainer import new_policy, walk
-from vmr_env.benchmarks.experiment.stepwise_method import STEPWISE_AGENTS, stepwise_config
-from vmr_env.benchmarks.run_tprl import main
+from vmr_env.benchmarks.experiment.main import main
+from vmr_env.benchmarks.experiment.names import STEPWISE_AGENTS
+from vmr_env.benchmarks.experiment.stepwise_method import stepwise_config
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.predictions import read_predictions

@@ -1,15 +1,15 @@
 """A trained head put back into its backbone: a checkpoint like any other, for features and caches alike.
 
-    python -m vmr_env.benchmarks.cli.graft runs/captions/best runs/tprl/runs/tprl-seed0-fold0.safetensors \\
+    vmr-env graft runs/captions/best runs/tprl/runs/tprl-seed0-fold0.safetensors \\
         --out runs/captions/tprl
-    python -m vmr_env.backbones.predict runs/captions/tprl --annotations val.jsonl …
+    vmr-env predict runs/captions/tprl --annotations val.jsonl …
 
 Nothing but the head differs from the backbone's own weights.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, read_manifest, save_checkpoint
 
 from vmr_env.errors import DataError, Problem
+from vmr_env.options import argument, option, parse
 
 
 def graft(weights: Path, head: Path, out: Path) -> str:
@@ -45,13 +46,18 @@ def graft(weights: Path, head: Path, out: Path) -> str:
     return save_checkpoint(out, model, notes)
 
 
+@dataclass(frozen=True)
+class Options:
+    """What the command is told."""
+
+    weights: Path = argument("folder of the backbone's weights")
+    head: Path = argument("the trained head (.safetensors)")
+    out: Path = option(MISSING, "folder to write")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: put a trained head back into its backbone."""
-    parser = argparse.ArgumentParser(prog="python -m vmr_env.benchmarks.cli.graft", description=main.__doc__)
-    parser.add_argument("weights", type=Path, help="folder of the backbone's weights")
-    parser.add_argument("head", type=Path, help="the trained head (.safetensors)")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    options = parser.parse_args(arguments)
+    """Put a trained head back into its backbone."""
+    options = parse(Options, arguments, str(main.__doc__), "vmr-env graft")
     try:
         print(f"{options.out}: sha256 {graft(options.weights, options.head, options.out)}")
     except DataError as error:

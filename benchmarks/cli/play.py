@@ -1,111 +1,57 @@
-"""An episode in the terminal, moved by keys."""
+"""`vmr-env play`: episodes in the terminal, moved by keys."""
 
-import shutil
-import textwrap
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import click
-import numpy as np
+from vmr_env.benchmarks.cli.common import FOLDER, problems_exit_with_1
 
-from vmr_env.envs.actions import DiscreteActions
-from vmr_env.envs.env import VMREnv
-from vmr_env.rendering.ansi import TEXT_COLUMNS, Scene, render_ansi
+KEYS = {
+    "a": "start earlier",
+    "s": "start later",
+    "k": "end earlier",
+    "l": "end later",
+    "1, 3, 8": "clips of a move",
+    "n, p": "next, previous proposal",
+    ".": "stop here",
+    "r": "another episode",
+    "q": "quit",
+}
+"""What the keys of `play` do."""
 
-CLIPS = ("1", "3", "8")
-"""Keys that set how many clips a move goes; the moves that the environment has."""
 
-_DIRECTIONS = {"a": (-1, 0), "s": (1, 0), "k": (0, -1), "l": (0, 1)}
-_SWITCHES = {"n": 1, "p": -1}
+def _env_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    import gymnasium
+
+    return [name for name in gymnasium.registry if name.startswith("VMR-") and name.startswith(incomplete)]
 
 
-def play_episodes(env: VMREnv, seed: int | None, qid: str | None, keys: Mapping[str, str]) -> None:
-    """Play until the person quits.
+@click.command()
+@click.argument("env_id", default="VMR-Charades-v0", shell_complete=_env_ids)
+@click.option("--source", type=FOLDER, help="A decoder-state cache; default: as `gymnasium.make` chooses.")
+@click.option("--split", help="Name of the split; default: the source's own, else train.")
+@click.option("--seed", type=int, help="Fixes the episodes.")
+@click.option("--qid", help="Begin with this query.")
+@problems_exit_with_1
+def play(env_id: str, source: Path | None, split: str | None, seed: int | None, qid: str | None) -> None:
+    """Play episodes in the terminal by keys, to see what an agent sees.
 
-    Args:
-        env: with discrete actions and `render_mode="ansi"`.
-        seed: of the first reset.
-        qid: query to begin with; None for a random one.
-        keys: what is said of the keys.
-
-    Raises:
-        DataError: there is no such query.
-        OSError: there is no terminal to read keys from.
+    \b
+      vmr-env play VMR-QVHighlights-v0 --seed 1
     """
-    assert isinstance(env.action_mode, DiscreteActions)
-    actions = {name: number for number, name in enumerate(env.action_mode.names())}
-    source = f"Source of the data: {env.cache.manifest['source']}."
-    clips, over, said, total = "1", False, source, 0.0
-    _, info = env.reset(seed=seed, options=None if qid is None else {"qid": qid})
-    pressed = _pressed()
-    while True:
-        click.clear()
-        click.echo(_screen(env, said, keys, clips), nl=False)
-        key = next(pressed)
-        if key in ("q", "\x1b", ""):  # the last where the input ends
-            click.echo()
-            return
-        if key == "r":
-            _, info = env.reset()
-            over, said, total = False, source, 0.0
-        elif key in CLIPS:
-            clips, said = key, ""
-        elif over:
-            said = f"{_outcome(info, total)} Press r for another episode."
-        elif (name := _name(key, int(clips), env, actions)) is None:
-            said = f"{key!r} is no key."
-        elif not info["action_mask"][actions[name]]:
-            said = f"Not possible now: {_words(name)}."
-        else:
-            _, reward, over, _, info = env.step(actions[name])
-            total += float(reward)
-            said = f"{_words(name)}: reward {float(reward):+.3f}."
-            if over:
-                said = f"{said} {_outcome(info, total)} Press r for another episode."
+    import gymnasium
+    from vmr_env.benchmarks.cli.episode import play_episodes
 
+    from vmr_env.envs.env import VMREnv
 
-def _pressed() -> Iterator[str]:
-    """Keys, one by one, also those that were pressed in quick succession and come together."""
-    while True:
-        read = click.getchar()
-        yield from [read] if read[:1] in ("", "\x1b") else read
-
-
-def _screen(env: VMREnv, said: str, keys: Mapping[str, str], clips: str) -> str:
-    """The episode, what there is to say, and the keys; as many proposals as the terminal has lines for."""
-    width, height = shutil.get_terminal_size((TEXT_COLUMNS, 40))
-    width = max(min(width, TEXT_COLUMNS), 60)
-    scene = Scene.of(env.episode, env.cache)
-    unbroken = [f"[{key}] {what}".replace(" ", "\xa0") for key, what in keys.items()]
-    moves = f"({clips} now)".replace(" ", "\xa0")
-    below = [*textwrap.wrap(said, width)] or [""]
-    below += [line.replace("\xa0", " ") for line in textwrap.wrap("   ".join([*unbroken, moves]), width)]
-    rest = len(render_ansi(scene, width).split("\n")) - len(scene.proposals) + len(below)
-    shown = max(height - rest, 1)
-    scene = replace(scene, proposals=scene.proposals[:shown], scores=scene.scores[:shown])
-    return "\n".join([render_ansi(scene, width), *below])
-
-
-def _words(name: str) -> str:
-    """An action without the boundary that it leaves alone."""
-    return name.replace("start +0, ", "").replace(", end +0", "")
-
-
-def _name(key: str, clips: int, env: VMREnv, actions: Mapping[str, int]) -> str | None:
-    """Name of the action that a key stands for."""
-    if key == ".":
-        return "stop"
-    if key in _DIRECTIONS:
-        start, end = (clips * direction for direction in _DIRECTIONS[key])
-        return f"start {start:+g}, end {end:+g} clips"
-    if key in _SWITCHES:
-        count = int(env.cache.counts[env.episode.sample])
-        shown = min(count, len(env.episode.proposals))
-        return f"switch to proposal {(env.episode.source + _SWITCHES[key]) % shown + 1}"
-    return None
-
-
-def _outcome(info: Mapping[str, Any], total: float) -> str:
-    start, end = np.round(info["span"], 1)
-    return f"Over: {start}–{end} s, tIoU {info['tiou']:.2f}, {total:+.3f} in all."
+    try:
+        kwargs = gymnasium.spec(env_id).kwargs
+    except gymnasium.error.Error as error:
+        raise click.BadParameter(str(error), param_hint="ENV_ID") from error
+    if "dataset" not in kwargs or "actions" in kwargs:
+        message = f"{env_id} is no environment of ours with Discrete actions"
+        raise click.BadParameter(message, param_hint="ENV_ID")
+    env = VMREnv(split=split, source=source, render_mode="ansi", **kwargs)
+    try:
+        play_episodes(env, seed, qid, KEYS)
+    except OSError as error:
+        raise click.UsageError(f"play needs a terminal ({error})") from error

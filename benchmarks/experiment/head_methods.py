@@ -10,24 +10,19 @@ from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config,
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.head_policy import head_policy_config
 from vmr_env.benchmarks.experiment.methods import HeadMethod, Method
-from vmr_env.benchmarks.experiment.stepwise_method import STEPWISE_AGENTS, StepwiseMethod, stepwise_config
+from vmr_env.benchmarks.experiment.names import STEPWISE_AGENTS
+from vmr_env.benchmarks.experiment.stepwise_method import StepwiseMethod, stepwise_config
 from vmr_env.benchmarks.experiment.unfrozen import UNFROZEN, Features, UnfrozenMethod
 
 from vmr_env.envs.curriculum import SCHEDULES, three_stages
 from vmr_env.errors import DataError, Problem
-
-HEAD_AGENTS = ("tprl", "tprl_paper", "head_reinforce", "head_ppo", "head_grpo")
-"""TPRL with our settings and with the published ones, and the head as a policy under three algorithms."""
-
-BACKBONE_METHODS = (*HEAD_AGENTS, *STEPWISE_AGENTS)
-"""Those and the published step-wise agents, which move proposals by the backbone's clip features."""
 
 Config = TypeVar("Config")
 """A dataclass."""
 
 
 def backbone_method(name: str, dataset: str, weights: Path, options: Mapping[str, Any]) -> Method:
-    """One of `BACKBONE_METHODS` for a data set, with other values of some settings.
+    """One of `names.BACKBONE_METHODS` for a data set, with other values of some settings.
 
     Raises:
         DataError: There is no such setting, or its value is not as expected.
@@ -38,7 +33,7 @@ def backbone_method(name: str, dataset: str, weights: Path, options: Mapping[str
 
 
 def head_config(name: str, dataset: str) -> HeadConfig:
-    """Settings of one of `HEAD_AGENTS` for a data set."""
+    """Settings of one of `names.HEAD_AGENTS` for a data set."""
     if name == "tprl":
         return default_config(dataset)
     if name == "tprl_paper":

@@ -12,7 +12,6 @@ from vmr_env.agents.ensemble.cross_fitting import Progress, Selection
 from vmr_env.agents.evaluation import KINDS, Trajectories
 from vmr_env.agents.stepwise.data import SceneBatches
 from vmr_env.agents.stepwise.trainer import (
-    Algorithm,
     StepwiseConfig,
     StepwiseResult,
     StepwiseTrainer,
@@ -21,12 +20,10 @@ from vmr_env.agents.stepwise.trainer import (
 )
 from vmr_env.agents.tprl.validation import Validator
 from vmr_env.benchmarks.experiment.methods import Fold, Method, Outcome, Settings, Watch, ranking
+from vmr_env.benchmarks.experiment.names import STEPWISE_AGENTS
 
 from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.data.profiles import get_profile
-
-STEPWISE_AGENTS: Mapping[str, Algorithm] = {"stepwise_reinforce": "reinforce", "stepwise_ppo": "ppo"}
-"""The step-wise agent after its warm-up on an oracle, by its two algorithms."""
 
 
 def stepwise_config(name: str, dataset: str) -> StepwiseConfig:

@@ -1,0 +1,80 @@
+"""`vmr-env cache`: decoder-state caches, of prediction files and of backbones."""
+
+from pathlib import Path
+
+import click
+from vmr_env.benchmarks.cli.common import FILE, NEW, past_end_option, problems_exit_with_1
+from vmr_env.benchmarks.cli.programs import program
+
+from vmr_env.data.annotations import PastEnd
+from vmr_env.data.predictions import SCORES, Scores
+from vmr_env.data.profiles import PROFILES
+
+
+@click.group()
+def cache() -> None:
+    """Make decoder-state caches, which the environments run on."""
+
+
+@cache.command("predictions")
+@click.argument("files", type=FILE, nargs=-1, required=True)
+@click.option("--annotations", type=FILE, required=True, help="Ground truth of the same split.")
+@click.option("--dataset", type=click.Choice(list(PROFILES)), required=True, help="The data set.")
+@click.option("--split", required=True, help="Name of the split.")
+@click.option("--out", type=NEW, required=True, help="Folder of the new cache.")
+@click.option("--proposals", type=click.IntRange(1), help="Proposals kept of a query; default: all.")
+@click.option(
+    "--drop-unknown", is_flag=True, help="Leave out predictions for queries that are not annotated."
+)
+@click.option("--sort", is_flag=True, help="Bring the windows of each row by falling score first.")
+@click.option(
+    "--scores", type=click.Choice(SCORES), default="keep", help="Rescale each file's scores. Default: keep."
+)
+@past_end_option(("error", "clip", "drop"))
+@click.option("--overwrite", is_flag=True, help="Replace a cache that is there.")
+@problems_exit_with_1
+def cache_predictions(
+    files: tuple[Path, ...],
+    annotations: Path,
+    dataset: str,
+    split: str,
+    out: Path,
+    proposals: int | None,
+    drop_unknown: bool,
+    sort: bool,
+    scores: Scores,
+    past_end: PastEnd,
+    overwrite: bool,
+) -> None:
+    """From prediction files of one split; several become a pool of models.
+
+    \b
+      vmr-env cache predictions my_model.jsonl --annotations annotations.jsonl \\
+          --dataset charades --split test --out caches/charades/test
+    """
+    from vmr_env.caches.from_predictions import build_prediction_cache
+    from vmr_env.caches.reader import DecoderStateCache
+
+    build_prediction_cache(
+        out,
+        files,
+        annotations,
+        PROFILES[dataset],
+        split,
+        max_proposals=proposals,
+        unknown_queries="drop" if drop_unknown else "error",
+        sort=sort,
+        scores=scores,
+        past_end=past_end,
+        overwrite=overwrite,
+    )
+    click.echo(repr(DecoderStateCache.open(out)))
+
+
+cache.add_command(
+    program(
+        "checkpoint",
+        "vmr_env.backbones.cache",
+        "From a trained or an official GIRL-DETR checkpoint and features.",
+    )
+)

@@ -1,0 +1,101 @@
+"""The main job: from data to a table that says whether reinforcement learning improved the moments.
+
+    python benchmarks/run_tprl.py                                         TPRL and agents on a small GIRL-DETR
+    python benchmarks/run_tprl.py --dataset qvhighlights \\
+        --predictions val.moment_detr.jsonl --annotations val.jsonl       five folds by video over one file
+    python benchmarks/run_tprl.py --dataset qvhighlights \\
+        --predictions val.cg_detr.jsonl --annotations val.jsonl \\
+        --test-predictions test.cg_detr.jsonl --test-annotations test.jsonl
+    python benchmarks/run_tprl.py --agent my_package.my_module:MyAgent    an own algorithm among ours
+    python benchmarks/run_tprl.py --dataset qvhighlights --cache caches/train --test-cache caches/val \\
+        --weights runs/captions/best --agents tprl head_ppo head_grpo ppo  a backbone's head, and agents
+    python benchmarks/run_tprl.py --backbone charades-simulated           from features: GIRL-DETR and all
+    python benchmarks/run_tprl.py --backbone charades-simulated --ablate  what in TPRL does the work
+
+Several files after --predictions form a pool. Agents learn and are selected on training videos only; test
+videos are read once, at the end of a run. Ctrl-C leaves the table of what was done; --resume goes on.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import torch
+from vmr_env.benchmarks.experiment.chosen_methods import chosen_methods, methods_of
+from vmr_env.benchmarks.experiment.data import open_data, settings_of, train_backbone
+from vmr_env.benchmarks.experiment.experiment import Experiment, run_all
+from vmr_env.benchmarks.experiment.options import Options, check, resolved
+from vmr_env.benchmarks.experiment.progress import Watcher
+from vmr_env.benchmarks.experiment.run_folder import make_folder, settle
+from vmr_env.benchmarks.report.files import report
+
+from vmr_env.errors import DataError
+from vmr_env.options import parse
+
+NOT_RUN = "Not run: head + last decoder layer, head + everything. They need features (--features)."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    given = parse(Options, words, __doc__, "vmr-env tprl")
+    torch.set_num_threads(1)  # small networks; more threads only fight
+    existed = given.out.exists()
+    try:
+        finished = carry_out(given, words)
+    except DataError as error:
+        if not existed:
+            with suppress(OSError):
+                given.out.rmdir()  # only if there is nothing in it
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        finished = False
+    if not finished:
+        print("interrupted; --resume goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def carry_out(given: Options, words: Sequence[str]) -> bool:
+    """Check the options, do the runs and write the report; False if interrupted.
+
+    Args:
+        given: the options.
+        words: the command line that they come from.
+
+    Raises:
+        DataError: options or data cannot be used.
+    """
+    options = resolved(given)
+    check(options)
+    if not options.ablate:
+        chosen_methods(options)  # wrong agents and settings are told before anything is trained
+    make_folder(options)
+    if options.backbone:
+        options = train_backbone(options)
+    folds = open_data(options)
+    methods = methods_of(options, folds)
+    experiment = Experiment(options.out, folds, methods, options.seeds, settings_of(options, folds))
+    for name, method in methods.items():
+        method.check(name, folds[0], experiment.settings)
+    settle(replace(given, agents=options.agents), folds)
+    finished = do_runs(experiment, options.jobs)
+    files = options.test_predictions or (() if options.test_cache else options.predictions)
+    notes = [NOT_RUN] if options.ablate and not options.features else []
+    command = ["python", "benchmarks/run_tprl.py", *(word for word in words if word != "--resume")]
+    print(report(experiment, files, shlex.join(command), notes))
+    return finished
+
+
+def do_runs(experiment: Experiment, jobs: int) -> bool:
+    """Do all runs that are not done; False if interrupted."""
+    todo = [run for run in experiment.runs() if not experiment.is_done(run)]
+    with Watcher(experiment, experiment.folder / "tensorboard") as watcher:
+        try:
+            run_all(experiment, todo, jobs, watcher.progress, watcher.finished)
+        except KeyboardInterrupt:
+            return False
+    return True

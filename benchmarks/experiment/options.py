@@ -1,0 +1,211 @@
+"""Options of the main job: what they are, what they are by default, and which of them go together."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vmr_env.benchmarks.experiment.names import (
+    AGENTS,
+    BACKBONE_AGENTS,
+    DEFAULT_AGENTS,
+    HEAD_AGENTS,
+    STEPWISE_AGENTS,
+)
+
+from vmr_env.data.annotations import PastEnd
+from vmr_env.data.profiles import get_profile
+from vmr_env.envs.actions import FREE
+from vmr_env.envs.sources import simulated_source
+from vmr_env.errors import DataError, Problem
+from vmr_env.options import option, out_of_range
+
+RECIPES = ("charades-simulated",)
+"""Backbones that can be trained from nothing but seeds."""
+
+EMBEDDED = "charades"
+"""Data set of the backbone and the caches that the package ships."""
+
+BESIDE = "girl_detr"
+"""Folder of a backbone's weights, beside its caches."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the main job is told."""
+
+    dataset: str = option(EMBEDDED, "name of the data set", group="data")
+    predictions: tuple[Path, ...] = option(
+        (), "prediction file(s) to learn from; several are a pool", group="data"
+    )
+    annotations: Path | None = option(None, "their annotations", group="data")
+    sort: bool = option(False, "bring the windows of prediction files by falling score first", group="data")
+    past_end: PastEnd = option(
+        "error",
+        "what to do with annotated moments that are no stretch of their video",
+        group="data",
+        choices=("error", "clip", "drop"),
+    )
+    test_predictions: tuple[Path, ...] = option((), "prediction file(s) to be judged on", group="data")
+    test_annotations: Path | None = option(None, "their annotations", group="data")
+    cache: Path | None = option(
+        None, "a decoder-state cache to learn from, instead of predictions", group="data"
+    )
+    test_cache: Path | None = option(None, "a decoder-state cache to be judged on", group="data")
+    folds: int = option(5, "folds by video where there is no test data", group="data", least=2)
+    backbone: str | None = option(
+        None,
+        "train a GIRL-DETR on simulated features first, and learn on its decoder states of videos that it "
+        f"has not seen ({', '.join(RECIPES)})",
+        group="data",
+        metavar="RECIPE",
+    )
+    backbone_seed: int = option(0, "seed of that training", group="data")
+    features: tuple[Path, Path] | None = option(
+        None,
+        "features behind --cache and --test-cache, for --ablate: folders with annotations.jsonl, clips and "
+        "text",
+        group="data",
+        metavar=("TRAIN", "TEST"),
+    )
+    weights: Path | None = option(
+        None,
+        f"the backbone's weights, for agents that train its head (default: {BESIDE} beside --cache)",
+        group="data",
+    )
+    select_cache: Path | None = option(
+        None,
+        "a cache of training videos that the backbone has not seen, by which a head's epoch is chosen "
+        "(default: parts of the training videos in turn)",
+        group="data",
+    )
+    times: str | None = option(
+        None,
+        "score windows as they are, or rounded as in published submissions (default: submission for a "
+        "backbone's caches)",
+        group="data",
+        choices=("exact", "submission"),
+    )
+    agents: tuple[str, ...] | None = option(
+        None,
+        f"some of {', '.join(AGENTS)}; with --weights also {', '.join(HEAD_AGENTS)}; with clip features in "
+        f"the caches also {', '.join(STEPWISE_AGENTS)} (default: {', '.join(DEFAULT_AGENTS)}; of a backbone: "
+        f"{', '.join(BACKBONE_AGENTS)})",
+        group="learning",
+        empty=True,
+    )
+    ablate: bool = option(False, "TPRL's variants in place of --agents; needs --weights", group="learning")
+    set: tuple[str, ...] = option(
+        (),
+        "another setting of an agent, such as tprl.epochs=[1,2,9] or expected_gain.members=3",
+        group="learning",
+        metavar="AGENT.NAME=VALUE",
+        repeated=True,
+    )
+    agent: tuple[str, ...] = option(
+        (), "an own agent, module:Class; may be repeated", group="learning", repeated=True
+    )
+    seeds: int = option(2, "runs of each agent", group="learning", least=1)
+    members: int = option(3, "members of a cross-fitted ensemble", group="learning", least=2)
+    evaluations: int = option(3, "judgements of a member", group="learning", least=1)
+    rounds: int | None = option(
+        None, "rounds of learning; default: each agent's own number", group="learning", least=1
+    )
+    proposals: int | None = option(
+        None, "proposals that take part; default: 1, of a pool 10", group="learning", least=1
+    )
+    free: tuple[str, ...] = option(
+        FREE, "what agents in the environments may do but stop", group="learning", choices=FREE
+    )
+    jobs: int = option(2, "processes that train side by side", least=1)
+    out: Path = option(Path("runs/tprl"), "folder of the results")
+    resume: bool = option(False, "go on with an interrupted run in --out")
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """All agents, ours and own ones."""
+        return (*(self.agents or ()), *self.agent)
+
+
+def resolved(options: Options) -> Options:
+    """The options with the defaults that follow from others.
+
+    Without any data the embedded backbone and its caches are used; agents are those that the data allow.
+    """
+    sources = (options.predictions, options.test_predictions, options.cache, options.test_cache)
+    if not any((*sources, options.backbone)) and options.dataset == EMBEDDED:
+        train = simulated_source(EMBEDDED, "train")
+        options = replace(options, cache=train, test_cache=train.with_name("test"))
+        options = replace(options, select_cache=options.select_cache or train.with_name("val"))
+    if options.cache and not options.weights and (beside := options.cache.parent / BESIDE).is_dir():
+        options = replace(options, weights=beside)
+    if options.agents is None:
+        backbone = options.weights or options.backbone
+        options = replace(options, agents=BACKBONE_AGENTS if backbone else DEFAULT_AGENTS)
+    return options
+
+
+def check(options: Options) -> None:
+    """Find options that are out of range or do not go together.
+
+    Raises:
+        DataError: with all that is wrong.
+    """
+    problems = out_of_range(options)
+    try:
+        get_profile(options.dataset)
+    except ValueError as error:
+        problems.append(Problem("--dataset", None, None, str(error)))
+    if not options.chosen and not options.ablate:
+        problems.append(Problem("--agents", None, None, f"is empty, expected some of {', '.join(AGENTS)}"))
+    problems += _source_problems("", options.predictions, options.annotations, options.cache)
+    problems += _source_problems(
+        "test-", options.test_predictions, options.test_annotations, options.test_cache
+    )
+    if (options.test_predictions or options.test_cache) and not (options.predictions or options.cache):
+        message = "is missing, expected data to learn from (or --cache) beside the test data"
+        problems.append(Problem("--predictions", None, None, message))
+    if options.backbone is not None:
+        problems += _backbone_problems(options)
+    headed = ["--ablate"] if options.ablate else [name for name in options.chosen if name in HEAD_AGENTS]
+    if headed and not options.backbone and not (options.weights and options.cache):
+        message = f"is missing, expected with --cache for {headed[0]}, which trains the backbone's head"
+        problems.append(Problem("--weights", None, None, message))
+    if options.ablate and options.set:
+        problems.append(Problem("--set", None, None, "is given beside --ablate, expected one of them"))
+    if options.select_cache and not options.test_cache:
+        message = "is given without --test-cache, expected caches for training, selection and test"
+        problems.append(Problem("--select-cache", None, None, message))
+    for package in ("matplotlib", "tensorboard"):
+        if importlib.util.find_spec(package) is None:
+            problems.append(Problem(package, None, None, "is missing, expected `pip install vmr-env[bench]`"))
+    if problems:
+        raise DataError(problems)
+
+
+def _source_problems(
+    prefix: str, predictions: Sequence[Path], annotations: Path | None, cache: Path | None
+) -> list[Problem]:
+    """What is wrong with the data of one role."""
+    problems = []
+    if bool(predictions) != bool(annotations):
+        given, missing = ("predictions", "annotations") if predictions else ("annotations", "predictions")
+        message = f"is missing, expected with --{prefix}{given}"
+        problems.append(Problem(f"--{prefix}{missing}", None, None, message))
+    if predictions and cache:
+        message = f"is given beside --{prefix}predictions, expected one of them"
+        problems.append(Problem(f"--{prefix}cache", None, None, message))
+    return problems
+
+
+def _backbone_problems(options: Options) -> list[Problem]:
+    """What is wrong with --backbone, or does not go with it."""
+    problems = []
+    if options.backbone not in RECIPES:
+        message = f"is {options.backbone!r}, expected {', '.join(RECIPES)}"
+        problems.append(Problem("--backbone", None, None, message))
+    for name in ("predictions", "cache", "test_cache", "select_cache", "weights", "features"):
+        if getattr(options, name):
+            flag = "--" + name.replace("_", "-")
+            problems.append(Problem(flag, None, None, "is given beside --backbone, expected one of them"))
+    return problems

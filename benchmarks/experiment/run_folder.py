@@ -1,0 +1,72 @@
+"""The folder of a run: it belongs to one run, and a run that goes on is the one that wrote it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from vmr_env.benchmarks.experiment.methods import Fold
+from vmr_env.benchmarks.experiment.options import Options
+
+import vmr_env
+from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.files.text import write_text
+
+SETTINGS_FILE = "settings.json"
+_MAY_CHANGE = ("out", "resume", "seeds", "jobs")
+"""Options that may have other values when a run goes on."""
+
+
+def make_folder(options: Options) -> None:
+    """The folder of the results; those of another run stay untouched.
+
+    Raises:
+        DataError: it has results and --resume was not given, or it cannot be made.
+    """
+    out = options.out
+    if (out / SETTINGS_FILE).exists() and not options.resume:
+        raise DataError(
+            Problem(str(out), None, None, "has a run already, expected --resume or another --out")
+        )
+    if options.resume and not (out.is_dir() and any(out.iterdir())):
+        message = "has no run, expected the folder of an interrupted one for --resume"
+        raise DataError(Problem(str(out), None, None, message))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot be made ({error.strerror}), expected a folder to write to"
+        raise DataError(Problem("--out", None, None, f"{out} {message}")) from error
+
+
+def settle(options: Options, folds: Sequence[Fold]) -> None:
+    """Write down what the run is of, or compare it with what an interrupted run wrote down.
+
+    Raises:
+        DataError: the interrupted run was another.
+    """
+    data = [cache.manifest["files"] for fold in folds for cache in (fold.train, fold.test)]
+    now = {name: _text(value) for name, value in sorted(asdict(options).items()) if name not in _MAY_CHANGE}
+    now["data"] = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    now["versions"] = f"vmr_env {vmr_env.__version__}, torch {torch.__version__}, numpy {np.__version__}"
+    path = options.out / SETTINGS_FILE
+    if not path.exists():
+        write_text(path, json.dumps(now, indent=1) + "\n")
+        return
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        message = f"cannot be read ({error}), expected the settings of the run to resume"
+        raise DataError(Problem(str(path), None, None, message)) from error
+    problems = [
+        Problem(str(path), None, key, f"was {shorten(before.get(key))}, expected {value!r} to resume")
+        for key, value in now.items()
+        if before.get(key) != value
+    ]
+    if problems:
+        raise DataError(problems)
+
+
+def _text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,150 @@
+"""Options of a program as a dataclass, whose fields are the one source of its help, defaults and checks.
+
+    @dataclass(frozen=True)
+    class Options:
+        files: tuple[Path, ...] = argument("what to read")
+        seeds: int = option(2, "runs of each agent", least=1)
+
+    options = parse(Options, ["a.jsonl", "--seeds", "3"], "Reads files.")
+
+A field's type says how its values are read: `bool` is a flag, `tuple[X, ...]` takes any number of values and
+`tuple[X, Y]` exactly two; `X | None` is an option that may be left out.
+"""
+
+import argparse
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from vmr_env.errors import Problem
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How an option is written on the command line."""
+
+    help: str
+    group: str | None = None
+    choices: tuple[str, ...] = ()
+    least: int | None = None
+    metavar: str | tuple[str, ...] | None = None
+    repeated: bool = False
+    empty: bool = False
+    positional: bool = False
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str | None = None,
+    choices: Sequence[str] = (),
+    least: int | None = None,
+    metavar: str | tuple[str, ...] | None = None,
+    repeated: bool = False,
+    empty: bool = False,
+) -> Any:
+    """A field for `--name`.
+
+    Args:
+        default: value where the option is not given; `dataclasses.MISSING` for an option that must be.
+        help: what it is for. The default is added to it.
+        group: heading of the help text under which it stands.
+        choices: the values that it may have; all where there are none.
+        least: smallest number that makes sense; `out_of_range` tells smaller ones.
+        metavar: what stands for its value in the help text.
+        repeated: whether it takes one value and may be given several times, instead of several values.
+        empty: whether it may be given without any value.
+    """
+    form = _Form(help, group, tuple(choices), least, metavar, repeated, empty)
+    return field(default=default, metadata={"form": form})
+
+
+def argument(help: str) -> Any:
+    """A field for an argument that is told by its place."""
+    return field(metadata={"form": _Form(help, positional=True)})
+
+
+def parse(options: type[T], argv: Sequence[str] | None, description: str, prog: str | None = None) -> T:
+    """Read a command line.
+
+    Args:
+        options: the dataclass.
+        argv: the words of the command line; None for those of the process.
+        description: what the program does, for its help.
+        prog: its name, for its help.
+
+    Raises:
+        SystemExit: with 2 where the command is wrong, with 0 after its help.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    groups: dict[str | None, Any] = {None: parser}
+    for one, kind, form in _forms(options):
+        if form.group not in groups:
+            groups[form.group] = parser.add_argument_group(form.group)
+        name = one.name if form.positional else _flag(one)
+        groups[form.group].add_argument(name, **_arguments(one, kind, form))
+    given = vars(parser.parse_args(argv))
+    return options(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+
+
+def flags(options: type) -> list[str]:
+    """All options, as they are written."""
+    return ["--help", *(_flag(one) for one, _, form in _forms(options) if not form.positional)]
+
+
+def out_of_range(options: Any) -> list[Problem]:
+    """Every number that is smaller than makes sense."""
+    return [
+        Problem(_flag(one), None, None, f"is {value}, expected a whole number from {form.least}")
+        for one, _, form in _forms(type(options))
+        if form.least is not None and (value := getattr(options, one.name)) is not None and value < form.least
+    ]
+
+
+def _forms(options: Any) -> Iterator[tuple[Field[Any], Any, _Form]]:
+    """Fields with their types, without `None`, and forms."""
+    hints = get_type_hints(options)
+    for one in fields(options):
+        kind = hints[one.name]
+        if get_origin(kind) in (Union, types.UnionType):
+            (kind,) = (part for part in get_args(kind) if part is not type(None))
+        yield one, kind, one.metadata["form"]
+
+
+def _flag(one: Field[Any]) -> str:
+    return "--" + one.name.replace("_", "-")
+
+
+def _arguments(one: Field[Any], kind: Any, form: _Form) -> dict[str, Any]:
+    """What argparse is told of a field."""
+    told: dict[str, Any] = {"help": form.help}
+    if one.default not in (MISSING, None, (), False):
+        shown = " ".join(map(str, one.default)) if isinstance(one.default, tuple) else one.default
+        told["help"] += f" (default: {shown})"
+    if kind is bool:
+        return told | {"action": "store_true"}
+    if form.metavar is not None:
+        told["metavar"] = form.metavar
+    if form.choices:
+        told["choices"] = form.choices
+    told["type"] = str if get_origin(kind) is Literal else kind
+    if get_origin(kind) is tuple:
+        of_one, *others = get_args(kind)
+        told["type"] = of_one
+        if form.repeated:
+            told["action"] = "append"
+        else:
+            told["nargs"] = ("*" if form.empty else "+") if others == [...] else 1 + len(others)
+    if not form.positional and one.default is MISSING:
+        told["required"] = True
+    return told
