@@ -26,7 +26,7 @@ import torch
 from vmr_env.benchmarks.experiment.chosen_methods import chosen_methods, methods_of
 from vmr_env.benchmarks.experiment.data import open_data, settings_of, train_backbone
 from vmr_env.benchmarks.experiment.experiment import Experiment, run_all
-from vmr_env.benchmarks.experiment.options import Options, check, resolved
+from vmr_env.benchmarks.experiment.options import SEEDS, Options, check, resolved
 from vmr_env.benchmarks.experiment.progress import Watcher
 from vmr_env.benchmarks.experiment.run_folder import make_folder, settle
 from vmr_env.benchmarks.report.files import report
@@ -78,7 +78,7 @@ def carry_out(given: Options, words: Sequence[str]) -> bool:
         options = train_backbone(options)
     folds = open_data(options)
     methods = methods_of(options, folds)
-    experiment = Experiment(options.out, folds, methods, options.seeds, settings_of(options, folds))
+    experiment = Experiment(options.out, folds, methods, options.seeds or SEEDS, settings_of(options, folds))
     for name, method in methods.items():
         method.check(name, folds[0], experiment.settings)
     settle(replace(given, agents=options.agents), folds)

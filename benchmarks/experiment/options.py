@@ -26,6 +26,9 @@ RECIPES = ("charades-simulated",)
 EMBEDDED = "charades"
 """Data set of the backbone and the caches that the package ships."""
 
+SEEDS = 2
+"""Runs of each agent where nothing else is said."""
+
 BESIDE = "girl_detr"
 """Folder of a backbone's weights, beside its caches."""
 
@@ -105,7 +108,12 @@ class Options:
     agent: tuple[str, ...] = option(
         (), "an own agent, module:Class; may be repeated", group="learning", repeated=True
     )
-    seeds: int = option(2, "runs of each agent", group="learning", least=1)
+    seeds: int | None = option(
+        None,
+        f"runs of each agent (default: {SEEDS}; 1 on the embedded backbone, so that all ends within minutes)",
+        group="learning",
+        least=1,
+    )
     members: int = option(3, "members of a cross-fitted ensemble", group="learning", least=2)
     evaluations: int = option(3, "judgements of a member", group="learning", least=1)
     rounds: int | None = option(
@@ -137,6 +145,7 @@ def resolved(options: Options) -> Options:
         train = simulated_source(EMBEDDED, "train")
         options = replace(options, cache=train, test_cache=train.with_name("test"))
         options = replace(options, select_cache=options.select_cache or train.with_name("val"))
+        options = replace(options, seeds=1 if options.seeds is None else options.seeds)
     if options.cache and not options.weights and (beside := options.cache.parent / BESIDE).is_dir():
         options = replace(options, weights=beside)
     if options.agents is None:
