@@ -1,9 +1,7 @@
 """Checkpoints of resumable runs: written in one step, loaded safely, refused by any other run."""
 
-import os
-import secrets
+import io
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -11,8 +9,10 @@ from typing import Any
 import torch
 
 from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.files.objects import read_sealed, write_sealed
 
 VERSION = 1
+REMEDY = "expected an undamaged checkpoint; remove it to begin anew"
 
 
 def save_run(path: Path, kind: str, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -27,19 +27,9 @@ def save_run(path: Path, kind: str, run: Mapping[str, Any], state: Mapping[str, 
     Raises:
         DataError: It cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with open(temporary, "xb") as file:
-            torch.save({"kind": kind, "version": VERSION, "run": dict(run), "state": dict(state)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        message = f"cannot be written ({error}), expected a file in a writable folder"
-        raise DataError(Problem(str(path), None, None, message)) from error
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
+    content = io.BytesIO()
+    torch.save({"kind": kind, "version": VERSION, "run": dict(run), "state": dict(state)}, content)
+    write_sealed(path, content.getvalue())
 
 
 def load_run(path: Path, kind: str, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,9 +38,10 @@ def load_run(path: Path, kind: str, run: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: The file is missing, damaged, of another kind, or of another run; differences are named.
     """
+    raw = read_sealed(path, REMEDY)
     try:
-        content = torch.load(path, weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+        content = torch.load(io.BytesIO(raw), weights_only=True)
+    except (EOFError, RuntimeError, UnpicklingError) as error:
         raise DataError(Problem(str(path), None, None, f"is no checkpoint ({error})")) from error
     if not isinstance(content, dict) or (content.get("kind"), content.get("version")) != (kind, VERSION):
         message = f"is no checkpoint of kind {kind!r}, version {VERSION}"

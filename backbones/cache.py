@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import random
-import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from vmr_env.caches.writer import CacheWriter
 from vmr_env.data.annotations import Annotation
 from vmr_env.errors import DataError, Problem
 from vmr_env.files.text import PathLike
+from vmr_env.files.writing import new_file, writing_errors
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -152,13 +152,10 @@ class _Parts:
             name: np.concatenate([part[name] for part in arrays]) for name in arrays[0] if name != "clipped"
         }
         clipped = np.array(sum(int(part["clipped"]) for part in arrays))
-        temporary = self._folder / f".{index:06d}.{secrets.token_hex(4)}.npz"
-        try:
+        with writing_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            np.savez(temporary, allow_pickle=False, clipped=clipped, **joined)
-            temporary.replace(self.file(index))
-        except OSError as error:
-            raise DataError(Problem(str(self._folder), None, None, f"cannot be written ({error})")) from error
+        with new_file(self.file(index)) as file:
+            np.savez(file, allow_pickle=False, clipped=clipped, **joined)
 
     def read(self, index: int) -> Arrays:
         try:

@@ -16,6 +16,7 @@ continued ends with the same weights, bit for bit, as one that was not (on one m
 """
 
 import argparse
+import io
 import json
 import math
 import random
@@ -42,6 +43,7 @@ from vmr_env.data.annotations import Annotation
 from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.data.splits import split_by_video
 from vmr_env.errors import DataError, Problem
+from vmr_env.files.objects import read_sealed, write_sealed
 from vmr_env.files.text import write_text
 from vmr_env.metrics.moments import evaluate
 
@@ -217,14 +219,15 @@ class Trainer:
             "shadow": self.shadow.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
-        temporary = self._out / "last.pt.tmp"
-        torch.save(state, temporary)
-        temporary.replace(self._out / "last.pt")
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_sealed(self._out / "last.pt", content.getvalue())
 
     def _restore(self) -> None:
         path = self._out / "last.pt"
+        raw = read_sealed(path, f"remove {self._out} to train anew")
         try:
-            state = torch.load(path, map_location=self._device, weights_only=True)
+            state = torch.load(io.BytesIO(raw), map_location=self._device, weights_only=True)
         except Exception as error:  # torch raises many types for a damaged file
             raise DataError(
                 Problem(str(path), None, None, f"is no readable training state ({error})")

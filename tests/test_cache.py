@@ -3,6 +3,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -139,13 +141,18 @@ def test_equal_input_gives_equal_arrays_and_checksums(tmp_path: Path) -> None:
     assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
 
 
+def _root(array: Any) -> Any:
+    """Whose memory an array shows."""
+    return array if isinstance(array, np.memmap) else _root(array.base)
+
+
 def test_arrays_are_read_only_memory_maps_shared_by_all_who_open_the_folder(tmp_path: Path) -> None:
     path = make_cache(tmp_path / "c")
     (tmp_path / "link").symlink_to(path)
     cache = DecoderStateCache.open(path)
     assert DecoderStateCache.open(tmp_path / "link") is cache
     assert DecoderStateCache.open(str(tmp_path / "x" / ".." / "c")) is cache
-    assert isinstance(cache.spans.base, np.memmap)
+    assert isinstance(_root(cache.spans), np.memmap)
     assert type(cache.spans) is np.ndarray
     with pytest.raises(ValueError, match="read-only"):
         cache.spans[0] = 0
@@ -330,3 +337,38 @@ def test_splits_have_their_shares_and_the_same_kind_of_videos() -> None:
     assert len(parts["test"]) == pytest.approx(0.2 * len(vids), abs=3)
     queries = Counter(Counter(vids[row] for row in parts["test"]).values())
     assert queries == pytest.approx({1: 40, 2: 40, 3: 40}, abs=2)
+
+
+def test_a_folder_that_is_replaced_all_the_time_opens_as_one_cache(tmp_path: Path) -> None:
+    path = make_cache(tmp_path / "c", n=5, seed=0)
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from caches import ARGUMENTS, random_batch
+from vmr_env.caches.reader import write_cache
+for i in range(1, 80):
+    batch = random_batch(5 + i % 3, seed=i % 3, first=100 * (i % 3))
+    write_cache({str(path)!r}, batch, overwrite=True, **ARGUMENTS)
+"""
+    opened = 0
+    with subprocess.Popen([sys.executable, "-c", code]) as writer:
+        while writer.poll() is None:
+            cache = DecoderStateCache.open(path)
+            seed = len(cache) - 5
+            expected = random_batch(5 + seed, seed=seed, first=100 * seed)
+            np.testing.assert_array_equal(cache.spans, expected.spans)
+            assert cache.qids() == expected.qids  # the table, which is read later, is of the same cache
+            opened += 1
+            del cache
+    assert writer.returncode == 0
+    assert opened > 20
+
+
+def test_a_folder_that_never_holds_still_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_cache(tmp_path / "c")
+    moments = iter(range(99))
+    monkeypatch.setattr("vmr_env.caches.reader._stamp", lambda folder: next(moments))
+    with pytest.raises(DataError, match="was replaced 5 times while it was opened; open it again"):
+        DecoderStateCache.open(path)

@@ -1,5 +1,6 @@
 """Ensembles: cross-fitting, choosing, keeping the detector, and their files."""
 
+import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,6 +35,7 @@ from vmr_env.caches.reader import DecoderStateCache, Ragged, write_cache
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.errors import DataError
+from vmr_env.files.objects import read_sealed
 from vmr_env.simulation.simulator import simulate
 
 LATER = 31
@@ -268,7 +270,7 @@ def test_an_ensemble_from_its_file_acts_alike(
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)
-    told = torch.load(path, weights_only=True)["run"]
+    told = torch.load(io.BytesIO(read_sealed(path, "")), weights_only=True)["run"]
     assert told == {"seed": 3, "version": "1", "dataset": "charades"}
     assert [file.name for file in tmp_path.iterdir()] == ["ensemble.pt"]
 
@@ -332,7 +334,7 @@ def test_files_that_do_not_fit_are_refused(
     with pytest.raises(DataError, match="width: is"):
         load_ensemble(path, Scripted, DecoderStateCache.open(pool))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="is no checkpoint"):
+    with pytest.raises(DataError, match="it is damaged"):
         load_ensemble(path, Scripted, late)
     with pytest.raises(DataError, match=r"missing\.pt"):
         load_ensemble(tmp_path / "missing.pt", Scripted, late)

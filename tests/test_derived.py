@@ -1,49 +1,149 @@
-"""Keys of derived tables, and the order of syncing and renaming."""
+"""Tables derived from a cache: what names them, what a damaged cache or table does, and a full disk."""
 
+import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
+import numpy as np
 import pytest
+from caches import ARGUMENTS, make_cache, random_batch
+from test_writing import small_disk
 
-from vmr_env.caches.derived import derived_files
-from vmr_env.files.sync import rename_synced
-
-_FILES = ("spans.npy", "saliency.values.npy", "saliency.offsets.npy", "clips.values.npy", "clips.offsets.npy")
-
-
-def _folder(clip_seconds: float = 1.0, parameters: Any = (1,), **changed: str) -> Path:
-    files = {file: {"sha256": changed.get(file, "0"), "bytes": 1} for file in _FILES}
-    cache: Any = SimpleNamespace(manifest={"files": files, "clip_seconds": clip_seconds})
-    return derived_files("kind", cache, parameters, {"a": (2,)}, lambda tables: tables["a"].fill(3))
+from vmr_env.caches.boundary_features import build_timelines
+from vmr_env.caches.boundary_tables import timelines_of
+from vmr_env.caches.clip_sums import clip_sums_of
+from vmr_env.caches.derived import derived_tables
+from vmr_env.caches.reader import DecoderStateCache, write_cache
+from vmr_env.errors import DataError
 
 
-def test_every_part_of_the_content_changes_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folders = [_folder(), _folder(2.0), _folder(parameters=(2,))] + [_folder(**{f: "1"}) for f in _FILES]
-    assert len(set(folders)) == len(folders)
-    assert _folder() == folders[0]
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The user's cache folder."""
+    monkeypatch.setenv("VMR_ENV_CACHE", str(tmp_path / "user"))
+    return tmp_path / "user"
 
 
-def test_files_are_on_the_disk_before_their_folder_is_renamed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    told: list[str] = []
-    real_sync, real_rename = os.fsync, os.rename
+def names(folder: Path) -> list[str]:
+    """All files and folders below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
-    def sync(handle: int) -> None:
-        told.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
-        real_sync(handle)
 
-    def rename(self: Path, target: Path) -> None:
-        told.append("rename")
-        real_rename(self, target)
+def expected(cache: DecoderStateCache) -> tuple[np.ndarray, ...]:
+    """Timelines computed from the arrays as they are now."""
+    assert cache.saliency is not None
+    curves = [cache.saliency[i] for i in range(len(cache))]
+    arrays = cache.spans, cache.scores, cache.counts, cache.models, cache.durations
+    return tuple(build_timelines(*map(np.array, arrays), cache.manifest["clip_seconds"], curves))
 
-    monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(Path, "rename", rename)
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "a").write_text("a")
-    rename_synced(source, tmp_path / "target")
-    assert told == ["a", "source", "rename", tmp_path.name]
+
+def test_every_file_and_parameter_of_a_cache_names_its_tables(tmp_path: Path, folder: Path) -> None:
+    path = make_cache(tmp_path / "c", full=True)
+    manifest = json.loads((path / "manifest.json").read_text())
+
+    def made(parameters: list[int]) -> int:
+        cache = DecoderStateCache.open(path)
+        derived_tables("kind", cache, [], parameters, lambda part: {"a": np.ones((1, 2), np.float32)})
+        return len(os.listdir(folder / "kind"))
+
+    assert [made([1]), made([1]), made([2])] == [1, 1, 2]
+    for count, entry in enumerate(manifest["files"].values(), 3):
+        entry["sha256"] = "0" * 64
+        (path / "manifest.json").write_text(json.dumps(manifest))
+        assert made([1]) == count
+    manifest["clip_seconds"] = 2.0
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert made([1]) == count + 1
+
+
+FILES = ("spans", "scores", "counts", "models", "durations", "saliency.values", "saliency.offsets")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_copy_leaves_no_tables_for_the_good_one(tmp_path: Path, folder: Path, file: str) -> None:
+    good = make_cache(tmp_path / "good", n=40)
+    shutil.copytree(good, tmp_path / "damaged")
+    path = tmp_path / "damaged" / f"{file}.npy"
+    raw = bytearray(path.read_bytes())
+    raw[-16] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=rf"{file}\.npy: has sha256"):
+        timelines_of(DecoderStateCache.open(tmp_path / "damaged"))
+    assert not [name for name in names(folder) if name.endswith(".npy")]
+    cache = DecoderStateCache.open(good)
+    for found, wanted in zip(timelines_of(cache), expected(cache), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def _flip(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-40, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-40, os.SEEK_END)
+        file.write(bytes([byte ^ 0x40]))
+
+
+DAMAGES: list[Callable[[Path], object]] = [
+    _flip,
+    Path.unlink,
+    lambda path: os.truncate(path, path.stat().st_size - 1),
+    lambda path: os.truncate(path, 0),
+    lambda path: (path.unlink(), path.mkdir()),
+]
+
+
+TABLES = ["points.npy", "proposals.npy", "tables.json"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("damage", range(len(DAMAGES)))
+def test_a_damaged_table_is_made_again(tmp_path: Path, folder: Path, name: str, damage: int) -> None:
+    cache = DecoderStateCache.open(make_cache(tmp_path / "c"))
+    timelines_of(cache)
+    (tables,) = (folder / "timelines").iterdir()
+    DAMAGES[damage](tables / name)
+    for found, wanted in zip(timelines_of(cache), expected(cache), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert os.listdir(folder / "timelines") == [tables.name]
+    assert names(tables) == TABLES
+
+
+def test_good_tables_that_were_moved_are_kept(tmp_path: Path, folder: Path) -> None:
+    cache = DecoderStateCache.open(make_cache(tmp_path / "c"))
+    timelines_of(cache)
+    (tables,) = (folder / "timelines").iterdir()
+    shutil.copytree(tables, tmp_path / "moved")
+    shutil.rmtree(tables)
+    (tmp_path / "moved").rename(tables)
+    inode = (tables / "points.npy").stat().st_ino
+    record = json.loads((tables / "tables.json").read_text())
+    timelines_of(cache)
+    assert (tables / "points.npy").stat().st_ino == inode
+    now = json.loads((tables / "tables.json").read_text())
+    assert now["points"]["sha256"] == record["points"]["sha256"]
+    assert now["points"]["stamp"][1] == inode
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path, folder: Path) -> None:
+    cache = DecoderStateCache.open(make_cache(tmp_path / "c", n=200))
+    says = r"cannot be written \(.*VMR_ENV_CACHE chooses"
+    with small_disk(256), pytest.raises(DataError, match=says) as caught:
+        timelines_of(cache)
+    assert len(caught.value.problems) == 1
+    assert names(folder / "timelines") == []
+    assert len(timelines_of(cache).points) == 200
+
+
+def test_blocks_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = DecoderStateCache.open(write_cache(tmp_path / "c", random_batch(50, full=True), **ARGUMENTS))
+    assert cache.clips is not None
+    monkeypatch.setattr("vmr_env.caches.derived.BLOCK_SAMPLES", 7)
+    sums = clip_sums_of(cache)
+    assert sums is not None
+    for sample in range(50):
+        first, count = sums.firsts[sample], sums.counts[sample]
+        mean = np.asarray(cache.clips[sample], np.float64).mean(axis=0)
+        np.testing.assert_allclose(sums.sums[first + count], mean, rtol=1e-5, atol=1e-6)
+        assert not sums.sums[first].any()

@@ -1,5 +1,6 @@
 """Checkpoints of resumable runs: what goes in comes out, and nothing half-written stays."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from vmr_env.agents.checkpoint import load_run, save_run
 
 from vmr_env.errors import DataError
+from vmr_env.files.objects import write_sealed
 
 RUN = {"seed": 1, "config": {"lr": 0.5, "stages": (1, 2)}}
 
@@ -37,7 +39,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_missing_folder_and_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone/run\.pt: cannot be written"):
         save_run(tmp_path / "gone" / "run.pt", "test", RUN, {})
-    with pytest.raises(DataError, match=r"run\.pt: is no checkpoint"):
+    with pytest.raises(DataError, match=r"run\.pt: cannot be read .*No such file.*remove it to begin anew"):
         load_run(tmp_path / "run.pt", "test", RUN)
 
 
@@ -57,6 +59,8 @@ class Unsafe:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
-    torch.save({"kind": "test", "version": 1, "run": RUN, "state": Unsafe()}, path)
+    content = io.BytesIO()
+    torch.save({"kind": "test", "version": 1, "run": RUN, "state": Unsafe()}, content)
+    write_sealed(path, content.getvalue())
     with pytest.raises(DataError, match="is no checkpoint"):
         load_run(path, "test", RUN)

@@ -3,7 +3,7 @@
 import reprlib
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal
 
@@ -77,6 +77,12 @@ class DataError(ValueError):
         if hidden := len(self.problems) - len(lines):
             lines.append(f"… and {hidden} more problems")
         super().__init__("\n".join(lines))
+
+    def advised(self, advice: str) -> "DataError":
+        """The same error, each of its problems followed by what to do about it."""
+        return DataError(
+            replace(problem, message=f"{problem.message}; {advice}") for problem in self.problems
+        )
 
     def __reduce__(self) -> tuple[type["DataError"], tuple[tuple[Problem, ...]]]:
         # Exceptions pickle by their message; worker processes need the problems back.

@@ -13,9 +13,8 @@ processes that open the store, and a store pickles as its path.
 
 import hashlib
 import json
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -24,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.errors import DataError, Problem, shorten
-from vmr_env.files.sync import rename_synced
 from vmr_env.files.text import PathLike
+from vmr_env.files.writing import NewFolder, writing_errors
 
 FORMAT = "vmr-env-features"
 VERSION = 1
@@ -180,13 +179,14 @@ class FeatureStoreWriter:
         self._dtype = np.dtype(dtype)
         self._dim: int | None = None
         self._lengths: dict[str, int] = {}
-        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
+        self._folder = NewFolder(self.path)
         try:
-            self._temporary.mkdir()
-            self._values = (self._temporary / "values.npy").open("xb")
-        except OSError as error:
-            raise _fail(self.path, f"cannot be written ({error}); expected a writable folder") from error
-        self._values.write(bytes(_NPY_HEADER_BYTES))  # filled in at the end, when the number of rows is known
+            with writing_errors(self.path):
+                self._values = (self._folder.path / "values.npy").open("xb")
+                self._values.write(bytes(_NPY_HEADER_BYTES))  # filled in when the number of rows is known
+        except DataError:
+            self._folder.drop()
+            raise
 
     def __enter__(self) -> "FeatureStoreWriter":
         return self
@@ -196,10 +196,12 @@ class FeatureStoreWriter:
     ) -> None:
         try:
             if kind is None:
-                self._finish()
+                with writing_errors(self.path):
+                    self._finish()
         finally:
-            self._values.close()
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            with suppress(OSError):  # what was not written yet is of no use
+                self._values.close()
+            self._folder.drop()
 
     def add(self, key: str, array: NDArray[Any]) -> None:
         """Append the array ``(T, D)`` of one key.
@@ -221,7 +223,8 @@ class FeatureStoreWriter:
             raise DataError(Problem(str(self.path), None, shorten(key), problem))
         self._dim = array.shape[1]
         self._lengths[key] = len(array)
-        self._values.write(array.tobytes())
+        with writing_errors(self.path):
+            self._values.write(array.tobytes())
 
     def _finish(self) -> None:
         if self._dim is None:
@@ -236,8 +239,9 @@ class FeatureStoreWriter:
         order = np.argsort(encoded)
         if not np.array_equal(order, np.arange(len(keys))):
             self._sort_values(order, lengths, rows)
-        np.save(self._temporary / "offsets.npy", np.concatenate([[0], np.cumsum(lengths[order])]))
-        np.save(self._temporary / "keys.npy", encoded[order])
+        folder = self._folder.path
+        np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths[order])]))
+        np.save(folder / "keys.npy", encoded[order])
         manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -245,25 +249,23 @@ class FeatureStoreWriter:
             "arrays": len(keys),
             "rows": rows,
             "dim": self._dim,
-            "files": {f"{name}.npy": _file_facts(self._temporary / f"{name}.npy") for name in _ARRAYS},
+            "files": {f"{name}.npy": _file_facts(folder / f"{name}.npy") for name in _ARRAYS},
         }
-        (self._temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        try:
-            rename_synced(self._temporary, self.path)
-        except OSError as error:
-            raise _fail(self.path, f"cannot be written ({error}); expected a new folder name") from error
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        self._folder.publish()
 
     def _sort_values(self, order: NDArray[np.intp], lengths: NDArray[np.int64], rows: int) -> None:
         """Bring the arrays into the order of the sorted keys, one at a time (memory stays flat)."""
         assert self._dim is not None
-        unsorted = _map(self._temporary / "values.npy")
+        folder = self._folder.path
+        unsorted = _map(folder / "values.npy")
         ends = np.cumsum(lengths)
-        with open(self._temporary / "sorted.npy", "xb") as file:
+        with open(folder / "sorted.npy", "xb") as file:
             file.write(_npy_header(self._dtype, (rows, self._dim)))
             for index in order:
                 file.write(unsorted[ends[index] - lengths[index] : ends[index]].tobytes())
         del unsorted
-        (self._temporary / "sorted.npy").replace(self._temporary / "values.npy")
+        (folder / "sorted.npy").replace(folder / "values.npy")
 
 
 def import_features(

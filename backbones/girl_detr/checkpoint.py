@@ -6,11 +6,9 @@ a kill at any moment leaves the old one or the new one.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,8 @@ from vmr_env.backbones.girl_detr.official import config_from_options, official_n
 from vmr_env.backbones.girl_detr.weights import state_sha256
 
 from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.files.objects import read_object
+from vmr_env.files.writing import write_bytes, writing_errors
 
 PathLike = str | os.PathLike[str]
 
@@ -56,15 +56,13 @@ def save_checkpoint(folder: PathLike, model: GirlDetr, notes: Mapping[str, Any] 
         "notes": dict(notes or {}),
     }
     text = json.dumps(described, indent=1)
-    try:
+    with writing_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / weights, save(state))
-        _replace(folder / CONFIG_FILE, text.encode())
+        write_bytes(folder / weights, save(state))
+        write_bytes(folder / CONFIG_FILE, text.encode())
         for old in folder.glob("weights-*.safetensors"):
             if old.name != weights:
                 old.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(Problem(str(folder), None, None, f"cannot be written ({error})")) from error
     return digest
 
 
@@ -89,7 +87,7 @@ def load_checkpoint(folder: PathLike) -> GirlDetr:
 def read_manifest(folder: PathLike) -> dict[str, Any]:
     """What ``config.json`` of a checkpoint says: ``config``, ``weights``, ``sha256`` and ``notes``."""
     path = Path(folder) / CONFIG_FILE
-    described = _read_json(path)
+    described = read_object(path)
     if described.get("format") != FORMAT or described.get("version") != VERSION:
         found = f"format {described.get('format')!r}, version {described.get('version')!r}"
         raise _bad(path, f"{found}; expected {FORMAT!r}, version {VERSION}")
@@ -216,7 +214,7 @@ class _Options(NamedTuple):
 
 def _official_options(content: Mapping[str, Any], options: PathLike | None, path: PathLike) -> _Options:
     if options is not None:
-        return _Options(_read_json(Path(options)), os.fspath(options), adds_tef=True)
+        return _Options(read_object(Path(options)), os.fspath(options), adds_tef=True)
     if isinstance(content.get("opt"), argparse.Namespace):
         return _Options(vars(content["opt"]), os.fspath(path), adds_tef=False)
     if isinstance(content.get("config"), dict):
@@ -224,32 +222,8 @@ def _official_options(content: Mapping[str, Any], options: PathLike | None, path
     raise _bad(path, "has no options under 'opt' or 'config'; pass the opt.json that lies beside it")
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file in one step: the target is replaced whole or left as it was."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
 def _bad(path: PathLike, message: str) -> DataError:
     return DataError(Problem(os.fspath(path), None, None, message))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise _bad(path, f"no readable JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise _bad(path, f"{shorten(content)}; expected a JSON object")
-    return content
 
 
 def _unpickle(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from vmr_env.agents.ensemble.cross_fitting import (
     Configured,
     MakeAgent,
@@ -39,6 +39,7 @@ from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.predictions import Prediction
 from vmr_env.envs.actions import FREE
 from vmr_env.errors import DataError, Problem
+from vmr_env.files.writing import write_bytes
 
 Watch = Callable[[Progress], None]
 
@@ -209,7 +210,7 @@ class HeadMethod(Method):
         before = frozen_sha256(model)
         result, steps = self._train(model, fold, seed, settings, watch)
         model.head.load_state_dict(result.head)
-        save_file(result.head, keep.with_name(f"{keep.name}.safetensors"))
+        write_bytes(keep.with_name(f"{keep.name}.safetensors"), save(result.head))
         answers = ranked(fold.test, fold.test_samples, model)
         return Outcome(
             answers, selection_of(result, steps), {"before": before, "after": frozen_sha256(model)}

@@ -5,15 +5,14 @@ start, in units of the whole video, so that the mean over any stretch of clips c
 its length.
 """
 
-from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from vmr_env.arrays import Array, Floats, Ints
+from vmr_env.arrays import Floats, Ints
 from vmr_env.caches.boundary_features import CELLS
-from vmr_env.caches.derived import derived_files
+from vmr_env.caches.derived import derived_tables
+from vmr_env.caches.format import Ragged
 from vmr_env.caches.reader import DecoderStateCache
 
 EDGE_CLIPS = 2
@@ -71,29 +70,26 @@ def clip_sums_of(cache: DecoderStateCache) -> ClipSums | None:
     """Running sums of a cache's clips, memory-mapped; built on first use. None where it has no clips.
 
     Raises:
-        DataError: the user's cache folder cannot be written.
+        DataError: the cache is damaged, or the user's cache folder cannot be written.
     """
-    if cache.clips is None:
+    clips = cache.clips
+    if clips is None:
         return None
-    shape = len(cache.clips.values) + len(cache), cache.clips.values.shape[1]
-    folder = derived_files(
-        "clip-sums", cache, [_VERSION], {"sums": shape}, lambda tables: _fill(cache, tables["sums"])
+    tables = derived_tables(
+        "clip-sums",
+        cache,
+        ("clips.values", "clips.offsets"),
+        [_VERSION],
+        lambda part: {"sums": _sums(clips, part)},
     )
-    offsets = np.asarray(cache.clips.offsets)
-    return ClipSums(_open(folder / "sums.npy"), offsets[:-1] + np.arange(len(cache)), np.diff(offsets))
+    offsets = np.asarray(clips.offsets)
+    return ClipSums(tables["sums"], offsets[:-1] + np.arange(len(cache)), np.diff(offsets))
 
 
-@lru_cache(maxsize=64)
-def _open(path: Path) -> Floats:
-    table: Floats = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    return table
-
-
-def _fill(cache: DecoderStateCache, sums: Array) -> None:
-    assert cache.clips is not None
-    first = 0
-    for i in range(len(cache)):
-        clips = np.asarray(cache.clips[i], np.float64)
-        sums[first] = 0
-        sums[first + 1 : first + 1 + len(clips)] = clips.cumsum(axis=0) / max(len(clips), 1)
-        first += len(clips) + 1
+def _sums(clips: Ragged, part: slice) -> Floats:
+    """Running sums of a range of samples, one after the other."""
+    rows = []
+    for i in range(part.start, part.stop):
+        values = np.asarray(clips[i], np.float64)
+        rows += [np.zeros((1, values.shape[1])), values.cumsum(axis=0) / max(len(values), 1)]
+    return np.concatenate(rows, dtype=np.float32)

@@ -3,20 +3,19 @@
 A cache is a folder with `manifest.json`, `samples.parquet` and one `.npy` file for each array of `ARRAYS`.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vmr_env.data.profiles import PROFILES
 from vmr_env.errors import DataError, Problem, shorten
-from vmr_env.files.text import read_lines
+from vmr_env.files.objects import read_object
 
 FORMAT = "vmr-env-cache"
 VERSION = 1
@@ -150,13 +149,7 @@ def read_manifest(folder: Path) -> Manifest:
         what = "is a file" if folder.exists() else "does not exist"
         raise broken(folder, f"{what}, expected the folder of a decoder-state cache")
     require_file(path)
-    text = "\n".join(read_lines(path))
-    try:
-        raw = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise broken(path, f"is not JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise broken(path, f"holds {shorten(raw)}, expected a JSON object")
+    raw = read_object(path)
     if problems := manifest_problems(str(path), raw):
         raise DataError(problems)
     return cast(Manifest, raw)
@@ -184,11 +177,33 @@ def require_file(path: Path) -> int:
     return size
 
 
-def open_arrays(folder: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """Memory-map every array of a cache, read-only, by name; sizes and headers are checked, contents are not.
+def map_files(folder: Path, manifest: Manifest) -> dict[str, NDArray[np.uint8]]:
+    """Memory-map the bytes of every file of a cache, read-only, by name; sizes are checked, contents are not.
 
     Raises:
-        DataError: a file is missing, cut, no plain C-ordered array, or differs from the manifest.
+        DataError: a file is missing, unreadable, or differs from the manifest in size.
+    """
+    files = {}
+    for file, entry in manifest["files"].items():
+        path = folder / file
+        size = require_file(path)
+        if size != entry["bytes"]:
+            raise broken(path, f"has {size} bytes, expected {entry['bytes']}")
+        try:
+            # A memmap object pays for its bookkeeping on every index; a plain view of its pages does not.
+            files[file] = np.memmap(path, np.uint8, "r").view(np.ndarray)
+        except (OSError, ValueError) as error:
+            raise broken(path, f"cannot be read ({error})") from error
+    return files
+
+
+def open_arrays(
+    folder: Path, manifest: Manifest, files: Mapping[str, NDArray[np.uint8]]
+) -> dict[str, NDArray[Any]]:
+    """The arrays in the mapped files of a cache, by name; headers are checked, contents are not.
+
+    Raises:
+        DataError: a file holds no plain C-ordered array, or another than the manifest tells.
     """
     sizes = {
         "N": manifest["samples"],
@@ -199,16 +214,12 @@ def open_arrays(folder: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
         "X": manifest["dims"].get("text"),
     }
     arrays = {}
-    for file, entry in manifest["files"].items():
-        path = folder / file
-        size = require_file(path)
-        if size != entry["bytes"]:
-            raise broken(path, f"has {size} bytes, expected {entry['bytes']}")
+    for file, raw in files.items():
         if file != SAMPLES_FILE:
             name = file.removesuffix(".npy")
             spec = ARRAYS[name]
             shape = tuple(sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape)
-            arrays[name] = _map(path, size, np.dtype(spec.dtype or manifest["dtype"]), shape)
+            arrays[name] = _array(folder / file, raw, np.dtype(spec.dtype or manifest["dtype"]), shape)
     for name in ("moments", "saliency", "clips"):
         if f"{name}.offsets" in arrays:
             _check_ends(folder, name, arrays)
@@ -222,14 +233,12 @@ _NPY_HEADER = re.compile(
 )
 
 
-def _map(path: Path, size: int, dtype: np.dtype[Any], shape: tuple[int | str | None, ...]) -> NDArray[Any]:
-    """Memory map of one file, as a plain array; "*" in the shape fits any length from 1."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(_NPY_START) + 2)
-            header = file.read(int.from_bytes(start[len(_NPY_START) :], "little"))
-    except OSError as error:
-        raise broken(path, f"cannot be read ({error})") from error
+def _array(
+    path: Path, raw: NDArray[np.uint8], dtype: np.dtype[Any], shape: tuple[int | str | None, ...]
+) -> NDArray[Any]:
+    """The array in the bytes of one file; "*" in the shape fits any length from 1."""
+    start = raw[: len(_NPY_START) + 2].tobytes()
+    header = raw[len(start) : len(start) + int.from_bytes(start[len(_NPY_START) :], "little")].tobytes()
     match = _NPY_HEADER.fullmatch(header)
     if not start.startswith(_NPY_START) or match is None:
         raise broken(path, "does not begin like a plain array in .npy format 1.0")
@@ -244,11 +253,9 @@ def _map(path: Path, size: int, dtype: np.dtype[Any], shape: tuple[int | str | N
     if fortran == "True":
         raise broken(path, "is in Fortran order, expected C order")
     offset = len(start) + len(header)
-    if size != (expected := offset + math.prod(found) * dtype.itemsize):
-        raise broken(path, f"has {size} bytes, expected {expected} for {descr} ({axes})")
-    # A memmap object pays for its bookkeeping on every index; a plain view of the same pages does not.
-    plain: NDArray[Any] = np.memmap(path, dtype, "r", offset, found).view(np.ndarray)
-    return plain
+    if len(raw) != (expected := offset + math.prod(found) * dtype.itemsize):
+        raise broken(path, f"has {len(raw)} bytes, expected {expected} for {descr} ({axes})")
+    return raw[offset:].view(dtype).reshape(found)
 
 
 def _check_ends(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -259,10 +266,6 @@ def _check_ends(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> 
         raise broken(
             path, f"runs from {offsets[0]} to {offsets[-1]}, expected 0 to {total} as in {name}.values"
         )
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
 
 
 def _is_size(value: object) -> bool:

@@ -4,28 +4,30 @@
 stands in `vmr_env.caches.format`.
 """
 
+import hashlib
+import json
+import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.caches.batch import CacheBatch, content_problems
 from vmr_env.caches.format import (
-    MANIFEST_FILE,
     SAMPLES_FILE,
-    Manifest,
     Ragged,
     broken,
+    map_files,
     open_arrays,
     read_manifest,
 )
 from vmr_env.caches.table import Sample, SampleTable, first_repeated
-from vmr_env.caches.writer import CacheWriter, sha256_of, stored_arrays, write_cache
+from vmr_env.caches.writer import CacheWriter, stored_arrays, write_cache
 from vmr_env.data.profiles import get_profile
 from vmr_env.data.splits import split_by_video, video_folds
 from vmr_env.errors import DataError, Problem, shorten
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 _VERIFY_ROWS = 4096
+_OPENINGS = 5  # tries to open a folder that others replace meanwhile
 
 
 class DecoderStateCache:
@@ -72,7 +75,11 @@ class DecoderStateCache:
         text: (N, X), one vector per query, or None.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, arrays: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, path: Path, stamp: "Stamp") -> None:
+        """Map the files of a folder that has this stamp; use `open`."""
+        manifest = read_manifest(path)
+        files = map_files(path, manifest)
+        arrays = open_arrays(path, manifest, files)
         self.path = path
         self.manifest = manifest
         self.spans: NDArray[np.float32] = arrays["spans"]
@@ -88,9 +95,9 @@ class DecoderStateCache:
         self.saliency = _ragged(arrays, "saliency")
         self.clips = _ragged(arrays, "clips")
         self.text: NDArray[Any] | None = arrays.get("text")
-        self._arrays = arrays
-        self._table = SampleTable(path / SAMPLES_FILE, manifest["samples"])
-        self._stamp = _stamp(path)
+        self._arrays, self._files = arrays, files
+        self._table = SampleTable(path / SAMPLES_FILE, files[SAMPLES_FILE], manifest["samples"])
+        self._stamp = stamp
 
     @classmethod
     def open(cls, path: PathLike, checksums: bool = False) -> "DecoderStateCache":
@@ -101,7 +108,8 @@ class DecoderStateCache:
             checksums: also read every file and compare its sha256 with the manifest.
 
         Raises:
-            DataError: the folder is no cache, of another version, or torn; the message names the file.
+            DataError: the folder is no cache, of another version, or torn; the message names the file. Or it
+                was replaced again and again while it was opened.
         """
         try:
             real = Path(path).resolve()
@@ -111,12 +119,25 @@ class DecoderStateCache:
         cache = _OPEN.get(real)
         # A folder that was written anew under the same name is another cache.
         if cache is None or cache._stamp != _stamp(real):
-            manifest = read_manifest(real)
-            cache = cls(real, manifest, open_arrays(real, manifest))
-            _OPEN[real] = cache
+            _OPEN[real] = cache = cls._snapshot(real)
         if checksums:
-            cache._verify_checksums()
+            cache.verify_files(cache.manifest["files"])
         return cache
+
+    @classmethod
+    def _snapshot(cls, path: Path) -> "DecoderStateCache":
+        """All files of one cache, although others may replace the folder at any moment."""
+        for _ in range(_OPENINGS):
+            stamp = _stamp(path)
+            try:
+                cache = cls(path, stamp)
+            except DataError:
+                if stamp == _stamp(path):
+                    raise
+            else:
+                if stamp == _stamp(path):
+                    return cache
+        raise broken(path, f"was replaced {_OPENINGS} times while it was opened; open it again")
 
     def __len__(self) -> int:
         return self.manifest["samples"]
@@ -129,7 +150,12 @@ class DecoderStateCache:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path), self.manifest["files"]["spans.npy"]["sha256"])
+        return _reopen, (str(self.path), self.fingerprint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the hashes that the manifest tells of all files."""
+        return hashlib.sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DecoderStateCache":
         return self
@@ -186,7 +212,7 @@ class DecoderStateCache:
         Raises:
             DataError: listing what is wrong, by file.
         """
-        self._verify_checksums()
+        self.verify_files(self.manifest["files"])
         for name in ("moments", "saliency", "clips"):
             if f"{name}.offsets" in self._arrays and (np.diff(self._arrays[f"{name}.offsets"]) < 0).any():
                 raise broken(self.path / f"{name}.offsets.npy", "falls somewhere, expected it never to fall")
@@ -201,12 +227,20 @@ class DecoderStateCache:
         if problems:
             raise DataError(problems)
 
-    def _verify_checksums(self) -> None:
+    def verify_files(self, names: Iterable[str]) -> None:
+        """Compare the content of files with the manifest, as it is mapped.
+
+        Raises:
+            DataError: with all that differ.
+        """
         problems = []
-        for name, entry in self.manifest["files"].items():
-            found = sha256_of(self.path / name)
-            if found != entry["sha256"]:
-                message = f"has sha256 {found}, expected {entry['sha256']}"
+        for name in names:
+            found, expected = (
+                hashlib.sha256(self._files[name].data).hexdigest(),
+                self.manifest["files"][name]["sha256"],
+            )
+            if found != expected:
+                message = f"has sha256 {found}, expected {expected}; write the cache again"
                 problems.append(Problem(str(self.path / name), None, None, message))
         if problems:
             raise DataError(problems)
@@ -257,21 +291,25 @@ class DecoderStateCache:
 _OPEN: weakref.WeakValueDictionary[Path, DecoderStateCache] = weakref.WeakValueDictionary()
 
 
-def _reopen(path: str, sha256: str) -> DecoderStateCache:
+def _reopen(path: str, fingerprint: str) -> DecoderStateCache:
     """Unpickle a cache; what is on disk now must be what was pickled."""
     cache = DecoderStateCache.open(path)
-    if cache.manifest["files"]["spans.npy"]["sha256"] != sha256:
+    if cache.fingerprint != fingerprint:
         raise broken(cache.path, "was replaced by another cache since it was pickled")
     return cache
 
 
-def _stamp(folder: Path) -> tuple[int, int, int] | None:
-    """What changes when a cache is written anew: the manifest's inode, time and size; None without one."""
+Stamp: TypeAlias = tuple[tuple[str, int, int, int], ...] | None
+
+
+def _stamp(folder: Path) -> Stamp:
+    """What changes when a cache is written anew: inodes, times, sizes of its files; None without a folder."""
     try:
-        status = (folder / MANIFEST_FILE).stat()
+        with os.scandir(folder) as entries:
+            status = {entry.name: entry.stat() for entry in entries}
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return tuple((name, of.st_ino, of.st_mtime_ns, of.st_size) for name, of in sorted(status.items()))
 
 
 def _ragged(arrays: dict[str, NDArray[Any]], name: str) -> Ragged | None:

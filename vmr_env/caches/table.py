@@ -107,8 +107,9 @@ class TableWriter:
 class SampleTable:
     """Lazy reader of a cache's table: nothing is read before the first row or column is asked for."""
 
-    def __init__(self, path: Path, samples: int) -> None:
-        self._path, self._samples = path, samples
+    def __init__(self, path: Path, raw: NDArray[np.uint8], samples: int) -> None:
+        """A table of so many samples, in the mapped bytes of the file at `path`."""
+        self._path, self._raw, self._samples = path, raw, samples
         self._opened: tuple[Any, list[int]] | None = None
         self._groups: dict[int, _Group] = {}
 
@@ -152,11 +153,12 @@ class SampleTable:
     def _open(self) -> tuple[Any, list[int]]:
         """The parquet file and the first row of each of its row groups; checked once."""
         if self._opened is None:
+            import pyarrow as pa
             import pyarrow.parquet as pq
 
             with self._errors():
                 # Mapped, so that processes forked from this one share no file position.
-                file = pq.ParquetFile(self._path, memory_map=True)
+                file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(self._raw)))
             found = file.schema_arrow
             if not found.equals(_schema()):
                 shown = ", ".join(f"{field.name}: {field.type}" for field in found)

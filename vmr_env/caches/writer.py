@@ -3,10 +3,8 @@
 import hashlib
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,10 +33,9 @@ from vmr_env.caches.format import (
 )
 from vmr_env.caches.table import TableWriter, first_repeated
 from vmr_env.errors import DataError, Problem
-from vmr_env.files.sync import rename_synced, sync_folder
+from vmr_env.files.npy import NpyWriter
 from vmr_env.files.text import PathLike
-
-_HEADER_BYTES = 128
+from vmr_env.files.writing import NewFolder, writing_errors
 
 
 class CacheWriter:
@@ -107,21 +104,20 @@ class CacheWriter:
         if problems := manifest_problems("argument", self._manifest, check_files=False):
             raise DataError(problems)
         self._refuse_target()
-        self._temporary = self.path.parent / f".{self.path.name}.{secrets.token_hex(8)}.tmp"
+        self._folder: NewFolder | None = None
         self._layout: Layout | None = None
         self._samples = 0
         self._seen: set[str] = set()
         self._ends: dict[str, int] = {}
-        self._streams: dict[str, _ArrayStream] = {}
+        self._streams: dict[str, NpyWriter] = {}
         self._table: TableWriter | None = None
         self._open = ExitStack()
 
     def __enter__(self) -> "CacheWriter":
-        with self._errors():
-            self._temporary.mkdir(parents=True)
+        self._folder = NewFolder(self.path)
         try:
-            with self._errors():
-                self._table = TableWriter(self._temporary / SAMPLES_FILE)
+            with writing_errors(self.path):
+                self._table = TableWriter(self._folder.path / SAMPLES_FILE)
         except DataError:
             self.abort()
             raise
@@ -139,7 +135,7 @@ class CacheWriter:
             DataError: the batch breaks a rule of `CacheBatch`, differs from the first in layout, or repeats a
                 qid; or the disk refuses.
         """
-        if self._table is None:
+        if self._table is None or self._folder is None:
             raise RuntimeError("CacheWriter.append outside of its `with` block")
         batch = coerced(batch, self._manifest["dtype"])
         layout = layout_of(batch)
@@ -155,15 +151,15 @@ class CacheWriter:
             raise DataError(problems)
         self._layout = layout
         self._seen.update(map(str, batch.qids))
-        with self._errors():
+        with writing_errors(self.path):
             self._table.append(batch)
             for name, array in stored_arrays(batch).items():
-                self._write(name, array)
+                self._write(self._folder.path, name, array)
         self._samples += len(batch)
 
-    def _write(self, name: str, array: Array) -> None:
+    def _write(self, folder: Path, name: str, array: Array) -> None:
         if name not in self._streams:
-            stream = _ArrayStream(self._temporary / f"{name}.npy", array)
+            stream = NpyWriter(folder / f"{name}.npy", array)
             self._streams[name] = self._open.enter_context(closing(stream))
         if name.endswith(".offsets"):
             # Offsets go on where the last batch ended; the leading 0 is written once.
@@ -185,7 +181,7 @@ class CacheWriter:
             DataError: nothing was appended, the notes are not JSON, the target has appeared meanwhile, or the
                 disk refuses.
         """
-        if self._layout is None or self._table is None:
+        if self._layout is None or self._table is None or self._folder is None:
             raise DataError(
                 Problem(str(self.path), None, None, "nothing was appended, expected at least one batch")
             )
@@ -194,18 +190,19 @@ class CacheWriter:
         manifest["dims"] = {name: width for name, width in widths.items() if width is not None}
         manifest["d"], manifest["proposals"], manifest["samples"] = layout.d, layout.proposals, self._samples
         manifest["notes"] = dict(notes or {})
-        with self._errors():
+        with writing_errors(self.path):
             self._table.close()
             for stream in self._streams.values():
                 stream.finish()
             self._open.close()
-            manifest["files"] = {path.name: _entry(path) for path in sorted(self._temporary.iterdir())}
+            manifest["files"] = {path.name: _entry(path) for path in sorted(self._folder.path.iterdir())}
             try:
                 text = json.dumps(manifest, indent=1, allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise DataError(Problem("argument", None, "notes", f"are not JSON ({error})")) from None
-            (self._temporary / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
-            self._publish()
+            (self._folder.path / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+        self._refuse_target()
+        self._folder.publish(replace=self._overwrite)
         return self.path
 
     def abort(self) -> None:
@@ -215,22 +212,8 @@ class CacheWriter:
             if self._table is not None:
                 self._table.drop()
         self._table = None
-        shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def _publish(self) -> None:
-        self._refuse_target()
-        old = self._temporary.with_suffix(".old")
-        replaces = self.path.exists()
-        sync_folder(self._temporary)  # before the old folder goes
-        if replaces:
-            self.path.rename(old)
-        try:
-            rename_synced(self._temporary, self.path)
-        except BaseException:
-            if replaces:
-                old.rename(self.path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        if self._folder is not None:
+            self._folder.drop()
 
     def _refuse_target(self) -> None:
         """Stop before a folder is replaced that is no cache, or that nobody asked to replace."""
@@ -247,15 +230,6 @@ class CacheWriter:
                 self.path,
                 "exists and is no decoder-state cache, so it is not overwritten; remove it yourself",
             )
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise broken(
-                self.path, f"cannot be written ({error}); expected room in an existing folder"
-            ) from error
 
 
 def write_cache(
@@ -290,30 +264,6 @@ def stored_arrays(batch: CacheBatch) -> dict[str, Array]:
         if rows is not None:
             arrays |= {f"{name}.values": rows.values, f"{name}.offsets": rows.offsets}
     return {name: array for name, array in arrays.items() if array is not None}
-
-
-class _ArrayStream:
-    """A `.npy` file that grows along its first axis; its header is written last, into room kept for it."""
-
-    def __init__(self, path: Path, array: Array) -> None:
-        self._file = open(path, "wb")  # noqa: SIM115  # open for as long as the stream is
-        self._dtype, self._tail = array.dtype.newbyteorder("<"), array.shape[1:]
-        self._file.write(bytes(_HEADER_BYTES))
-        self.rows = 0
-
-    def append(self, array: Array) -> None:
-        np.ascontiguousarray(array, self._dtype).tofile(self._file)
-        self.rows += len(array)
-
-    def finish(self) -> None:
-        shape = (self.rows, *self._tail)
-        header = f"{{'descr': {self._dtype.str!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
-        prefix = b"\x93NUMPY\x01\x00" + (_HEADER_BYTES - 10).to_bytes(2, "little")
-        self._file.seek(0)
-        self._file.write(prefix + header.encode().ljust(_HEADER_BYTES - 11) + b"\n")
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def sha256_of(path: Path) -> str:

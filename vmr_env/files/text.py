@@ -1,14 +1,13 @@
 """Reading and writing whole text files, plain or gzipped by suffix; every failure is one `DataError`."""
 
-import contextlib
 import gzip
 import os
-import secrets
 import zlib
 from pathlib import Path
 from typing import TypeAlias
 
 from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.files.writing import write_bytes
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -81,21 +80,8 @@ def write_text(path: PathLike, text: str) -> None:
         DataError: the folder is missing, the target is a folder, or writing fails; nothing is left behind.
     """
     path = Path(name_of(path))
-    # Beside the target, so that it can be renamed onto it.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         raw = text.encode("utf-8")
-        if path.suffix == ".gz":
-            raw = gzip.compress(raw, mtime=0)
-        with open(temporary, "xb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        message = f"cannot be written ({reason}); expected a file in an existing, writable folder"
-        raise _fail(path, message) from error
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            os.unlink(temporary)
+    except UnicodeEncodeError as error:
+        raise _fail(path, f"cannot be written ({error}); expected text without lone surrogates") from None
+    write_bytes(path, gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
