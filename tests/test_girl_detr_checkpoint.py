@@ -278,7 +278,7 @@ def test_torn_or_edited_checkpoints(tmp_path: Path, changes: dict[str, Any], mes
 
 
 def test_missing_and_broken_manifests(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"config\.json: no readable JSON"):
+    with pytest.raises(DataError, match=r"config\.json does not exist"):
         load_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(DataError, match="expected a JSON object"):

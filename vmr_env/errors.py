@@ -19,7 +19,7 @@ class _Short(reprlib.Repr):
         return self.repr1(array.tolist(), level)
 
     def repr_instance(self, value: Any, level: int) -> str:
-        if hasattr(value, "dtype") and hasattr(value, "item"):  # a number of NumPy's
+        if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a number of NumPy's or PyTorch's
             return self.repr1(value.item(), level)
         if value is None or isinstance(value, (bool, float, complex, bytes)):
             return super().repr_instance(value, level)
