@@ -77,6 +77,10 @@ def problem(n: int = 120, *, told: bool = True, seed: int = 0) -> Timelines:
     return Timelines([predictions], annotations, Rows(rows), queries, GRID)
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
 def slow_tiou(a: tuple[float, float], b: tuple[float, float]) -> float:
     common = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
     return common / (a[1] - a[0] + b[1] - b[0] - common)
@@ -239,6 +243,26 @@ def test_it_learns_what_evidence_tells_and_nothing_from_noise(told: bool) -> Non
         assert learnt > without + 0.2
     else:
         assert learnt < without + 0.08
+
+
+def test_wide_vectors_of_length_1_are_learnt_from_few_queries() -> None:
+    """Sentence vectors have 384 small components; made large, 120 queries are learnt by heart instead."""
+    rng = np.random.default_rng(0)
+    narrow = problem(180)
+    rows, queries = Rows({}), {}
+    rows.dim = 384
+    for annotation, clips in zip(narrow.annotations, narrow.clips, strict=True):
+        vector, features = unit(rng.normal(size=384)), unit(rng.normal(size=(clips, 384)))
+        start, end = (annotation.moments[0] / 2).astype(int)
+        features[start:end] = unit(features[start:end] + 0.4 * vector)
+        rows.rows[annotation.vid] = features.astype(np.float32)
+        queries[str(annotation.qid)] = vector[None].astype(np.float32)
+    timelines = Timelines(narrow.models, narrow.annotations, rows, queries, GRID)
+    held_out = list(range(120, 180))
+    probabilities = distribution([train(timelines, 0, CONFIG, rows=range(120))], timelines, held_out)
+    overlaps = best_overlap(timelines.spans, timelines.moments(held_out))
+    found = overlaps.gather(1, best_utility(timelines, probabilities)[:, None])
+    assert float(found.mean()) > 0.94  # 0.99; with the vectors times sqrt(384) 0.88
 
 
 def test_bad_input_is_one_clear_error() -> None:

@@ -40,7 +40,6 @@ class DenseNetwork(nn.Module):
             dropout: probability.
         """
         super().__init__()
-        self._scale = math.sqrt(dim)  # vectors of length 1 have components of about 1 after it
         self.clip_map = nn.Linear(dim, channels)
         self.query_map = nn.Linear(dim, channels, bias=False)
         self.product_map = nn.Linear(dim, channels, bias=False)
@@ -87,8 +86,8 @@ class DenseNetwork(nn.Module):
     def _states(self, batch: Batch) -> Tensor:
         """(B, L, channels), zero beyond the video."""
         inside = batch.clip_mask.unsqueeze(2)
-        clips, query = self._scale * batch.clips, self._scale * batch.query.unsqueeze(1)
-        states = self.clip_map(clips) + self.query_map(query) + self.product_map(clips * query)
+        query = batch.query.unsqueeze(1)
+        states = self.clip_map(batch.clips) + self.query_map(query) + self.product_map(batch.clips * query)
         states = self.dropout(states + self.channel_map(batch.channels)) * inside
         for convolution, norm in zip(self.convolutions, self.norms, strict=False):
             change = convolution((norm(states) * inside).transpose(1, 2)).transpose(1, 2)
