@@ -16,7 +16,7 @@ from torch import nn
 from vmr_env.agents.base import Metrics
 from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
-from vmr_env.agents.ppo import entropy
+from vmr_env.agents.policy_gradient import entropy
 
 from vmr_env.envs.vector_env import VMRVectorEnv
 

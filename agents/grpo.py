@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vmr_env.agents.base import Metrics
 from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
-from vmr_env.agents.ppo import entropy
+from vmr_env.agents.policy_gradient import clipped_gain, entropy
 from vmr_env.agents.rollout import drawn
 
 from vmr_env.envs.vector_env import VMRVectorEnv
@@ -104,8 +104,7 @@ class GRPO(PolicyAgent):
                 said: PolicyValue = network(part.observations, part.masks)
                 log_policy = said.logits.log_softmax(-1)
                 ratio = (log_policy.gather(1, part.actions[:, None])[:, 0] - part.log_probs).exp()
-                limited = ratio.clamp(1 - config.clip, 1 + config.clip)
-                policy = -torch.minimum(ratio * part.advantages, limited * part.advantages).mean()
+                policy = -clipped_gain(ratio, part.advantages, config.clip)
                 spread = entropy(log_policy)
                 loss = policy - config.entropy * spread
                 descend(loss, optimiser, config.max_norm, policy=policy, entropy=spread)

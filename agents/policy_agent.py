@@ -30,13 +30,6 @@ class Member(nn.Module):
         self.optimiser = torch.optim.AdamW(network.parameters(), lr, weight_decay=weight_decay, fused=True)
 
 
-def standardised(advantages: Tensor) -> Tensor:
-    """Advantages less their mean, in units of their deviation; a single one, which has none, as it is."""
-    if advantages.numel() < 2:
-        return advantages
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-
-
 def descend(loss: Tensor, optimiser: torch.optim.Optimizer, max_norm: float, **figures: Tensor) -> None:
     """One step down a loss's gradient, scaled down where its norm is above `max_norm`.
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from vmr_env.agents.base import Metrics
 from vmr_env.agents.networks import PolicyValue, check_kind
-from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend, standardised
-from vmr_env.agents.rollout import Rollout, gae, mean_episode_return
+from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
+from vmr_env.agents.policy_gradient import clipped_gain, entropy, gae, standardised
+from vmr_env.agents.rollout import Rollout, mean_episode_return
 
 from vmr_env.envs.vector_env import VMRVectorEnv
 
@@ -109,17 +110,8 @@ class PPO(PolicyAgent):
         said: PolicyValue = network(observations, masks)
         log_policy = said.logits.log_softmax(-1)
         ratio = (log_policy.gather(1, actions[:, None])[:, 0] - old_log_probs).exp()
-        advantages = standardised(advantages)
-        limited = ratio.clamp(1 - self.config.clip, 1 + self.config.clip)
-        policy = -torch.minimum(ratio * advantages, limited * advantages).mean()
+        policy = -clipped_gain(ratio, standardised(advantages), self.config.clip)
         return policy, (said.values - returns).square().mean(), entropy(log_policy)
-
-
-def entropy(log_policy: Tensor) -> Tensor:
-    """Mean entropy of (B, A) log-probabilities, -inf where an action is impossible: scalar, in nats."""
-    # 0 * -inf has no gradient; and numbers whose exponential is not normal take 30 times as long.
-    finite = log_policy.clamp_min(-80)
-    return -(finite.exp() * finite).sum(-1).mean()
 
 
 def _metrics(rollout: Rollout, losses: tuple[Tensor, ...]) -> Metrics:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from vmr_env.agents.base import Metrics
 from vmr_env.agents.networks import PolicyValue
-from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend, standardised
-from vmr_env.agents.ppo import entropy
-from vmr_env.agents.rollout import gae, mean_episode_return
+from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
+from vmr_env.agents.policy_gradient import entropy, gae, standardised
+from vmr_env.agents.rollout import mean_episode_return
 
 from vmr_env.envs.vector_env import VMRVectorEnv
 

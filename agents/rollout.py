@@ -1,4 +1,4 @@
-"""Collecting experience on the vector environment, and advantages."""
+"""Collecting experience on the vector environment."""
 
 from typing import Any, NamedTuple
 
@@ -151,39 +151,6 @@ def drawn(policy: Tensor, generator: torch.Generator) -> Tensor:
     if not policy.isfinite().all():
         raise FloatingPointError("the policy has probabilities that are not finite")
     return torch.multinomial(policy, 1, generator=generator)
-
-
-def gae(
-    rewards: Tensor,
-    values: Tensor,
-    ends: Tensor,
-    gamma: float,
-    lam: float,
-    cut_values: Tensor | None = None,
-) -> Tensor:
-    """Generalised advantage estimates (Schulman et al., 2016, eq. 16).
-
-    A_t = sum_k (gamma lam)^k (r_{t+k} + gamma V_{t+k+1} - V_{t+k}), cut at the episode's end, after which V
-    is 0, or what the state is worth in which a time limit cut the episode off.
-
-    Args:
-        rewards: (T, N).
-        values: (T + 1, N).
-        ends: (T, N), 1.0 where the episode ended.
-        gamma: discount.
-        lam: 0 trusts the values, 1 the returns.
-        cut_values: (T, N), values of the states in which episodes were cut off, 0 elsewhere; None where none
-            was.
-    """
-    advantages = torch.zeros_like(rewards)
-    following = torch.zeros_like(rewards[0])
-    beyond = torch.zeros_like(rewards) if cut_values is None else cut_values
-    for t in reversed(range(len(rewards))):
-        goes_on = 1 - ends[t]
-        error = rewards[t] + gamma * (goes_on * values[t + 1] + beyond[t]) - values[t]
-        following = error + gamma * lam * goes_on * following
-        advantages[t] = following
-    return advantages
 
 
 def mean_episode_return(rollout: Rollout) -> float:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: small networks, and other tests
+
 SHARED = Path(os.environ.get("VMR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 

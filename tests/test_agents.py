@@ -14,7 +14,8 @@ from vmr_env.agents.checkpoint import load_run, save_run
 from vmr_env.agents.evaluation import refine
 from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
 from vmr_env.agents.policy_agent import PolicyAgent
-from vmr_env.agents.ppo import PPO, PPOConfig, entropy
+from vmr_env.agents.policy_gradient import entropy
+from vmr_env.agents.ppo import PPO, PPOConfig
 from vmr_env.agents.reinforce import Reinforce, ReinforceConfig
 from vmr_env.agents.sb3.vec_env import SB3A2C, SB3PPO
 

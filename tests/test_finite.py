@@ -9,7 +9,8 @@ import torch
 from refinement import environment, short_cache, user_cache_in
 from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
 from vmr_env.agents.grpo import GRPO, GRPOConfig
-from vmr_env.agents.policy_agent import PolicyAgent, standardised
+from vmr_env.agents.policy_agent import PolicyAgent
+from vmr_env.agents.policy_gradient import standardised
 from vmr_env.agents.ppo import PPO, PPOConfig
 from vmr_env.agents.reinforce import Reinforce, ReinforceConfig
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from vmr_env.agents.expected_gain import ExpectedGain
 from vmr_env.agents.grpo import GRPO, GRPOConfig
 from vmr_env.agents.networks import RefinementNetwork
+from vmr_env.agents.policy_gradient import gae
 from vmr_env.agents.ppo import PPO
 from vmr_env.agents.reinforce import Reinforce
-from vmr_env.agents.rollout import Collector, Rollout, gae, mean_episode_return
+from vmr_env.agents.rollout import Collector, Rollout, mean_episode_return
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.vector_env import VMRVectorEnv

@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
+from vmr_env.agents import policy_gradient
 from vmr_env.agents.stepwise.policy import DiscretePolicy, boundaries
 from vmr_env.agents.tprl.losses import Moments, overlap
 
@@ -54,11 +55,8 @@ def step_rewards(spans: Tensor, moments: Tensor) -> Tensor:
 
 def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Advantages and returns ``(T, M)`` of whole episodes: nothing follows the last step."""
-    advantages = torch.zeros_like(rewards)
-    advantage = following = torch.zeros_like(rewards[0])
-    for step in reversed(range(len(rewards))):
-        advantage = rewards[step] + gamma * following - values[step] + gamma * lam * advantage
-        advantages[step], following = advantage, values[step]
+    nothing = torch.zeros_like(rewards)
+    advantages = policy_gradient.gae(rewards, torch.cat([values, nothing[:1]]), nothing, gamma, lam)
     return advantages, advantages + values
 
 

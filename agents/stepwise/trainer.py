@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 from vmr_env.agents.checkpoint import load_run, save_run
+from vmr_env.agents.policy_gradient import clipped_gain, standardised
 from vmr_env.agents.settings import check_ranges
 from vmr_env.agents.stepwise.data import SceneBatches
 from vmr_env.agents.stepwise.objectives import Matched, gae, match, oracle_loss, step_rewards, tiou
@@ -317,17 +318,14 @@ class StepwiseTrainer:
             before = self.policy.judge(rollout)
             rewards = step_rewards(rollout.spans, moments)
             advantages, returns = gae(rewards, before.values, config.gamma, config.gae_lambda)
-            # A single advantage has no deviation to be divided by.
-            if advantages.numel() > 1:
-                advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            advantages = standardised(advantages)
         reached = tiou(rollout.spans[1:], moments)
         seen = []
         for _ in range(config.passes):
             judged = self.policy.judge(rollout, gate_learns=False)
             ratio = (judged.log_probs - before.log_probs).exp()
-            bounded = ratio.clamp(1 - config.ratio_clip, 1 + config.ratio_clip)
             losses = {
-                "policy": -torch.minimum(ratio * advantages, bounded * advantages).mean(),
+                "policy": -clipped_gain(ratio, advantages, config.ratio_clip),
                 "value": F.mse_loss(judged.values, returns),
                 "entropy": judged.entropies.mean(),
             }

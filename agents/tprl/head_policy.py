@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from vmr_env.agents.policy_gradient import clipped_gain, standardised
 from vmr_env.agents.tprl.data import Batch
 from vmr_env.agents.tprl.head_config import HeadConfig, Rule
 from vmr_env.agents.tprl.head_training import HeadTrainer
@@ -198,8 +199,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
         for _ in range(config.passes):
             said: Said = self.policy(batch.states, batch.references)
             ratio = (self.policy.log_prob(said, drawn, chooses=chooses) - drawn.log_probs).exp()
-            limited = ratio.clamp(1 - config.ratio_clip, 1 + config.ratio_clip)
-            gain = torch.minimum(ratio * drawn.advantages, limited * drawn.advantages).mean()
+            gain = clipped_gain(ratio, drawn.advantages, config.ratio_clip)
             value = (said.values[:, None] - drawn.rewards).square().mean()
             kl = torch.zeros(()) if came is None else self._divergence(said, came, drawn, chooses)
             self._descend(config.kl * kl + value - gain)
@@ -227,8 +227,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
             spread = rewards.std(1, keepdim=True).clamp(min=_LEAST_STD)
             advantages = (rewards - rewards.mean(1, keepdim=True)) / spread
         else:
-            advantages = rewards - said.values[:, None]
-            advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+            advantages = standardised(rewards - said.values[:, None])
         drawn = Drawn(choice, bounds, scale, torch.empty(0), advantages, rewards)
         return drawn._replace(log_probs=self.policy.log_prob(said, drawn, chooses="switch" in stage.actions))
 
