@@ -103,13 +103,14 @@ def test_from_data_to_table(
     out = folder / "out"
     own = ["--agent", "own_agent:MyAgent"]
     assert main([*data, "--agents", "expected_gain", *own, *QUICK, "--out", "out"]) == 0
-    printed, progress = capsys.readouterr()
-    assert "own_agent.MyAgent-seed1-fold0" in progress
+    printed, _ = capsys.readouterr()
+    assert printed.endswith("Report: out/report.html\n")
+    assert "own_agent:MyAgent: R1@0.7 +0.0 [+0.0, +0.0]: fell back to the detector in every run\n" in printed
     lines = [line.split(" | ")[0].strip("| ") for line in printed.splitlines() if line.startswith("| ")]
     assert lines == [
         "agent",
         "detector (simulated detector)",
-        "stop at once",
+        "stop",
         "random",
         "greedy oracle (ceiling)",
         "constant window (best R1@0.5)",
@@ -133,7 +134,7 @@ def test_from_data_to_table(
         assert official == {name: brief[f"MR-full-{name}"] for name in official}
     references = record["references"]
     detector = record["detectors"]["detector (simulated detector)"]
-    assert references["stop at once"]["figures"] == detector
+    assert references["stop"]["figures"] == detector
     assert references["greedy oracle (ceiling)"]["figures"]["mIoU"] > detector["mIoU"] + 5
     assert references["random"]["figures"]["mIoU"] < detector["mIoU"]
     # Stopping gains nothing, so the guard leaves the detector's moments alone.
@@ -220,7 +221,7 @@ def test_an_interruption_before_any_unit_still_leaves_the_references(
     assert main([*data, "--agents", "ppo", *QUICK, "--out", str(tmp_path / "out")]) == 130
     record = _results(tmp_path / "out")
     assert record["agents"] == {}
-    assert "stop at once" in record["references"]
+    assert "stop" in record["references"]
 
 
 def test_processes_side_by_side_give_the_same_numbers(data: list[str], folder: Path) -> None:

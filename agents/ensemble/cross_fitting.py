@@ -69,6 +69,8 @@ class Progress:
     metrics: Metrics
     gain: float | None
     """Mean gain in `quality` on the samples held out, when it was just measured."""
+    members: int = 1
+    """Members of the ensemble."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def cross_fit(
                 judged.append(quality(refined[-1].after) - quality(refined[-1].before))
                 gain = float(judged[-1].mean())
             steps += int(metrics.get("charts/steps", 0))
-            watch(Progress(member, number, last, steps, metrics, gain))
+            watch(Progress(member, number, last, steps, metrics, gain, members))
         agents.append(agent)
         snapshots.append(kept)
         gains.append(judged)

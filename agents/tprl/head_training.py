@@ -142,7 +142,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
             checkpoint: File to write after every evaluation, in one step; None for none.
             resume: Continue from `checkpoint` if it exists; the result equals that of an uninterrupted run.
             progress: Show a progress bar.
-            watch: Told each row of the history.
+            watch: Told each row of the history, and the "gain" in quality since the start, in points.
 
         Raises:
             DataError: A cache has no decoder states, or the checkpoint is damaged or of another run.
@@ -167,7 +167,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
             after = propose(self.averaged, held_out)
             row |= validate(*after) | uses(before, after, validation, validation_rows)
             self._record(result, row)
-            watch(row)
+            watch({**row, "gain": row["quality"] - result.history[0]["quality"]})
             if checkpoint is not None:
                 self._save(checkpoint, run, int(row["epoch"]) + 1, result)
         return result

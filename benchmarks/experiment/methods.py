@@ -229,18 +229,20 @@ class HeadMethod(Method):
     ) -> tuple[HeadResult, int]:
         """The chosen head, and how many samples were learnt from."""
         epochs, samples = self.trainer(model, seed).epochs, len(fold.train_samples)
+        members = settings.members if fold.select is None else 1
 
         def told(member: int, row: Figures) -> None:
             losses = {name: value for name, value in row.items() if name.startswith("losses/")}
             done = int(row["epoch"]) + 1
-            watch(Progress(member, done, epochs, done * samples, losses, None))
+            gain = row["gain"] / 100 if "gain" in row else None
+            watch(Progress(member, done, epochs, done * samples, losses, gain, members))
 
         if fold.select is None:
             result = cross_fit_head(
                 lambda each: self.trainer(model, each),
                 fold.train,
                 fold.train_samples,
-                members=settings.members,
+                members=members,
                 seed=seed,
                 watch=told,
             )

@@ -1,11 +1,23 @@
-"""How far the runs of an experiment are: shown while they go on, and logged."""
+"""How far the runs of an experiment are: shown while they go on, and logged.
 
+On a terminal a bar, with the time that is left from the first round on; elsewhere, as in the log of a job, a
+line every 30 seconds. Both tell what the running agents gain on samples that are held out from them.
+"""
+
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run
+
+EVERY = 30.0
+"""Seconds between two lines."""
+
+_BAR = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left; {postfix}"
 
 
 class Watcher:
@@ -14,15 +26,37 @@ class Watcher:
     Args:
         experiment: what the runs are of.
         folder: of the logs.
+        stream: where progress is shown.
+        clock: tells the time in seconds.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         runs = list(experiment.runs())
-        done = sum(map(experiment.is_done, runs))
-        self._bar = tqdm(total=len(runs), initial=done, unit="run", dynamic_ncols=True)
+        self._runs = len(runs)
+        self._found = self._done = sum(map(experiment.is_done, runs))
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._began = self._told = clock()
         self._running: dict[Run, Progress] = {}
+        self._gains: dict[Run, float] = {}
         self._folder = folder
         self._logs: dict[Run, Any] = {}
+        self._bar: tqdm[Any] | None = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=self._runs,
+                initial=self._found,
+                file=self._stream,
+                dynamic_ncols=True,
+                smoothing=0,  # the time left by the mean speed: runs are not alike
+                bar_format=_BAR,
+            )
 
     def __enter__(self) -> "Watcher":
         return self
@@ -30,17 +64,15 @@ class Watcher:
     def __exit__(self, *_: object) -> None:
         for log in self._logs.values():
             log.close()
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def progress(self, run: Run, now: Progress) -> None:
         """A round is over."""
         self._running[run] = now
-        self._bar.set_postfix_str(
-            "; ".join(
-                f"{run.name} member {at.member + 1}, round {at.round}/{at.rounds}"
-                for run, at in self._running.items()
-            )
-        )
+        if now.gain is not None:
+            self._gains[run] = now.gain
+        self._show()
         if run not in self._logs:
             self._logs[run] = _open_log(self._folder / run.name)
         at = now.member * now.rounds + now.round
@@ -52,9 +84,46 @@ class Watcher:
     def finished(self, run: Run) -> None:
         """A run has its result."""
         self._running.pop(run, None)
+        self._done += 1
+        self._show()
         if run in self._logs:
             self._logs.pop(run).close()
-        self._bar.update()
+
+    def _show(self) -> None:
+        """Move the bar, or write a line where it is time for one."""
+        if self._bar is not None:
+            self._bar.n = self._amount()
+            self._bar.set_postfix_str("; ".join(map(self._state, self._running)))
+            return
+        now = self._clock()
+        if now - self._told < EVERY:
+            return
+        self._told = now
+        done = self._amount() - self._found
+        seconds = now - self._began
+        left = "" if done <= 0 else f", about {_minutes(seconds * (self._runs - self._amount()) / done)} left"
+        states = "".join(f"; {self._state(run)}" for run in self._running)
+        line = f"{_minutes(seconds)}{left}: {self._done} of {self._runs} runs done{states}"
+        print(line, file=self._stream, flush=True)
+
+    def _amount(self) -> float:
+        """Runs that are done, and the parts of those that go on."""
+        return self._done + sum(
+            (now.member * now.rounds + now.round) / (now.members * now.rounds)
+            for now in self._running.values()
+        )
+
+    def _state(self, run: Run) -> str:
+        """Where a run is, and what it gains by now."""
+        now = self._running[run]
+        member = f" member {now.member + 1} of {now.members}," if now.members > 1 else ""
+        gain = f", held-out gain {100 * self._gains[run]:+.2f} points" if run in self._gains else ""
+        return f"{run.name}{member} round {now.round} of {now.rounds}{gain}"
+
+
+def _minutes(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02}"
 
 
 def _open_log(folder: Path) -> Any:

@@ -54,6 +54,7 @@ from vmr_env.benchmarks.experiment.results import (
 from vmr_env.benchmarks.report.curves import draw_changes, draw_curves
 from vmr_env.benchmarks.report.html import PAGE_FILE, Given, gather, write_report
 from vmr_env.benchmarks.report.trajectories import Trajectory, trajectories
+from vmr_env.benchmarks.report.verdicts import lines
 
 import vmr_env
 from vmr_env.caches.from_predictions import model_name
@@ -65,7 +66,7 @@ from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.files.text import write_text
 from vmr_env.metrics.baselines import OBJECTIVES
 
-STOP_AT_ONCE = "stop at once"
+STOP = "stop"
 FROM_POOL = "Δ mAP from the pool unlearnt"
 POOL_NOTE = (
     "Of a pool, the difference in mAP from the detector is mostly the other files' windows, which answers "
@@ -102,7 +103,7 @@ def references(folds: Sequence[Fold], options: Mapping[str, Any]) -> dict[str, l
         return refine(agent.act, fold.test, fold.test_samples, options, enter=agent.enter)
 
     of_fold: dict[str, Callable[[Fold, VMRVectorEnv], Refined]] = {
-        STOP_AT_ONCE: stop,
+        STOP: stop,
         "random": chance,
         "greedy oracle (ceiling)": oracle,
     }
@@ -162,7 +163,7 @@ def detectors(folds: Sequence[Fold], files: Sequence[Path], stopped: list[Predic
 def report(
     experiment: Experiment, detector_files: Sequence[Path], command: str, notes: Sequence[str] = ()
 ) -> str:
-    """Write all that is known of the runs that are done; returns the table.
+    """Write all that is known of the runs that are done; returns the table, and what it says in words.
 
     Args:
         experiment: its results are read from its folder, and written there.
@@ -175,7 +176,7 @@ def report(
     standing = references(experiment.folds, experiment.settings.environment)
     if experiment.settings.submission_times:
         standing = {name: rounded(answers, profile) for name, answers in standing.items()}
-    published = detectors(experiment.folds, detector_files, standing[STOP_AT_ONCE])
+    published = detectors(experiment.folds, detector_files, standing[STOP])
     record: dict[str, Any] = {
         "run": {**_provenance(experiment, command), "notes": list(notes)},
         "detectors": {name: figures(answers, truth) for name, answers in published.items()},
@@ -191,7 +192,7 @@ def report(
     given: dict[str, dict[int, Given]] = {}
 
     pooled = len(experiment.folds[0].test.manifest["models"]) > 1
-    unlearnt = query_scores(standing[STOP_AT_ONCE], truth, profile)
+    unlearnt = query_scores(standing[STOP], truth, profile)
 
     def from_pool(answers: Sequence[Sequence[Prediction]]) -> dict[str, Difference]:
         """Difference from the pool unlearnt, where there is a pool."""
@@ -239,7 +240,7 @@ def report(
             **{f"Δ {measure}": change[measure] for measure in MEASURES},
             **from_pool(answers_of_seeds),
             "seeds": f"{len(done)}/{experiment.seeds}",
-            "kept detector": f"{kept}/{len(runs)}",
+            "fell back to detector": f"{kept}/{len(runs)}",
             "steps/s": f"{steps / seconds:,.0f}" if steps else None,
             "s": f"{seconds:.0f}",
         }
@@ -262,15 +263,16 @@ def report(
     text = "\n\n".join([heading, table(rows), *notes]) + "\n"
     write_text(experiment.folder / "table.md", text)
     write_text(experiment.folder / "results.json", json.dumps(record, indent=1) + "\n")
-    page = gather(heading, record, truth, published[compared_with], standing[STOP_AT_ONCE], given, trainings)
+    page = gather(heading, record, truth, published[compared_with], standing[STOP], given, trainings)
     write_text(experiment.folder / PAGE_FILE, json.dumps(page))
-    write_report(experiment.folder)
+    page_path = write_report(experiment.folder)
     if trainings:
         manifest = experiment.folds[0].train.manifest
         title = f"{manifest['dataset']}, source {manifest['source']}"
         draw_curves(experiment.folder / "curves.png", trainings, title)
         draw_changes(experiment.folder / "changes.png", changes, title)
-    return text
+    said = "\n".join([*lines(record), f"Report: {page_path}"])
+    return f"{text}\n{said}"
 
 
 def trajectories_of(runs: Sequence[RunResult], experiment: Experiment) -> Mapping[str, Trajectory] | None:
