@@ -5,6 +5,7 @@ Exit codes: 0 all is well, 1 the data have problems, 2 the command was wrong, 13
 
 import click
 from vmr_env.benchmarks.cli.cache import cache
+from vmr_env.benchmarks.cli.convert import convert
 from vmr_env.benchmarks.cli.evaluate import evaluate
 from vmr_env.benchmarks.cli.play import play
 from vmr_env.benchmarks.cli.programs import bench, encode, graft, predict, tprl, train
@@ -13,7 +14,7 @@ from vmr_env.benchmarks.cli.validate import validate
 
 import vmr_env
 
-COMMANDS = (train, cache, tprl, predict, graft, evaluate, validate, encode, play, report, bench)
+COMMANDS = (train, cache, tprl, predict, graft, convert, evaluate, validate, encode, play, report, bench)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

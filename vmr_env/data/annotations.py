@@ -1,5 +1,6 @@
 """Ground truth: queries with their moments, from moment-detr `.jsonl` and Charades-STA's text files."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from vmr_env.data.durations import NUMBER
 from vmr_env.data.rows import Fault, Qid, Row, collect, given_rows, identity_faults, is_number, read_rows
 from vmr_env.errors import DataError, Problem, check_choice, conclude, shorten
-from vmr_env.files.text import PathLike, name_of, read_lines
+from vmr_env.files.text import PathLike, name_of, read_lines, write_text
 
 PastEnd: TypeAlias = Literal["error", "clip", "keep", "drop"]
 """What to do with moments that are no stretch of their video: that end after it, start before it, or have no
@@ -133,7 +134,7 @@ def parse_annotations(
 
     The qids of rows that the rule "drop" left out are added to `dropped`, as text.
     """
-    return _collect(name_of(path), read_rows(path, problems), problems, past_end, dropped)
+    return collect_annotations(name_of(path), read_rows(path, problems), problems, past_end, dropped)
 
 
 def annotations_from(
@@ -155,7 +156,9 @@ def annotations_from(
         DataError: all problems at once.
     """
     problems: list[Problem] = []
-    annotations = _collect(where, given_rows(where, rows, Annotation, problems), problems, past_end, dropped)
+    annotations = collect_annotations(
+        where, given_rows(where, rows, Annotation, problems), problems, past_end, dropped
+    )
     conclude(problems)
     return list(annotations.values())
 
@@ -183,13 +186,18 @@ class _Tally:
             )
 
 
-def _collect(
+def collect_annotations(
     where: str,
     rows: Iterable[tuple[int, Row | Annotation]],
     problems: list[Problem],
     past_end: PastEnd,
     dropped: set[str] | None = None,
 ) -> dict[int, Annotation]:
+    """Usable ones of numbered rows, under one rule for moments; all readers and converters go through here.
+
+    Problems of the others, and warnings of what the rule did, are added to `problems`; the qids of rows that
+    the rule "drop" left out to `dropped`, as text.
+    """
     check_choice("past_end", past_end, PAST_END)
     tally = _Tally()
 
@@ -277,7 +285,53 @@ def _no_stretch(moment: NDArray[np.float64], duration: float) -> str:
     return f"{found} (past_end, or --past-end, says what else to do with such moments)"
 
 
+def write_annotations(path: PathLike, rows: Iterable[Annotation]) -> None:
+    """Write annotations as JSON lines, in the given order; `.gz` by suffix.
+
+    The file appears whole or not at all.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    write_text(path, "".join(json.dumps(_fields(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def _fields(row: Annotation) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "qid": row.qid,
+        "query": row.query,
+        "duration": row.duration,
+        "vid": row.vid,
+        "relevant_windows": row.moments.tolist(),
+    }
+    if row.clip_ids is not None and row.saliency is not None:
+        fields |= {"relevant_clip_ids": row.clip_ids.tolist(), "saliency_scores": row.saliency.tolist()}
+    return fields
+
+
 _TEXT_LINE = re.compile(rf"(\S+)\s+({NUMBER})\s+({NUMBER})\s*##(.*)", re.ASCII)
+
+
+def charades_line(
+    where: str, number: int, line: str, durations: Mapping[str, float], problems: list[Problem]
+) -> dict[str, Any] | None:
+    """Fields of a line of Charades-STA's text but its qid; None with a problem where it is no such line."""
+    match = _TEXT_LINE.fullmatch(line.rstrip())
+    if match is None:
+        message = f"is {shorten(line)}; expected VIDEO start end##sentence"
+        problems.append(Problem(where, number, None, message))
+        return None
+    vid, start, end, sentence = match.groups()
+    if vid not in durations:
+        message = f"is {shorten(vid)}; expected a video with a known duration"
+        problems.append(Problem(where, number, "vid", message))
+        return None
+    return {
+        "vid": vid,
+        "query": sentence,
+        "duration": durations[vid],
+        "relevant_windows": [[float(start), float(end)]],
+    }
 
 
 def read_charades_text(
@@ -307,17 +361,11 @@ def read_charades_text(
     rows: list[tuple[int, Row]] = []
     dropped = 0
     for number, line in enumerate(read_lines(path), start=1):
-        match = _TEXT_LINE.fullmatch(line.rstrip())
-        if match is None:
-            message = f"is {shorten(line)}; expected VIDEO start end##sentence"
-            problems.append(Problem(where, number, None, message))
+        values = charades_line(where, number, line, durations, problems)
+        if values is None:
             continue
-        vid, start, end, sentence = match.groups()
-        if vid not in durations:
-            message = f"is {shorten(vid)}; expected a video with a known duration"
-            problems.append(Problem(where, number, "vid", message))
-            continue
-        if float(end) <= float(start):
+        ((start, end),) = values["relevant_windows"]
+        if end <= start:
             if reversed_moments == "error":
                 message = (
                     f"is [{start}, {end}]; expected 0 <= start < end (reversed_moments can drop such lines)"
@@ -326,15 +374,8 @@ def read_charades_text(
             else:
                 dropped += 1
             continue
-        values = {
-            "qid": first_qid + len(rows),
-            "vid": vid,
-            "query": sentence,
-            "duration": durations[vid],
-            "relevant_windows": [[float(start), float(end)]],
-        }
-        rows.append((number, Row(where, number, values)))
-    annotations = _collect(where, rows, problems, past_end)
+        rows.append((number, Row(where, number, {"qid": first_qid + len(rows), **values})))
+    annotations = collect_annotations(where, rows, problems, past_end)
     if dropped:
         message = f"{dropped} lines with end <= start were left out"
         problems.append(Problem(where, None, None, message, "warning"))

@@ -112,7 +112,9 @@ def parse_predictions(
     The qids of those others are added to `refused`, as text: what is refused is not lacking as well. Rows
     without a window are an error, or are left out where `unanswered` takes their qids.
     """
-    return _collect(name_of(path), read_rows(path, problems), problems, before_start, refused, unanswered)
+    return collect_predictions(
+        name_of(path), read_rows(path, problems), problems, before_start, refused, unanswered
+    )
 
 
 def is_unsorted(row: Prediction) -> bool:
@@ -168,12 +170,12 @@ def predictions_from(
     """
     problems: list[Problem] = []
     given = given_rows(where, rows, Prediction, problems)
-    predictions = _collect(where, given, problems, before_start, unanswered=unanswered)
+    predictions = collect_predictions(where, given, problems, before_start, unanswered=unanswered)
     conclude(problems)
     return list(predictions.values())
 
 
-def _collect(
+def collect_predictions(
     where: str,
     rows: Iterable[tuple[int, Row | Prediction]],
     problems: list[Problem],
@@ -181,6 +183,10 @@ def _collect(
     refused: set[str] | None = None,
     unanswered: set[str] | None = None,
 ) -> dict[int, Prediction]:
+    """Usable ones of numbered rows, as `parse_predictions` says.
+
+    All readers and converters go through here.
+    """
     check_choice("before_start", before_start, ("error", "keep"))
     unscored: list[int] = []
 
@@ -261,10 +267,11 @@ def write_predictions(path: PathLike, rows: Iterable[Prediction]) -> None:
         DataError: no rows, a qid twice, saliency in some rows only, or the file cannot be written.
     """
     rows = predictions_from(rows, "rows")
-    write_text(path, "".join(json.dumps(_official(row)) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(submission_row(row)) + "\n" for row in rows))
 
 
-def _official(prediction: Prediction) -> dict[str, Any]:
+def submission_row(prediction: Prediction) -> dict[str, Any]:
+    """The fields of a prediction in an official submission file."""
     row: dict[str, Any] = {
         "qid": prediction.qid,
         "query": prediction.query,

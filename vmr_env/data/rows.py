@@ -30,10 +30,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _decode = json.JSONDecoder(object_pairs_hook=_object).decode
 
 
+def decode_value(text: str) -> Any:
+    """The JSON value of a text.
+
+    Raises:
+        ValueError: it is no JSON, or has a key twice in one object.
+        RecursionError: it is nested too deep.
+    """
+    return _decode(text)
+
+
 def decode_json(where: str, row: int | None, text: str, problems: list[Problem]) -> dict[str, Any] | None:
     """The JSON object of a text; None with a problem where it is anything else, or has a key twice."""
     try:
-        value = _decode(text)
+        value = decode_value(text)
     except (ValueError, RecursionError) as error:
         found = f"{shorten(text)} is no JSON object ({error})" if text.strip() else "is blank"
     else:
@@ -177,7 +187,7 @@ def _is(dtype: type, value: object) -> bool:
     return plain or (isinstance(value, _ABSTRACT[dtype]) and not isinstance(value, bool))
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a real number and no bool."""
     return _is(np.float64, value)
 
@@ -195,7 +205,7 @@ def read_rows(path: PathLike, problems: list[Problem]) -> Iterator[tuple[int, Ro
     """
     where = name_of(path)
     lines = read_lines(path)
-    if _begins_document(lines):
+    if begins_document(lines):
         message = (
             "is a JSON document, expected JSON lines: one object per line (`vmr-env convert` makes them)"
         )
@@ -207,7 +217,7 @@ def read_rows(path: PathLike, problems: list[Problem]) -> Iterator[tuple[int, Ro
             yield number, Row(where, number, values)
 
 
-def _begins_document(lines: Sequence[str]) -> bool:
+def begins_document(lines: Sequence[str]) -> bool:
     """Whether a file holds one JSON value over all its lines, a list or an object, and no JSON lines."""
     first = lines[0].strip()
     if first.startswith("["):
@@ -215,7 +225,7 @@ def _begins_document(lines: Sequence[str]) -> bool:
     if not first.startswith("{") or first[-1] not in "{[,:":
         return False
     try:
-        _decode("\n".join(lines))
+        decode_value("\n".join(lines))
     except (ValueError, RecursionError):
         return first == "{"
     return True
