@@ -1,0 +1,131 @@
+"""Our network as a policy of Stable-Baselines3: one small network scores the span that each action leads to.
+
+    env = NativeVecEnv(VMRVectorEnv(256, "charades", observation="dict", autoreset_mode="SameStep"))
+    model = PPO(RefinementPolicy, env, gamma=1.0)
+
+Observations must be a `Dict`, which says where each component stands; actions must be discrete. Where the
+component `action_mask` is among them, impossible actions are never taken; where it is not, they are as likely
+as others and change nothing.
+"""
+
+import math
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor
+from vmr_env.agents.networks import PolicyValue, RefinementNetwork
+
+ENOUGH = 1024
+"""Observations by which features are standardised; the first that a training sees."""
+
+
+class Layout:
+    """Where the components of a `Dict` stand once they are flat and side by side, in the order of its keys.
+
+    Attributes:
+        shapes: shape of each component.
+        slices: where each stands in the flat vector.
+    """
+
+    def __init__(self, space: spaces.Dict) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.slices: dict[str, slice] = {}
+        end = 0
+        for name, part in space.spaces.items():
+            assert part.shape is not None
+            start, end = end, end + math.prod(part.shape)
+            self.shapes[name], self.slices[name] = part.shape, slice(start, end)
+
+
+class RefinementPolicy(MultiInputActorCriticPolicy):
+    """`vmr_env.agents.networks.RefinementNetwork` for PPO and A2C of SB3; arguments as SB3 gives them, and:
+
+    Args:
+        hidden: width of the network's layers.
+
+    Raises:
+        ValueError: observations are no `Dict`, or actions are not discrete.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        hidden: int = 64,
+        **given: Any,
+    ) -> None:
+        if not isinstance(observation_space, spaces.Dict):
+            raise ValueError(f"observation space is {observation_space}, expected observation='dict'")
+        if not isinstance(action_space, spaces.Discrete):
+            raise ValueError(f"action space is {action_space}, expected actions='discrete'")
+        self.hidden = hidden
+        self._first: list[Tensor] = []
+        given = {"optimizer_class": torch.optim.AdamW, "optimizer_kwargs": {"weight_decay": 1e-2}} | given
+        super().__init__(observation_space, action_space, lr_schedule, **given)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        assert isinstance(self.observation_space, spaces.Dict)
+        layout = Layout(self.observation_space)
+        self._mask = layout.slices.get("action_mask")
+        self.network = RefinementNetwork(layout, self.hidden)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.seen: Tensor
+        self.optimizer = self.optimizer_class(
+            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"hidden": self.hidden}
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions (B,), values (B, 1) and log-probabilities (B,) of a rollout's step."""
+        flat = self._flat(obs)
+        self._standardise(flat)
+        said = self._say(flat)
+        distribution = self.action_dist.proba_distribution(said.logits)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, said.values[:, None], distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values (B, 1), log-probabilities (B,) and entropies (B,) of actions that were taken."""
+        said = self._say(self._flat(obs))
+        distribution = self.action_dist.proba_distribution(said.logits)
+        return said.values[:, None], distribution.log_prob(actions), distribution.entropy()
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """The policy for B observations."""
+        return self.action_dist.proba_distribution(self._say(self._flat(obs)).logits)
+
+    def predict_values(self, obs: PyTorchObs) -> Tensor:
+        """Expected returns (B, 1)."""
+        return self._say(self._flat(obs)).values[:, None]
+
+    def _flat(self, obs: PyTorchObs) -> Tensor:
+        flat = self.extract_features(obs)
+        assert isinstance(flat, Tensor)
+        return flat
+
+    def _say(self, flat: Tensor) -> PolicyValue:
+        if self._mask is None:
+            masks = torch.ones(len(flat), int(self.action_space.n), dtype=torch.bool, device=flat.device)
+        else:
+            masks = flat[:, self._mask] > 0
+        said: PolicyValue = self.network(flat, masks)
+        # Log-probabilities of impossible actions: finite, as SB3 multiplies them by probabilities of 0.
+        return PolicyValue(said.logits.clamp_min(-1e8), said.values)
+
+    def _standardise(self, flat: Tensor) -> None:
+        """Fit the standardisation of features to the first observations of a training."""
+        if self.seen >= ENOUGH:
+            return
+        self._first.append(flat.detach().clone())
+        self.seen += len(flat)
+        self.network.fit(torch.cat(self._first))
+        if self.seen >= ENOUGH:
+            self._first.clear()
