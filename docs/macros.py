@@ -3,9 +3,17 @@
 import importlib
 import inspect
 import re
+import warnings
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
+import gymnasium
+from gymnasium.envs.registration import EnvSpec, registry
+from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config
+
+from vmr_env.envs.curriculum import get_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,14 +57,93 @@ def included(path: str) -> str:
     return re.sub(r"\A# .*\n", "", text)
 
 
+def tprl_settings(_: str) -> str:
+    """Every setting of TPRL: published for each data set, and ours."""
+    names = ("charades", "qvhighlights", "tacos")
+    columns = [_settings(paper_config(name)) for name in names] + [_settings(default_config("charades"))]
+    rows = [f"| `{name}` | " + " | ".join(column[name] for column in columns) + " |" for name in columns[0]]
+    return "\n".join(
+        ["| setting | Charades-STA | QVHighlights | TACoS | ours |", "|---|---|---|---|---|", *rows]
+    )
+
+
+def _settings(config: TprlConfig) -> dict[str, str]:
+    """Values by name, those of the schedule among them."""
+    schedule = config.schedule
+    values = {field.name: getattr(config, field.name) for field in fields(config) if field.name != "schedule"}
+    told = {
+        "schedule: epochs of the stages": ", ".join(str(phase.epochs) for phase in schedule.phases),
+        "schedule: rl_coef": schedule.rl_coef,
+        "schedule: cosine decay": any(phase.cosine for phase in schedule.phases),
+    }
+    return {name: str(value) for name, value in (told | values).items()}
+
+
+def environments(_: str) -> str:
+    """Every registered id, with its arguments."""
+    rows = ["| id | data set | arguments |", "|---|---|---|"]
+    for spec in _specs():
+        others = ", ".join(f"`{name}={value!r}`" for name, value in _arguments(spec).items())
+        rows.append(f"| `{spec.id}` | {spec.kwargs['dataset']} | {others} |")
+    return "\n".join(rows)
+
+
+def _specs() -> list[EnvSpec]:
+    return [spec for name, spec in registry.items() if name.startswith("VMR-")]
+
+
+def environment(name: str) -> str:
+    """Facts about an environment as it is made: spaces, horizon, reward, start and end."""
+    env = _made(name)
+    mode, stage, arguments = env.unwrapped.action_mode, get_stage(env.unwrapped.stage), _arguments(env.spec)
+    others = [f"`{spec.id}`" for spec in _specs() if _arguments(spec) == arguments and spec.id != name]
+    starts = {"top": "the best proposal", "sampled": f"a random one of the best {stage.start_k} proposals"}
+    facts = {
+        "import": f'`gymnasium.make("vmr_env:{name}")`',
+        "on other data": ", ".join(others),
+        "action space": f"`{env.action_space}`",
+        "observation space": f"`Box`, float32, {env.observation_space.shape[0]} numbers of the default data",
+        "steps of an episode": f"at most {mode.horizon}",
+        "reward": f"growth of `{stage.reward}`",
+        "starts at": starts[stage.start],
+        "free actions": ", ".join(sorted(stage.actions & mode.groups.keys())),
+        "ends": "`terminated` on stop and after the last step; never `truncated`",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {fact} | {value} |" for fact, value in facts.items())])
+
+
+def actions(name: str) -> str:
+    """What each action of a discrete environment does."""
+    names = _made(name).unwrapped.action_mode.names()
+    rows = [f"| {number} | {meaning} |" for number, meaning in enumerate(names)]
+    return "\n".join(["| action | what it does |", "|---|---|", *rows])
+
+
+def _made(name: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the data are simulated
+        return gymnasium.make(f"vmr_env:{name}")
+
+
+def _arguments(spec: EnvSpec) -> dict[str, Any]:
+    """Arguments of an id but its data set."""
+    return {name: value for name, value in spec.kwargs.items() if name != "dataset"}
+
+
 MAKERS = {
     "docstring": docstring,
     "table": table,
     "help": help_of,
     "include": included,
+    "environments": environments,
+    "environment": environment,
+    "actions": actions,
+    "tprl_settings": tprl_settings,
 }
 
 
 def expand(markdown: str) -> str:
     """Replace every macro of a page."""
-    return re.sub(rf"<!-- ({'|'.join(MAKERS)}) (.+?) -->", lambda found: MAKERS[found[1]](found[2]), markdown)
+    return re.sub(
+        rf"<!-- ({'|'.join(MAKERS)})(?: (.+?))? -->", lambda found: MAKERS[found[1]](found[2]), markdown
+    )

@@ -53,7 +53,7 @@ QUICK = ["--members", "2", "--evaluations", "1", "--rounds", "1", "--seeds", "1"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with small simulated caches, and with the files that the README speaks of."""
     made = tmp_path_factory.mktemp("readme")
-    for split, samples in (("train", 40), ("test", 30)):
+    for split, samples in (("train", 40), ("val", 30), ("test", 30)):
         (made / "data" / "charades").mkdir(parents=True, exist_ok=True)
         simulate(made / "data" / "charades" / split, get_profile("charades"), split, samples=samples)
     cache = DecoderStateCache.open(made / "data" / "charades" / "test")
@@ -133,9 +133,24 @@ def test_code_of_the_documentation_runs(page: Path, folder: Path) -> None:
         build_prediction_cache(
             "own-cache", "my_model.jsonl", "annotations.jsonl", PROFILE, "test", overwrite=True
         )
+    names = {"__name__": "docs"}  # later code of a page may use what stands before
     for block in blocks(page.read_text(encoding="utf-8")):
-        exec(compile(block, page.name, "exec"), {"__name__": "docs"})
+        exec(compile(block, page.name, "exec"), names)
     shutil.rmtree("own-cache", ignore_errors=True)
+
+
+def test_features_of_ones_own_train_a_detector_and_fill_a_cache(folder: Path) -> None:
+    """The commands of the guide, with a smaller model and one epoch."""
+    page = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
+    for name in ("clips", "text"):
+        shutil.rmtree(name, ignore_errors=True)
+    exec(compile(blocks(page)[0], "features.md", "exec"), {"__name__": "docs"})
+    small = ["--set", "epochs=1", "--set", "hidden_dim=32", "--set", "batch_size=16", "--set", "eval_every=1"]
+    for line, options in zip(commands(page)[:3], (small, [], []), strict=True):
+        _, *words = shlex.split(line)
+        done = CliRunner().invoke(cli.main, [*words, *options])
+        assert done.exit_code == 0, done.output
+    assert DecoderStateCache.open("own-states").states is not None
 
 
 def test_commands_of_the_documentation_are_understood() -> None:
