@@ -1,4 +1,4 @@
-"""What an agent is: the little that the trainer and the benchmarks ask of one.
+"""The agent interface: what the trainer and the benchmarks ask of an agent.
 
 An own algorithm subclasses `Agent`, or has the same attributes and methods; `benchmarks/run_tprl.py` takes it
 by name:
@@ -6,6 +6,7 @@ by name:
     python benchmarks/run_tprl.py --agent my_package.my_module:MyAgent
 """
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -27,7 +28,8 @@ class Agent(ABC):
         rounds: how many times the trainer calls `update`; 0 for an agent that does not learn.
         num_envs: episodes that run side by side in training.
         env_options: arguments of `VMRVectorEnv` that this agent wants, in training and evaluation alike.
-        config_class: dataclass of the settings that it takes as `config`, if any; for `run_tprl.py --set`.
+        config_class: dataclass of the settings that it takes as its third argument, if any, and keeps as
+            `config`; for `run_tprl.py --set` and for ensembles that are opened again.
 
     Args:
         env: where it learns; its samples are training samples only, and finished episodes restart in the same
@@ -62,3 +64,29 @@ class Agent(ABC):
         """Take over what `state_dict` gave; an agent without a state takes an empty one."""
         if state:
             raise NotImplementedError(f"{type(self).__name__} has a state but no load_state_dict")
+
+
+_PROTOCOL = ("rounds", "update", "act", "state_dict", "load_state_dict")
+"""What an agent's class has."""
+
+
+def agent_class(name: str) -> type[Agent]:
+    """The class of an agent, imported by its name.
+
+    Args:
+        name: `module:Class`.
+
+    Raises:
+        ValueError: there is no such module or class, or it is no agent.
+    """
+    module, _, qualified = name.partition(":")
+    try:
+        made: Any = importlib.import_module(module)
+        for part in qualified.split("."):
+            made = getattr(made, part)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{name!r} cannot be imported ({error})") from error
+    lacking = [part for part in _PROTOCOL if not hasattr(made, part)]
+    if not isinstance(made, type) or lacking:
+        raise ValueError(f"{name!r} is no agent (it lacks {', '.join(lacking) or 'a class'})")
+    return made

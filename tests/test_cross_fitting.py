@@ -1,6 +1,6 @@
 """Ensembles: cross-fitting, choosing, keeping the detector, and their files."""
 
-import io
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,15 +13,16 @@ import torch
 import vmr_env.agents.ensemble.cross_fitting
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save
 from vmr_env.agents.base import Agent, Floats, Masks, Metrics
 from vmr_env.agents.ensemble.cross_fitting import (
     Configured,
     CrossFittedEnsemble,
     Progress,
     cross_fit,
-    load_ensemble,
-    save_ensemble,
 )
+from vmr_env.agents.ensemble.files import load_ensemble, save_ensemble
 from vmr_env.agents.evaluation import refine
 from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
 from vmr_env.agents.ppo import PPO
@@ -35,7 +36,6 @@ from vmr_env.caches.reader import DecoderStateCache, Ragged, write_cache
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.errors import DataError
-from vmr_env.files.objects import read_sealed
 from vmr_env.simulation.simulator import simulate
 
 LATER = 31
@@ -259,9 +259,9 @@ def test_an_ensemble_from_its_file_acts_alike(
         members.append(make(env, seed))
     members[0].update()
     before = CrossFittedEnsemble(members, options)
-    path = tmp_path / "ensemble.pt"
+    path = tmp_path / "ensemble.safetensors"
     save_ensemble(path, before, simulated, {"seed": 3, "version": "1"})
-    after = load_ensemble(path, make, simulated)
+    after = load_ensemble(path, simulated)
     assert after.options == options
     rows = np.arange(len(simulated))
     for one, other in zip(
@@ -270,51 +270,50 @@ def test_an_ensemble_from_its_file_acts_alike(
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)
-    told = torch.load(io.BytesIO(read_sealed(path, "")), weights_only=True)["run"]
-    assert told == {"seed": 3, "version": "1", "dataset": "charades"}
-    assert [file.name for file in tmp_path.iterdir()] == ["ensemble.pt"]
+    with safe_open(path, "pt") as file:
+        told = json.loads(file.metadata()["ensemble"])
+    assert told["run"] == {"seed": 3, "version": "1", "dataset": "charades"}
+    assert [file.name for file in tmp_path.iterdir()] == ["ensemble.safetensors"]
 
 
-def test_agents_with_other_settings_come_back_with_these_only(
-    late: DecoderStateCache, tmp_path: Path
-) -> None:
-    pair, three = (Configured(ExpectedGain, ExpectedGainConfig(members=k, hidden=8)) for k in (2, 3))
+def test_agents_with_other_settings_come_back_with_them(late: DecoderStateCache, tmp_path: Path) -> None:
+    pair = Configured(ExpectedGain, ExpectedGainConfig(members=2, hidden=8))
     assert (pair.num_envs, pair.env_options) == (ExpectedGain.num_envs, ExpectedGain.env_options)
     options = dict(pair.env_options)
     env = VMRVectorEnv(4, "charades", source=late, autoreset_mode="SameStep", **options)
-    path = tmp_path / "pair.pt"
+    path = tmp_path / "pair.safetensors"
     save_ensemble(path, CrossFittedEnsemble([pair(env, 0)], options), late, {})
-    for other in (three, ExpectedGain):
-        with pytest.raises(DataError, match=r"pair\.pt, state: does not fit, .* with the same settings"):
-            load_ensemble(path, other, late)
-    (member,) = load_ensemble(path, pair, late).members
-    assert len(member.members) == 2  # type: ignore[attr-defined]
+    (member,) = load_ensemble(path, late).members
+    assert isinstance(member, ExpectedGain)
+    assert member.config == pair.config
+    assert len(member.members) == 2
+
+
+class Counting(Scripted):
+    def __init__(self, env: VMRVectorEnv, seed: int) -> None:
+        super().__init__(env, seed)
+        self.state: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.state = dict(state)
 
 
 def test_states_keep_their_numpy_arrays(late: DecoderStateCache, tmp_path: Path) -> None:
-    class Counting(Scripted):
-        def __init__(self, env: VMRVectorEnv, seed: int) -> None:
-            super().__init__(env, seed)
-            self.state: dict[str, Any] = {}
-
-        def state_dict(self) -> dict[str, Any]:
-            return self.state
-
-        def load_state_dict(self, state: Mapping[str, Any]) -> None:
-            self.state = dict(state)
-
     agent = Counting(VMRVectorEnv(4, "charades", source=late, autoreset_mode="SameStep", **OPTIONS), 0)
-    agent.state = {"counts": np.arange(6).reshape(2, 3), "rate": np.float64(0.1), "names": ["a", {"b": None}]}
-    save_ensemble(tmp_path / "file.pt", CrossFittedEnsemble([agent], OPTIONS), late, {})
-    (member,) = load_ensemble(tmp_path / "file.pt", Counting, late).members
+    agent.state = {"counts": np.arange(6).reshape(2, 3), "rate": np.float64(0.1), "names": ["a", {1: None}]}
+    save_ensemble(tmp_path / "file.safetensors", CrossFittedEnsemble([agent], OPTIONS), late, {})
+    (member,) = load_ensemble(tmp_path / "file.safetensors", late).members
     state = member.state_dict()
     np.testing.assert_array_equal(state["counts"], agent.state["counts"])
-    assert (state["rate"], state["names"]) == (0.1, ["a", {"b": None}])
+    assert (state["rate"], state["names"]) == (0.1, ["a", {1: None}])
 
 
 def test_an_ensemble_without_members_comes_back_too(late: DecoderStateCache, tmp_path: Path) -> None:
-    save_ensemble(tmp_path / "none.pt", CrossFittedEnsemble([], OPTIONS), late, {})
-    ensemble = load_ensemble(tmp_path / "none.pt", PPO, late)
+    save_ensemble(tmp_path / "none.safetensors", CrossFittedEnsemble([], OPTIONS), late, {})
+    ensemble = load_ensemble(tmp_path / "none.safetensors", late)
     assert ensemble.members == []
     assert ensemble.options == {**OPTIONS, "actions": "discrete"}
 
@@ -322,24 +321,46 @@ def test_an_ensemble_without_members_comes_back_too(late: DecoderStateCache, tmp
 def test_files_that_do_not_fit_are_refused(
     late: DecoderStateCache, simulated: DecoderStateCache, tmp_path: Path
 ) -> None:
-    path = tmp_path / "ensemble.pt"
+    path = tmp_path / "ensemble.safetensors"
     ensemble, _ = _fit(Scripted, late)
     save_ensemble(path, ensemble, late, {})
-    with pytest.raises(DataError, match=r"class: is .*test_cross_fitting:Scripted, expected .*:Worse"):
-        load_ensemble(path, Worse, late)
     tacos = simulate(tmp_path / "tacos", get_profile("tacos"), "train", samples=30)
-    with pytest.raises(DataError, match="dataset: 'charades', expected 'tacos'"):
-        load_ensemble(path, Scripted, DecoderStateCache.open(tacos))
+    with pytest.raises(DataError, match="dataset: is 'charades', expected 'tacos'"):
+        load_ensemble(path, DecoderStateCache.open(tacos))
     pool = write_cache(tmp_path / "pool", random_batch(9, saliency=False), **ARGUMENTS)
     with pytest.raises(DataError, match="width: is"):
-        load_ensemble(path, Scripted, DecoderStateCache.open(pool))
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="it is damaged"):
-        load_ensemble(path, Scripted, late)
-    with pytest.raises(DataError, match=r"missing\.pt"):
-        load_ensemble(tmp_path / "missing.pt", Scripted, late)
+        load_ensemble(path, DecoderStateCache.open(pool))
+    content = path.read_bytes()
+    for wrong, message in (
+        (content[:100], "cannot be read"),
+        (content.replace(b"Scripted", b"Twisted!"), "is damaged"),
+        (save({"a": torch.zeros(2)}), "holds no ensemble"),
+    ):
+        path.write_bytes(wrong)
+        with pytest.raises(DataError, match=rf"ensemble\.safetensors.*{message}"):
+            load_ensemble(path, late)
+    with pytest.raises(DataError, match=r"missing\.safetensors"):
+        load_ensemble(tmp_path / "missing.safetensors", late)
     with pytest.raises(DataError, match="cannot be written"):
-        save_ensemble(tmp_path / "no" / "such.pt", ensemble, late, {})
+        save_ensemble(tmp_path / "no" / "such.safetensors", ensemble, late, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("json:dumps", "'json:dumps' is no agent"),
+        ("json:JSONDecoder", "is no agent"),
+        ("no_such_module:Agent", "cannot be imported"),
+    ],
+)
+def test_classes_that_are_no_agents_are_refused(
+    name: str, message: str, late: DecoderStateCache, tmp_path: Path
+) -> None:
+    module, _, cls = name.partition(":")
+    ensemble, _ = _fit(type(cls, (Scripted,), {"__module__": module}), late)
+    save_ensemble(tmp_path / "file.safetensors", ensemble, late, {})
+    with pytest.raises(DataError, match=rf"file\.safetensors, class: .*{message}"):
+        load_ensemble(tmp_path / "file.safetensors", late)
 
 
 def test_folds_and_parts_keep_the_clips_of_a_source_video_together(

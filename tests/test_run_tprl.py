@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import vmr_env.benchmarks.experiment.options
-from vmr_env.agents.ensemble.cross_fitting import Configured, load_ensemble
+from vmr_env.agents.ensemble.files import load_ensemble
 from vmr_env.agents.evaluation import refine, submission
-from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
+from vmr_env.agents.expected_gain import ExpectedGain
 from vmr_env.benchmarks.experiment.experiment import Experiment
 from vmr_env.benchmarks.experiment.main import main
 
@@ -174,9 +174,8 @@ def test_a_kept_ensemble_gives_the_submission_again(
     more = [] if networks == 1 else ["--set", f"expected_gain.members={networks}"]
     assert main([*data, "--agents", "expected_gain", *QUICK, "--seeds", "1", "--out", str(out), *more]) == 0
     test = DecoderStateCache.open(caches / "test")
-    kept = out / "runs" / "expected_gain-seed0-fold0.pt"
-    made = Configured(ExpectedGain, ExpectedGainConfig(members=networks))
-    ensemble = load_ensemble(kept, made, test)
+    kept = out / "runs" / "expected_gain-seed0-fold0.safetensors"
+    ensemble = load_ensemble(kept, test)
     rows = np.arange(len(test))
     again = submission(test, refine(ensemble.act, test, rows, ensemble.options))
     for one, other in zip(again, read_predictions(out / "submission-expected_gain-seed0.jsonl"), strict=True):

@@ -9,32 +9,25 @@ the detector's moments alone. Test samples take no part.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from vmr_env.agents.base import Agent, Floats, Masks, Metrics
-from vmr_env.agents.checkpoint import load_run, save_run
 from vmr_env.agents.evaluation import Refined, refine, shares_of_uses
 
 from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.envs.vector_env import VMRVectorEnv
-from vmr_env.errors import DataError, Problem, shorten
-from vmr_env.files.text import PathLike
 from vmr_env.metrics.spans import reaches
 from vmr_env.seeding import derived
 
 Array = NDArray[Any]
 MakeAgent = Callable[[VMRVectorEnv, int], Agent]
 
-_CHECKPOINT = "ensemble"
-
 
 @dataclass(frozen=True)
 class Configured:
-    """Makes agents of a class with other settings than its own; stands where the class could."""
+    """Makes agents of a class with other settings than its own; a drop-in for the class."""
 
     agent: Callable[..., Agent]
     """The class."""
@@ -249,8 +242,8 @@ def _evaluation_rounds(rounds: int, evaluations: int) -> tuple[int, ...]:
 def _choose(gains: Array, videos: Sequence[str]) -> int | None:
     """Which evaluation to keep, from out-of-fold gains; None to leave everything alone.
 
-    The best mean wins, if it is at least one standard error above 0. Queries of one video stand and fall
-    together, so the error is that of a mean over videos, as clusters (Liang and Zeger, 1986).
+    The best mean wins, if it is at least one standard error above 0. Queries of one video are
+    resampled together, so the error is that of a mean over videos, as clusters (Liang and Zeger, 1986).
 
     Args:
         gains: (evaluations, n).
@@ -262,94 +255,3 @@ def _choose(gains: Array, videos: Sequence[str]) -> int | None:
     of_videos = np.bincount(video, weights=gains[best] - means[best])
     error = np.linalg.norm(of_videos) / gains.shape[1]
     return best if means[best] > error else None
-
-
-def save_ensemble(
-    path: Path, ensemble: CrossFittedEnsemble, cache: DecoderStateCache, run: Mapping[str, Any]
-) -> None:
-    """Keep a trained ensemble in one file, written in one step.
-
-    Args:
-        path: the file.
-        ensemble: what to keep.
-        cache: what it was trained on.
-        run: how it came to be: seed, settings, versions.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    state = {
-        "options": ensemble.options,
-        "members": [
-            {
-                "class": _class_name(member),
-                "width": member.env.observer.width,
-                "state": _storable(member.state_dict()),
-            }
-            for member in ensemble.members
-        ],
-    }
-    save_run(path, _CHECKPOINT, {**run, "dataset": cache.manifest["dataset"]}, state)
-
-
-def load_ensemble(path: PathLike, make: MakeAgent, cache: DecoderStateCache) -> CrossFittedEnsemble:
-    """An ensemble from its file; `refine(ensemble.act, cache, samples, ensemble.options)` applies it.
-
-    Args:
-        path: the file.
-        make: what made its members, such as their class, or `Configured` where they had other settings.
-        cache: of the same data set, with the same kinds of observations.
-
-    Raises:
-        DataError: the file is no ensemble's, its members are of another class or have other settings, or the
-            cache does not fit.
-    """
-    state = load_run(Path(path), _CHECKPOINT, {"dataset": cache.manifest["dataset"]})
-    members = []
-    for seed, kept in enumerate(state["members"]):
-        env = training_environment(make, cache, np.arange(len(cache)), state["options"])
-        agent = make(env, seed)
-        for what, was, now in (
-            ("class", kept["class"], _class_name(agent)),
-            ("width", kept["width"], env.observer.width),
-        ):
-            if was != now:
-                message = f"is {was}, expected {now}, as the agent and cache to load it with have it"
-                raise DataError(Problem(str(path), None, what, message))
-        try:
-            agent.load_state_dict(_restored(kept["state"]))
-        except (RuntimeError, KeyError, ValueError) as error:
-            message = (
-                f"does not fit, expected that of an agent with the same settings ({shorten(str(error))})"
-            )
-            raise DataError(Problem(str(path), None, "state", message)) from error
-        members.append(agent)
-    return CrossFittedEnsemble(members, state["options"])
-
-
-_ARRAY = "numpy.ndarray"
-"""Marks an array, which is kept as a tensor: safe loading knows nothing of NumPy."""
-
-
-def _storable(value: Any) -> Any:
-    """A state without NumPy's types."""
-    if isinstance(value, np.ndarray):
-        return {_ARRAY: torch.from_numpy(value.copy())}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {key: _storable(part) for key, part in value.items()}
-    return [_storable(part) for part in value] if isinstance(value, (list, tuple)) else value
-
-
-def _restored(value: Any) -> Any:
-    """The state with its arrays again."""
-    if isinstance(value, dict):
-        if value.keys() == {_ARRAY}:
-            return value[_ARRAY].numpy()
-        return {key: _restored(part) for key, part in value.items()}
-    return [_restored(part) for part in value] if isinstance(value, list) else value
-
-
-def _class_name(agent: Agent) -> str:
-    return f"{type(agent).__module__}:{type(agent).__qualname__}"

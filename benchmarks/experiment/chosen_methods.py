@@ -1,11 +1,11 @@
 """Methods that the options of the main job choose, with the settings that `--set` gives them."""
 
-import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vmr_env.agents.base import agent_class
 from vmr_env.agents.ensemble.cross_fitting import Configured, MakeAgent
 from vmr_env.agents.stepwise.data import SceneBatches
 from vmr_env.benchmarks.experiment.head_methods import (
@@ -21,9 +21,6 @@ from vmr_env.benchmarks.experiment.unfrozen import Features
 
 from vmr_env.errors import DataError, Problem
 
-_PROTOCOL = ("rounds", "update", "act", "state_dict", "load_state_dict")
-"""What an agent's class has; see `vmr_env.agents.base`."""
-
 
 def load_agent(name: str) -> MakeAgent:
     """An agent's class by its short name, or as module:Class, also from the working folder.
@@ -31,21 +28,13 @@ def load_agent(name: str) -> MakeAgent:
     Raises:
         DataError: there is no such module or class, or it is no agent.
     """
-    module, _, cls = AGENTS.get(name, name).partition(":")
-    expected = f"expected one of {', '.join(AGENTS)}, or module:Class"
     if name not in AGENTS and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        made = getattr(importlib.import_module(module), cls)
-    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        message = f"{name!r} cannot be imported ({error}); {expected}"
+        return agent_class(AGENTS.get(name, name))
+    except ValueError as error:
+        message = f"{error}; expected one of {', '.join(AGENTS)}, or module:Class"
         raise DataError(Problem("--agent", None, None, message)) from error
-    lacking = [part for part in _PROTOCOL if not hasattr(made, part)]
-    if not isinstance(made, type) or lacking:
-        message = f"{name!r} is no agent (it lacks {', '.join(lacking) or 'a class'}); {expected}"
-        raise DataError(Problem("--agent", None, None, message))
-    agent: MakeAgent = made
-    return agent
 
 
 def methods_of(options: Options, folds: Sequence[Fold]) -> dict[str, Method]:

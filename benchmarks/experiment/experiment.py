@@ -124,7 +124,7 @@ class Experiment:
                     yield Run(agent, seed, fold)
 
     def path(self, run: Run) -> Path:
-        """Result file of a run; what was learnt lies beside it (`.pt` or `.safetensors`).
+        """Result file of a run; what was learnt lies beside it (`.safetensors`).
 
         The file is a JSON object: "selection" (`vmr_env.agents.ensemble.cross_fitting.Selection`),
         "seconds", "frozen"

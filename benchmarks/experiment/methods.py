@@ -20,9 +20,9 @@ from vmr_env.agents.ensemble.cross_fitting import (
     Progress,
     Selection,
     cross_fit,
-    save_ensemble,
     training_environment,
 )
+from vmr_env.agents.ensemble.files import save_ensemble
 from vmr_env.agents.evaluation import USES, Refined, Trajectories, submission, trace
 from vmr_env.agents.tprl.config import TprlConfig
 from vmr_env.agents.tprl.data import StateBatches
@@ -138,7 +138,7 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class EnvironmentMethod(Method):
-    """An ensemble of agents in the environments, kept as `.pt` (`vmr_env.agents.ensemble.cross_fitting`)."""
+    """An ensemble of agents in the environments, kept as `.safetensors` (`vmr_env.agents.ensemble.files`)."""
 
     make: MakeAgent
     """Makes an agent for an environment and a seed."""
@@ -180,9 +180,8 @@ class EnvironmentMethod(Method):
             watch=watch,
         )
         refined, trajectories = trace(ensemble.act, fold.test, fold.test_samples, ensemble.options)
-        save_ensemble(
-            keep.with_name(f"{keep.name}.pt"), ensemble, fold.train, {**about, "chosen": selection.chosen}
-        )
+        kept = keep.with_name(f"{keep.name}.safetensors")
+        save_ensemble(kept, ensemble, fold.train, {**about, "chosen": selection.chosen})
         return Outcome(refined, selection, trajectories=trajectories)
 
 
