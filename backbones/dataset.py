@@ -180,7 +180,10 @@ class MomentDataset:
                 except DataError as error:
                     problems.extend(error.problems)
                     continue
-                message = array_problem(rows, features.dim)
+                message = None
+                if features is self._clips:
+                    message = self._transposed_problem(rows.shape, durations[name])
+                message = message or array_problem(rows, features.dim)
                 if message is None and features is self._clips:
                     message = self._coverage_problem(len(rows), durations[name])
                 if message is not None:
@@ -235,11 +238,22 @@ class MomentDataset:
             return str(row.qid)
         return f"{row.qid}#{draw.randint(1, settings.paraphrases)}"
 
-    def _coverage_problem(self, rows: int, duration: float) -> str | None:
+    def _covers(self, rows: int, duration: float) -> bool:
         seconds = rows * self.settings.clip_seconds
-        if abs(seconds - duration) <= max(2 * self.settings.clip_seconds, 0.1 * duration):
+        return abs(seconds - duration) <= max(2 * self.settings.clip_seconds, 0.1 * duration)
+
+    def _coverage_problem(self, rows: int, duration: float) -> str | None:
+        if self._covers(rows, duration):
             return None
+        seconds = rows * self.settings.clip_seconds
         return f"has {rows} rows, {seconds:g} s; the annotation says {duration:g} s"
+
+    def _transposed_problem(self, shape: tuple[int, ...], duration: float) -> str | None:
+        """A problem where the columns fit the video's length and the rows do not."""
+        rows, columns = shape
+        if self._covers(rows, duration) or not self._covers(columns, duration):
+            return None
+        return f"has shape {shape} for {duration:g} s, which looks like (D, T); expected (T, D)"
 
     def _timeline(self, row: Annotation) -> Timeline:
         settings = self.settings

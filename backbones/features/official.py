@@ -9,18 +9,17 @@ copies such files into one feature store. Layout (GIRL-DETR specification, secti
 """
 
 import argparse
-import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
-from vmr_env.backbones.features.store import array_problem, import_features
+from vmr_env.backbones.features.files import HDF5_SUFFIXES, SUFFIXES, hdf5_keys, read_array, read_hdf5
+from vmr_env.backbones.features.store import array_problem, import_features, width_problem
 
 from vmr_env.data.annotations import read_annotations
 from vmr_env.errors import DataError, Problem, shorten
@@ -29,7 +28,37 @@ from vmr_env.files.text import PathLike
 VIDEO_ARRAY = "features"
 TEXT_ARRAY = "last_hidden_state"
 _NORM_FLOOR = 1e-5
-_MAX_BYTES = 2**30  # of one array: a video of hours at 4,096 channels stays far below
+
+
+def file_keys(folder: Path, prefix: str = "") -> list[str]:
+    """Keys with features in a folder of files, or in an HDF5 file, sorted; without the prefix of names."""
+    if folder.suffix in HDF5_SUFFIXES:
+        names = hdf5_keys(folder)
+    else:
+        names = sorted({path.stem for path in folder.iterdir() if path.suffix in SUFFIXES})
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def feature_file_problems(folder: Path) -> list[Problem]:
+    """What is wrong with the files of a folder, or the arrays of an HDF5 file: each read once.
+
+    Files that cannot be read, shapes, numbers that are not finite, and widths that differ from the first's.
+    """
+    problems: list[Problem] = []
+    keys = file_keys(folder)
+    if not keys:
+        return [Problem(str(folder), None, None, "holds no features; expected a store, files, or HDF5")]
+    first: tuple[int, ...] | None = None
+    for key in keys:
+        try:
+            array = OfficialFeatures((folder,)).file(folder, key)
+        except DataError as error:
+            problems.extend(error.problems)
+            continue
+        first = array.shape if first is None else first
+        if message := width_problem(array.shape, first):
+            problems.append(Problem(str(folder), None, key, message))
+    return problems
 
 
 def l2_normalised(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -41,6 +70,8 @@ def l2_normalised(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 @dataclass(frozen=True)
 class OfficialFeatures:
     """Features of the official layout, read by key (a vid or a qid) from one file per folder.
+
+    An HDF5 file may stand in place of a folder, and ``.pt`` files in place of NumPy's.
 
     The first `limit` rows of each file are L2-normalised on their own, all are cut to the shortest, and
     joined along the channels in the order of the folders.
@@ -73,7 +104,7 @@ class OfficialFeatures:
         problems: list[Problem] = []
         for folder in self.folders:
             try:
-                rows = self._file(folder, key).astype(np.float32)
+                rows = self.file(folder, key).astype(np.float32)
                 parts.append(l2_normalised(rows) if self.normalise else rows)
             except DataError as error:
                 problems.extend(error.problems)
@@ -82,77 +113,30 @@ class OfficialFeatures:
         length = min(len(part) for part in parts)
         return np.concatenate([part[:length] for part in parts], axis=1)
 
-    def _file(self, folder: Path, key: str) -> NDArray[Any]:
+    def file(self, folder: Path, key: str) -> NDArray[Any]:
+        """The array of one key in one folder as it stands, ``(T, D)``.
+
+        Raises:
+            DataError: as `read` does.
+        """
         if not key or any(character in key for character in "/\\:\0"):
             raise _fail(folder, f"key {shorten(key)} is no file name; expected one without separators")
-        path = folder / f"{self.prefix}{key}.npz"
-        if not path.exists() and path.with_suffix(".npy").exists():
-            path = path.with_suffix(".npy")
-        array = read_array(path, self.array)
+        name = f"{self.prefix}{key}"
+        if folder.suffix in HDF5_SUFFIXES:
+            path, array = folder, read_hdf5(folder, name, self.array)
+        else:
+            paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+            path = next((path for path in paths if path.exists()), paths[0])
+            array = read_array(path, self.array)
         if problem := array_problem(array):
             raise _fail(path, problem)
         return array
 
     def _width(self, folder: Path) -> int:
-        first = min(folder.glob(f"{self.prefix}*.np[yz]"), default=None)
-        if first is None:
-            raise _fail(folder, f"holds no {self.prefix}*.npz or .npy file")
-        array = read_array(first, self.array)
-        if problem := array_problem(array):
-            raise _fail(first, problem)
-        return int(array.shape[1])
-
-
-def read_array(path: Path, name: str) -> NDArray[Any]:
-    """One array of an ``.npz`` file, or the array of an ``.npy`` file; never unpickles.
-
-    Memory is taken only for what the file holds: a shape that its bytes do not fill is refused first.
-
-    Raises:
-        DataError: the file is missing or damaged, has no array of that name, or one of more than 1 GiB.
-    """
-    try:
-        with open(path, "rb") as file:
-            if not zipfile.is_zipfile(file):
-                return _read_npy(path, file, path.stat().st_size)
-            with zipfile.ZipFile(file) as archive:
-                names = [member.removesuffix(".npy") for member in archive.namelist()]
-                if name not in names:
-                    raise _fail(path, f"has arrays {sorted(names)}; expected {name!r}")
-                member = archive.infolist()[names.index(name)]
-                with archive.open(member) as content:
-                    return _read_npy(path, content, member.file_size)
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise _fail(path, "does not exist, neither as .npz nor as .npy") from None
-    except Exception as error:  # damaged archives raise a dozen kinds: zlib, struct, NotImplementedError, ...
-        raise _fail(path, f"is no readable array file ({error})") from error
-
-
-def _read_npy(path: Path, file: IO[bytes], size: int) -> NDArray[Any]:
-    """The array of an open ``.npy`` stream of `size` bytes."""
-    file.seek(0)
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    else:
-        raise _fail(path, f"has array format {version}; expected 1.0 or 2.0")
-    if dtype.hasobject:
-        raise _fail(path, "holds Python objects; expected numbers")
-    wanted, held = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if min(shape, default=0) < 0 or wanted != held:
-        raise _fail(
-            path, f"has shape {shape} of {wanted} bytes, but holds {held}; expected an undamaged file"
-        )
-    if wanted > _MAX_BYTES:
-        raise _fail(path, f"has an array of {wanted} bytes; expected at most {_MAX_BYTES}")
-    raw = file.read()  # to the end, so that the archive's checksum is compared
-    if len(raw) != wanted:
-        raise _fail(path, f"ends after {len(raw)} of {wanted} bytes; expected an undamaged file")
-    return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
+        names = file_keys(folder, self.prefix)
+        if not names:
+            raise _fail(folder, f"holds no {self.prefix}* file of features; expected {', '.join(SUFFIXES)}")
+        return int(self.file(folder, names[0]).shape[1])
 
 
 def _fail(path: PathLike, message: str) -> DataError:

@@ -71,6 +71,18 @@ def array_problem(array: NDArray[Any], width: int | None = None) -> str | None:
     return None
 
 
+def width_problem(shape: tuple[int, ...], first: tuple[int, ...]) -> str | None:
+    """What is wrong with the shape of an array beside that of the first; None where the widths are equal.
+
+    Arrays of equal numbers of rows and unequal widths are transposed: videos differ in length, not in width.
+    """
+    if shape[1] == first[1]:
+        return None
+    if shape[0] == first[0]:
+        return f"has shape {shape} beside {first}, which looks like (D, T); expected (T, D)"
+    return f"has width {shape[1]}; expected {first[1]}"
+
+
 class FeatureStore:
     """A store opened for reading.
 
@@ -178,6 +190,7 @@ class FeatureStoreWriter:
         self._facts = {"source": source, "origin": dict(origin), "dtype": dtype}
         self._dtype = np.dtype(dtype)
         self._dim: int | None = None
+        self._first: tuple[int, ...] | None = None
         self._lengths: dict[str, int] = {}
         self._folder = NewFolder(self.path)
         try:
@@ -214,13 +227,16 @@ class FeatureStoreWriter:
             raise _fail(self.path, "got an empty key; expected a name")
         if key in self._lengths:
             raise _fail(self.path, f"key {shorten(key)} was added before; expected each key once")
-        problem = array_problem(array, self._dim)
+        problem = array_problem(array)
+        if problem is None and self._first is not None:
+            problem = width_problem(array.shape, self._first)
         if problem is None:
             with np.errstate(over="ignore"):
                 array = array.astype(self._dtype)
             problem = array_problem(array)
         if problem is not None:
             raise DataError(Problem(str(self.path), None, shorten(key), problem))
+        self._first = self._first or array.shape
         self._dim = array.shape[1]
         self._lengths[key] = len(array)
         with writing_errors(self.path):

@@ -83,13 +83,21 @@ def validate_predictions(
 
 
 @validate.command("features")
-@click.argument("folders", type=FOLDER, nargs=-1, required=True)
+@click.argument("paths", type=click.Path(exists=True, path_type=Path), nargs=-1, required=True)
 @_json_option
-def validate_features(folders: tuple[Path, ...], as_json: bool) -> None:
-    """Feature stores: checksums, and that every number is finite."""
+def validate_features(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Feature stores, folders of feature files (.npz, .npy, .pt), HDF5 files: that every number is finite.
+
+    Of stores also the checksums.
+    """
+    from vmr_env.backbones.features.official import feature_file_problems
     from vmr_env.backbones.features.store import FeatureStore, array_problem
 
     def check(folder: Path) -> None:
+        if not (folder / "manifest.json").exists():
+            if problems := feature_file_problems(folder):
+                raise DataError(problems)
+            return
         store = FeatureStore(folder, checksums=True)
         problems = [
             Problem(str(folder), None, key, problem)
@@ -99,7 +107,7 @@ def validate_features(folders: tuple[Path, ...], as_json: bool) -> None:
         if problems:
             raise DataError(problems)
 
-    _tell(_problems_of(check, folders), as_json)
+    _tell(_problems_of(check, paths), as_json)
 
 
 @validate.command("cache")
