@@ -1,0 +1,160 @@
+"""Runs of an experiment on a Ray cluster; needs the extra `[distributed]`.
+
+Every run is a Ray task. It works in a folder of its own and returns its files as values, which the driver
+writes where a run in one process writes them, the result last. So resuming, tables and reports know no
+difference, and the numbers are the same to the bit on machines of one kind. Ray starts the task of a lost
+worker or node again.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from vmr_env.agents.ensemble.cross_fitting import Progress
+from vmr_env.benchmarks.experiment.experiment import Experiment, Run
+from vmr_env.benchmarks.experiment.shipping import Packed, files_of, pack, unpack
+
+from vmr_env.files.writing import write_bytes
+
+_RETRIES = 3
+"""How often Ray starts a run anew whose worker or node was lost. Errors of the run itself are not retried."""
+_POLL = 0.2  # seconds between looks at what runs tell
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where runs go and what each may use."""
+
+    address: str | None = None
+    """Of a running cluster, "auto" for the one of this machine; None starts Ray on this machine alone."""
+    cpus_per_run: float = 1
+    gpus_per_run: float = 0
+
+
+def run_on_cluster(
+    experiment: Experiment,
+    runs: Sequence[Run],
+    cluster: Cluster,
+    watch: Callable[[Run, Progress], None],
+    finished: Callable[[Run], None],
+) -> dict[Run, str]:
+    """Do runs on a cluster.
+
+    Args:
+        experiment: what the runs are of.
+        runs: which to do.
+        cluster: where.
+        watch: called after every round of every run, some time later.
+        finished: called when the files of a run are written.
+
+    Returns:
+        the last line of the error of each run that failed; all others are done.
+
+    Raises:
+        KeyboardInterrupt: interrupted; the cluster's work on these runs has been stopped.
+    """
+    started = not ray.is_initialized()
+    if started:
+        ray.init(cluster.address, log_to_driver=False, include_dashboard=False)
+    try:
+        return _run_all(experiment, runs, cluster, watch, finished)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _run_all(
+    experiment: Experiment,
+    runs: Sequence[Run],
+    cluster: Cluster,
+    watch: Callable[[Run, Progress], None],
+    finished: Callable[[Run], None],
+) -> dict[Run, str]:
+    packed = pack(experiment)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    driver = ray.remote(num_cpus=0, max_concurrency=4)(_Driver)
+    folders = driver.options(scheduling_strategy=here).remote(packed.folders)
+    inbox = driver.options(scheduling_strategy=here).remote({})
+    work = ray.remote(num_cpus=cluster.cpus_per_run, num_gpus=cluster.gpus_per_run, max_retries=_RETRIES)(
+        _work
+    )
+    content = ray.put(packed)
+    running = {work.remote(content, run, folders, inbox): run for run in runs}
+    failed: dict[Run, str] = {}
+    try:
+        while running:
+            done, _ = ray.wait(list(running), num_returns=len(running), timeout=_POLL)
+            for run, progress in ray.get(inbox.told.remote()):
+                watch(run, progress)
+            for task in done:
+                run = running.pop(task)
+                try:
+                    _write(experiment, run, ray.get(task))
+                except RayError as error:
+                    failed[run] = _reason(error)
+                else:
+                    finished(run)
+    except BaseException:
+        for task in running:
+            ray.cancel(task, force=True)
+        raise
+    return failed
+
+
+class _Driver:
+    """On the driver's node: what runs ask for, and what they tell."""
+
+    def __init__(self, folders: dict[str, str]) -> None:
+        self._folders, self._told = folders, list[tuple[Run, Progress]]()
+        self._sent: dict[str, list[tuple[str, Any]]] = {}
+
+    def files(self, digest: str) -> list[tuple[str, Any]]:
+        """Names of a folder's files, and references to their contents in the object store."""
+        if digest not in self._sent:
+            folder = Path(self._folders[digest])
+            self._sent[digest] = [(name, ray.put(content)) for name, content in files_of(folder)]
+        return self._sent[digest]
+
+    def tell(self, run: Run, progress: Progress) -> None:
+        """A round is over."""
+        self._told.append((run, progress))
+
+    def told(self) -> list[tuple[Run, Progress]]:
+        """What was told since the last call."""
+        told, self._told = self._told, []
+        return told
+
+
+def _work(packed: Packed, run: Run, folders: Any, inbox: Any) -> list[tuple[str, bytes]]:
+    """Do one run on the node where this is called; returns its files."""
+    torch.set_num_threads(1)
+
+    def fetch(digest: str) -> Any:
+        return ((name, ray.get(content)) for name, content in ray.get(folders.files.remote(digest)))
+
+    experiment = unpack(packed, fetch)
+    with tempfile.TemporaryDirectory() as folder:
+        experiment.folder = Path(folder)
+        experiment.do(run, lambda progress: inbox.tell.remote(run, progress))
+        return list(files_of(experiment.folder))
+
+
+def _write(experiment: Experiment, run: Run, files: Sequence[tuple[str, bytes]]) -> None:
+    """Write the files of a run, its result last: a run that has one is done."""
+    result = experiment.path(run)
+    for name, content in sorted(files, key=lambda file: experiment.folder / file[0] == result):
+        path = experiment.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+
+
+def _reason(error: RayError) -> str:
+    """What went wrong, in a line."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0]

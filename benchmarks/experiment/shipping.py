@@ -1,0 +1,140 @@
+"""Sending an experiment to another machine: its folders by content, everything else by value.
+
+An experiment refers to folders: caches, weights, features. A packed experiment names each by the hash of its
+content instead, so a machine that has the folder under the same path uses it, and another one gets it once,
+into its own cache folder, where all its processes map the same files.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vmr_env.benchmarks.experiment.experiment import Experiment
+
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.files.user_cache import user_cache_folder
+
+_BLOCK = 1 << 20
+
+Files = Iterator[tuple[str, bytes]]
+"""Names, relative to a folder, and contents."""
+
+
+class Packed(NamedTuple):
+    """An experiment without its folders."""
+
+    content: bytes
+    """What `unpack` reads. It is a pickle: only of one's own experiments, between one's own processes."""
+    folders: dict[str, str]
+    """Path on the machine that packed, by the hash of the content."""
+    search: list[str]
+    """Where its Python looks for modules, of own agents for instance."""
+
+
+def pack(experiment: Experiment) -> Packed:
+    """An experiment as bytes that name its folders by their content."""
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer, experiment.folder)
+    pickler.dump(experiment)
+    return Packed(buffer.getvalue(), pickler.folders, list(sys.path))
+
+
+def unpack(packed: Packed, fetch: Callable[[str], Files]) -> Experiment:
+    """The experiment again, its folders found here or fetched.
+
+    Args:
+        packed: see `pack`.
+        fetch: gives the files of a folder by its hash; called for folders that this machine has not.
+    """
+    sys.path += [path for path in packed.search if path not in sys.path]
+    paths = {digest: _here(digest, Path(path), fetch) for digest, path in packed.folders.items()}
+    experiment = _Unpickler(io.BytesIO(packed.content), paths).load()
+    assert isinstance(experiment, Experiment)
+    return experiment
+
+
+def files_of(folder: Path) -> Files:
+    """Names and contents of all files in a folder, in the order of their names."""
+    for path in _paths_of(folder):
+        yield path.relative_to(folder).as_posix(), path.read_bytes()
+
+
+def sha256_of_folder(folder: Path) -> str:
+    """Hash of the names and contents of all files in a folder."""
+    digest = hashlib.sha256()
+    for path in _paths_of(folder):
+        name = path.relative_to(folder).as_posix().encode()
+        digest.update(f"{len(name)} {path.stat().st_size} ".encode() + name)
+        with open(path, "rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _paths_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, out: Path) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self.folders: dict[str, str] = {}
+        self._out, self._hashes = out, dict[Path, str]()
+
+    def persistent_id(self, found: Any) -> tuple[str, str] | None:
+        if isinstance(found, DecoderStateCache):
+            return "cache", self._name(found.path)
+        if isinstance(found, Path) and found != self._out and found.is_dir():
+            return "folder", self._name(found.resolve())
+        return None
+
+    def _name(self, folder: Path) -> str:
+        if folder not in self._hashes:
+            self._hashes[folder] = sha256_of_folder(folder)
+            self.folders[self._hashes[folder]] = str(folder)
+        return self._hashes[folder]
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, paths: dict[str, Path]) -> None:
+        super().__init__(file)
+        self._paths = paths
+
+    def persistent_load(self, key: tuple[str, str]) -> DecoderStateCache | Path:
+        kind, digest = key
+        return DecoderStateCache.open(self._paths[digest]) if kind == "cache" else self._paths[digest]
+
+
+def _here(digest: str, path: Path, fetch: Callable[[str], Files]) -> Path:
+    """A folder of that content on this machine."""
+    if path.is_dir() and sha256_of_folder(path) == digest:
+        return path
+    folder = user_cache_folder() / "shipped" / digest
+    if not folder.is_dir():
+        _receive(folder, fetch(digest))
+    return folder
+
+
+def _receive(folder: Path, files: Files) -> None:
+    """Write a folder in one step; of several processes that do so at once, the first one's stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:16]}.", dir=folder.parent))
+    try:
+        for name, content in files:
+            path = temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,204 @@
+"""Runs on a Ray cluster of two nodes: equal numbers, lost workers and nodes, runs that fail."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.profiles import get_profile
+from vmr_env.simulation.simulator import simulate
+
+ray = pytest.importorskip("ray", reason="needs Ray")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own making
+
+from ray.cluster_utils import Cluster as Nodes  # noqa: E402
+from vmr_env.agents.base import Agent  # noqa: E402
+from vmr_env.agents.expected_gain import ExpectedGain  # noqa: E402
+from vmr_env.benchmarks.experiment.cluster import Cluster, run_on_cluster  # noqa: E402
+from vmr_env.benchmarks.experiment.experiment import Experiment, Run, train_test  # noqa: E402
+from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Settings  # noqa: E402
+from vmr_env.benchmarks.experiment.shipping import files_of, pack, unpack  # noqa: E402
+
+SETTINGS = Settings(members=2, evaluations=1, proposals=1, rounds=1)
+
+
+class Small(ExpectedGain):
+    """As quick as may be."""
+
+    num_envs = 8
+
+
+class Poisoned(Small):
+    """Always fails."""
+
+    def update(self) -> Any:
+        raise ValueError("spoilt")
+
+
+class Fatal(Small):
+    """Kills its worker process, once for each folder that the environment variable names."""
+
+    def update(self) -> Any:
+        marker = Path(os.environ["VMR_TEST_MARKER"])
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().update()
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("caches")
+    for split in ("train", "test"):
+        simulate(folder / split, get_profile("charades"), split, samples=40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two nodes of one processor each; the driver is on the first."""
+    marker = tmp_path_factory.mktemp("marker") / "killed"
+    os.environ["VMR_TEST_MARKER"] = str(marker)
+    cluster = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    ray.init(cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    del os.environ["VMR_TEST_MARKER"]
+
+
+def experiment(
+    folder: Path, caches: Path, agents: Mapping[str, Callable[..., Agent]], seeds: int = 2
+) -> Experiment:
+    train, test = (DecoderStateCache.open(caches / split) for split in ("train", "test"))
+    methods = {name: EnvironmentMethod(agent) for name, agent in agents.items()}
+    return Experiment(folder, train_test(train, test), methods, seeds, SETTINGS)
+
+
+def contents(of: Experiment) -> dict[str, Any]:
+    """Results without how long they took."""
+    return {
+        path.name: {name: value for name, value in json.loads(path.read_text()).items() if name != "seconds"}
+        for path in sorted((of.folder / "runs").glob("*.json"))
+    }
+
+
+def ignore(*_: Any) -> None:
+    """Nobody watches."""
+
+
+def test_numbers_equal_those_of_one_process(nodes: Any, caches: Path, tmp_path: Path) -> None:
+    here = experiment(tmp_path / "here", caches, {"small": Small})
+    there = experiment(tmp_path / "there", caches, {"small": Small})
+    for run in here.runs():
+        here.do(run)
+    done: list[Run] = []
+    watched: list[Run] = []
+    failed = run_on_cluster(
+        there, list(there.runs()), Cluster(), lambda run, _: watched.append(run), done.append
+    )
+    assert failed == {}
+    assert sorted(done) == sorted(there.runs())
+    assert set(watched) <= set(done)
+    assert contents(here) == contents(there)
+    for run in here.runs():
+        one, other = (of.path(run).with_suffix("") for of in (here, there))
+        kept = {path.suffix for path in one.parent.glob(f"{one.name}.*")}
+        assert kept == {path.suffix for path in other.parent.glob(f"{other.name}.*")}
+        assert len(kept) > 1  # what was learnt, too
+
+
+def test_a_run_that_always_fails_is_named_and_the_others_finish(
+    nodes: Any, caches: Path, tmp_path: Path
+) -> None:
+    of = experiment(tmp_path / "out", caches, {"bad": Poisoned, "small": Small}, seeds=1)
+    failed = run_on_cluster(of, list(of.runs()), Cluster(), ignore, ignore)
+    assert failed == {Run("bad", 0, 0): "ValueError: spoilt"}
+    assert of.is_done(Run("small", 0, 0))
+    assert not of.is_done(Run("bad", 0, 0))
+
+
+def test_a_lost_worker_is_replaced(nodes: Any, caches: Path, tmp_path: Path) -> None:
+    of = experiment(tmp_path / "out", caches, {"fatal": Fatal}, seeds=1)
+    assert run_on_cluster(of, list(of.runs()), Cluster(), ignore, ignore) == {}
+    assert Path(os.environ["VMR_TEST_MARKER"]).exists()
+    assert of.is_done(Run("fatal", 0, 0))
+
+
+def test_a_lost_node_is_replaced_by_another(nodes: Any, caches: Path, tmp_path: Path) -> None:
+    """A node leaves in the middle; what ran there runs elsewhere."""
+    extra = nodes.add_node(num_cpus=2)
+    of = experiment(tmp_path / "out", caches, {"small": Small}, seeds=4)
+    lost: list[Any] = []
+
+    def lose(run: Run) -> None:
+        if not lost:
+            lost.append(run)
+            nodes.remove_node(extra, allow_graceful=False)
+
+    assert run_on_cluster(of, list(of.runs()), Cluster(), ignore, lose) == {}
+    assert lost
+    assert all(map(of.is_done, of.runs()))
+
+
+def test_an_interrupt_stops_the_work_and_resuming_goes_on(nodes: Any, caches: Path, tmp_path: Path) -> None:
+    of = experiment(tmp_path / "out", caches, {"small": Small})
+    whole = experiment(tmp_path / "whole", caches, {"small": Small})
+
+    def interrupt(run: Run) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_on_cluster(of, list(of.runs()), Cluster(), ignore, interrupt)
+    todo = [run for run in of.runs() if not of.is_done(run)]
+    assert 0 < len(todo) < 2
+    assert run_on_cluster(of, todo, Cluster(), ignore, ignore) == {}
+    assert run_on_cluster(whole, list(whole.runs()), Cluster(), ignore, ignore) == {}
+    assert contents(of) == contents(whole)
+
+
+def test_folders_are_shipped_to_machines_that_lack_them(
+    caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The original is gone where the experiment is unpacked; each folder is fetched once, by its content."""
+    monkeypatch.setenv("VMR_ENV_CACHE", str(tmp_path / "user"))
+    shutil.copytree(caches, tmp_path / "driver")
+    of = experiment(tmp_path / "out", tmp_path / "driver", {"small": Small})
+    spans = np.array(of.folds[0].train.spans)
+    packed = pack(of)
+    shipped = {digest: list(files_of(Path(folder))) for digest, folder in packed.folders.items()}
+    shutil.rmtree(tmp_path / "driver")
+    fetched: list[str] = []
+
+    def fetch(digest: str) -> Iterator[tuple[str, bytes]]:
+        fetched.append(digest)
+        return iter(shipped[digest])
+
+    for _ in range(2):
+        again = unpack(packed, fetch)
+        np.testing.assert_array_equal(again.folds[0].train.spans, spans)
+    assert sorted(fetched) == sorted(packed.folders)
+    assert not list((tmp_path / "user" / "shipped").glob(".*"))
+
+
+def test_a_folder_of_other_content_under_the_same_path_is_not_taken(
+    caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMR_ENV_CACHE", str(tmp_path / "user"))
+    shutil.copytree(caches, tmp_path / "driver")
+    of = experiment(tmp_path / "out", tmp_path / "driver", {"small": Small})
+    packed = pack(of)
+    shipped = {digest: list(files_of(Path(folder))) for digest, folder in packed.folders.items()}
+    spans = np.array(of.folds[0].test.spans)
+    shutil.rmtree(tmp_path / "driver" / "test")
+    shutil.copytree(caches / "train", tmp_path / "driver" / "test")
+    again = unpack(packed, lambda digest: iter(shipped[digest]))
+    np.testing.assert_array_equal(again.folds[0].test.spans, spans)
