@@ -23,9 +23,11 @@ from vmr_env.agents.base import Agent  # noqa: E402
 from vmr_env.agents.expected_gain import ExpectedGain  # noqa: E402
 from vmr_env.benchmarks.experiment.cluster import Cluster, run_on_cluster  # noqa: E402
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run, train_test  # noqa: E402
+from vmr_env.benchmarks.experiment.main import main  # noqa: E402
 from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Settings  # noqa: E402
 from vmr_env.benchmarks.experiment.shipping import files_of, pack, unpack  # noqa: E402
 
+HERE = Cluster("auto")
 SETTINGS = Settings(members=2, evaluations=1, proposals=1, rounds=1)
 
 
@@ -102,9 +104,7 @@ def test_numbers_equal_those_of_one_process(nodes: Any, caches: Path, tmp_path: 
         here.do(run)
     done: list[Run] = []
     watched: list[Run] = []
-    failed = run_on_cluster(
-        there, list(there.runs()), Cluster(), lambda run, _: watched.append(run), done.append
-    )
+    failed = run_on_cluster(there, list(there.runs()), HERE, lambda run, _: watched.append(run), done.append)
     assert failed == {}
     assert sorted(done) == sorted(there.runs())
     assert set(watched) <= set(done)
@@ -120,7 +120,7 @@ def test_a_run_that_always_fails_is_named_and_the_others_finish(
     nodes: Any, caches: Path, tmp_path: Path
 ) -> None:
     of = experiment(tmp_path / "out", caches, {"bad": Poisoned, "small": Small}, seeds=1)
-    failed = run_on_cluster(of, list(of.runs()), Cluster(), ignore, ignore)
+    failed = run_on_cluster(of, list(of.runs()), HERE, ignore, ignore)
     assert failed == {Run("bad", 0, 0): "ValueError: spoilt"}
     assert of.is_done(Run("small", 0, 0))
     assert not of.is_done(Run("bad", 0, 0))
@@ -128,7 +128,7 @@ def test_a_run_that_always_fails_is_named_and_the_others_finish(
 
 def test_a_lost_worker_is_replaced(nodes: Any, caches: Path, tmp_path: Path) -> None:
     of = experiment(tmp_path / "out", caches, {"fatal": Fatal}, seeds=1)
-    assert run_on_cluster(of, list(of.runs()), Cluster(), ignore, ignore) == {}
+    assert run_on_cluster(of, list(of.runs()), HERE, ignore, ignore) == {}
     assert Path(os.environ["VMR_TEST_MARKER"]).exists()
     assert of.is_done(Run("fatal", 0, 0))
 
@@ -144,7 +144,7 @@ def test_a_lost_node_is_replaced_by_another(nodes: Any, caches: Path, tmp_path: 
             lost.append(run)
             nodes.remove_node(extra, allow_graceful=False)
 
-    assert run_on_cluster(of, list(of.runs()), Cluster(), ignore, lose) == {}
+    assert run_on_cluster(of, list(of.runs()), HERE, ignore, lose) == {}
     assert lost
     assert all(map(of.is_done, of.runs()))
 
@@ -157,12 +157,30 @@ def test_an_interrupt_stops_the_work_and_resuming_goes_on(nodes: Any, caches: Pa
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_on_cluster(of, list(of.runs()), Cluster(), ignore, interrupt)
+        run_on_cluster(of, list(of.runs()), HERE, ignore, interrupt)
     todo = [run for run in of.runs() if not of.is_done(run)]
     assert 0 < len(todo) < 2
-    assert run_on_cluster(of, todo, Cluster(), ignore, ignore) == {}
-    assert run_on_cluster(whole, list(whole.runs()), Cluster(), ignore, ignore) == {}
+    assert run_on_cluster(of, todo, HERE, ignore, ignore) == {}
+    assert run_on_cluster(whole, list(whole.runs()), HERE, ignore, ignore) == {}
     assert contents(of) == contents(whole)
+
+
+def test_the_main_job_gives_the_same_table_and_goes_on_after_an_interrupt(
+    nodes: Any, caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the command line: one process against the cluster; `--resume` there finishes what began here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "from vmr_env.agents.expected_gain import ExpectedGain\nclass Small(ExpectedGain): num_envs = 8"
+    (tmp_path / "own.py").write_text(source)
+    data = ["--cache", str(caches / "train"), "--test-cache", str(caches / "test")]
+    quick = ["--agents", "--agent", "own:Small", "--members", "2", "--evaluations", "1", "--rounds", "1"]
+    assert main([*data, *quick, "--jobs", "1", "--out", "here"]) == 0
+    assert main([*data, *quick, "--jobs", "1", "--seeds", "1", "--out", "there"]) == 0
+    assert main([*data, *quick, "--cluster", "auto", "--resume", "--out", "there"]) == 0
+    tables = [(tmp_path / name / "table.md").read_text().splitlines() for name in ("here", "there")]
+    kept = [[line.split("|")[:-3] for line in table if "|" in line] for table in tables]  # but for speeds
+    assert kept[0] == kept[1]
 
 
 def test_folders_are_shipped_to_machines_that_lack_them(

@@ -21,6 +21,7 @@ class Example:
     set: tuple[str, ...] = option((), "again and again", repeated=True)
     kind: str | None = option(None, "which", choices=("x", "y"))
     keep_all: bool = option(False, "flag")
+    cluster: str | None = option(None, "where", bare="here", metavar="ADDRESS")
 
 
 def example(text: str) -> Example:
@@ -41,6 +42,11 @@ def test_values_have_the_types_of_their_fields() -> None:
     )
     left_out = example("f --out o")
     assert (left_out.seeds, left_out.names, left_out.set, left_out.rounds) == (2, ("a", "b"), (), None)
+
+
+@pytest.mark.parametrize(("text", "value"), [("", None), ("--cluster", "here"), ("--cluster a:1", "a:1")])
+def test_an_option_may_have_a_value_for_being_given_alone(text: str, value: str | None) -> None:
+    assert example(f"f --out o {text}").cluster == value
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,10 @@ class MyAgent(Agent):
 class Gliding(MyAgent):
     env_options = {"actions": "continuous"}
 
+class Poisoned(Small):
+    def update(self):
+        raise ValueError("spoilt\\nall of it")
+
 class Half:
     def act(self, observations, masks): ...
 """
@@ -230,6 +234,18 @@ def test_processes_side_by_side_give_the_same_numbers(data: list[str], folder: P
     one, two = _results(folder / "one"), _results(folder / "two")
     assert one.pop("run")["command"] != two.pop("run")["command"]
     assert one == two
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_run_that_fails_is_named_and_the_others_finish(
+    jobs: str, data: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agents = ["--agents", "--agent", "own_agent:Poisoned", "--agent", "own_agent:Small"]
+    assert main([*data, *agents, *QUICK, "--jobs", jobs, "--seeds", "1", "--out", "out"]) in (1, 2)
+    said = capsys.readouterr()
+    assert "error: own_agent.Poisoned-seed0-fold0: failed (ValueError: spoilt)" in said.err
+    assert "| own_agent:Small |" in said.out
+    assert list(_results(folder / "out")["agents"]) == ["own_agent:Small"]
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ class _Form:
     metavar: str | tuple[str, ...] | None = None
     repeated: bool = False
     empty: bool = False
+    bare: str | None = None
     positional: bool = False
 
 
@@ -46,6 +47,7 @@ def option(
     metavar: str | tuple[str, ...] | None = None,
     repeated: bool = False,
     empty: bool = False,
+    bare: str | None = None,
 ) -> Any:
     """A field for `--name`.
 
@@ -58,8 +60,9 @@ def option(
         metavar: what stands for its value in the help text.
         repeated: whether it takes one value and may be given several times, instead of several values.
         empty: whether it may be given without any value.
+        bare: its value where it is given without one; None where it needs one.
     """
-    form = _Form(help, group, tuple(choices), least, metavar, repeated, empty)
+    form = _Form(help, group, tuple(choices), least, metavar, repeated, empty, bare)
     return field(default=default, metadata={"form": form})
 
 
@@ -138,6 +141,8 @@ def _arguments(one: Field[Any], kind: Any, form: _Form) -> dict[str, Any]:
     if form.choices:
         told["choices"] = form.choices
     told["type"] = str if get_origin(kind) is Literal else kind
+    if form.bare is not None:
+        told |= {"nargs": "?", "const": form.bare}
     if get_origin(kind) is tuple:
         of_one, *others = get_args(kind)
         told["type"] = of_one

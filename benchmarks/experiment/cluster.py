@@ -17,7 +17,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vmr_env.agents.ensemble.cross_fitting import Progress
-from vmr_env.benchmarks.experiment.experiment import Experiment, Run
+from vmr_env.benchmarks.experiment.experiment import Experiment, Run, reason
 from vmr_env.benchmarks.experiment.shipping import Packed, files_of, pack, unpack
 
 from vmr_env.files.writing import write_bytes
@@ -31,8 +31,8 @@ _POLL = 0.2  # seconds between looks at what runs tell
 class Cluster:
     """Where runs go and what each may use."""
 
-    address: str | None = None
-    """Of a running cluster, "auto" for the one of this machine; None starts Ray on this machine alone."""
+    address: str
+    """Of a running cluster, "auto" for that of this machine, or "local" for one on this machine alone."""
     cpus_per_run: float = 1
     gpus_per_run: float = 0
 
@@ -54,7 +54,7 @@ def run_on_cluster(
         finished: called when the files of a run are written.
 
     Returns:
-        the last line of the error of each run that failed; all others are done.
+        what went wrong, in a line, of each run that failed; all others are done.
 
     Raises:
         KeyboardInterrupt: interrupted; the cluster's work on these runs has been stopped.
@@ -97,7 +97,7 @@ def _run_all(
                 try:
                     _write(experiment, run, ray.get(task))
                 except RayError as error:
-                    failed[run] = _reason(error)
+                    failed[run] = reason(error.cause if isinstance(error, RayTaskError) else error)
                 else:
                     finished(run)
     except BaseException:
@@ -152,9 +152,3 @@ def _write(experiment: Experiment, run: Run, files: Sequence[tuple[str, bytes]])
         path = experiment.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
-
-
-def _reason(error: RayError) -> str:
-    """What went wrong, in a line."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return f"{type(cause).__name__}: {cause}".splitlines()[0]

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -232,7 +233,7 @@ def run_all(
     jobs: int,
     watch: Callable[[Run, Progress], None],
     finished: Callable[[Run], None],
-) -> None:
+) -> dict[Run, str]:
     """Do runs in as many processes as `jobs` says; the numbers do not depend on it.
 
     Args:
@@ -242,31 +243,51 @@ def run_all(
         watch: called after every round of every run.
         finished: called when a run has its result.
 
+    Returns:
+        what went wrong, in a line, of each run that failed; all others are done.
+
     Raises:
         KeyboardInterrupt: interrupted; worker processes have ended.
     """
+    failed: dict[Run, str] = {}
+
+    def settled(run: Run, result: Callable[[], object]) -> None:
+        try:
+            result()
+        except BrokenProcessPool:
+            raise
+        except Exception as error:  # a fault of one run, whatever it is, must not cost the others
+            failed[run] = reason(error)
+        else:
+            finished(run)
+
     if jobs == 1:
         for run in runs:
-            experiment.do(run, partial(watch, run))
-            finished(run)
-        return
+            settled(run, partial(experiment.do, run, partial(watch, run)))
+        return failed
     context = multiprocessing.get_context("spawn")
     told, stop = context.SimpleQueue(), context.Event()
     arguments = experiment, told, stop
     with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=arguments) as pool:
         try:
             with _interrupts_ignored():  # workers inherit it: they are told by `stop` alone
-                running = {pool.submit(_work, run) for run in runs}
+                running = {pool.submit(_work, run): run for run in runs}
             while running:
-                done, running = wait(running, _POLL, FIRST_COMPLETED)
+                done, _ = wait(running, _POLL, FIRST_COMPLETED)
                 while not told.empty():
                     watch(*told.get())
                 for future in done:
-                    finished(future.result())
+                    settled(running.pop(future), future.result)
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return failed
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong in a run, in a line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @contextmanager
@@ -287,7 +308,7 @@ def _start_worker(experiment: Experiment, told: Any, stop: Any) -> None:
     torch.set_num_threads(1)
 
 
-def _work(run: Run) -> Run:
+def _work(run: Run) -> None:
     experiment, told, stop = _worker
 
     def watch(progress: Progress) -> None:
@@ -296,4 +317,3 @@ def _work(run: Run) -> Run:
         told.put((run, progress))
 
     experiment.do(run, watch)
-    return run

@@ -25,13 +25,14 @@ from dataclasses import replace
 import torch
 from vmr_env.benchmarks.experiment.chosen_methods import chosen_methods, methods_of
 from vmr_env.benchmarks.experiment.data import open_data, settings_of, train_backbone
-from vmr_env.benchmarks.experiment.experiment import Experiment, run_all
+from vmr_env.benchmarks.experiment.experiment import Experiment, Run, run_all
 from vmr_env.benchmarks.experiment.options import SEEDS, Options, check, resolved
+from vmr_env.benchmarks.experiment.processors import available_processors
 from vmr_env.benchmarks.experiment.progress import Watcher
 from vmr_env.benchmarks.experiment.run_folder import make_folder, settle
 from vmr_env.benchmarks.report.files import report
 
-from vmr_env.errors import DataError
+from vmr_env.errors import DataError, Problem
 from vmr_env.options import parse
 
 NOT_RUN = "Not run: head + last decoder layer, head + everything. They need features (--features)."
@@ -82,20 +83,27 @@ def carry_out(given: Options, words: Sequence[str]) -> bool:
     for name, method in methods.items():
         method.check(name, folds[0], experiment.settings)
     settle(replace(given, agents=options.agents), folds)
-    finished = do_runs(experiment, options.jobs)
+    failed = do_runs(experiment, options)
     files = options.test_predictions or (() if options.test_cache else options.predictions)
     notes = [NOT_RUN] if options.ablate and not options.features else []
     command = ["python", "benchmarks/run_tprl.py", *(word for word in words if word != "--resume")]
     print(report(experiment, files, shlex.join(command), notes))
-    return finished
+    if failed:
+        raise DataError([Problem(run.name, None, None, f"failed ({text})") for run, text in failed.items()])
+    return failed is not None
 
 
-def do_runs(experiment: Experiment, jobs: int) -> bool:
-    """Do all runs that are not done; False if interrupted."""
+def do_runs(experiment: Experiment, options: Options) -> dict[Run, str] | None:
+    """Do all runs that are not done; what went wrong in those that failed, or None if interrupted."""
     todo = [run for run in experiment.runs() if not experiment.is_done(run)]
     with Watcher(experiment, experiment.folder / "tensorboard") as watcher:
         try:
-            run_all(experiment, todo, jobs, watcher.progress, watcher.finished)
+            if options.cluster is None:
+                jobs = options.jobs or available_processors()
+                return run_all(experiment, todo, jobs, watcher.progress, watcher.finished)
+            from vmr_env.benchmarks.experiment.cluster import Cluster, run_on_cluster  # needs Ray
+
+            cluster = Cluster(options.cluster, options.cpus_per_run, options.gpus_per_run)
+            return run_on_cluster(experiment, todo, cluster, watcher.progress, watcher.finished)
         except KeyboardInterrupt:
-            return False
-    return True
+            return None

@@ -29,6 +29,9 @@ EMBEDDED = "charades"
 SEEDS = 2
 """Runs of each agent where nothing else is said."""
 
+LOCAL = "local"
+"""Address of the Ray that is started on this machine for the runs alone."""
+
 BESIDE = "girl_detr"
 """Folder of a backbone's weights, beside its caches."""
 
@@ -125,7 +128,18 @@ class Options:
     free: tuple[str, ...] = option(
         FREE, "what agents in the environments may do but stop", group="learning", choices=FREE
     )
-    jobs: int = option(2, "processes that train side by side", least=1)
+    jobs: int | None = option(
+        None, "processes that train side by side (default: as many as this one may use processors)", least=1
+    )
+    cluster: str | None = option(
+        None,
+        "do the runs on a Ray cluster; without an address, Ray is started on this machine",
+        group="cluster",
+        bare=LOCAL,
+        metavar="ADDRESS",
+    )
+    cpus_per_run: int = option(1, "processors that a run is given", group="cluster", least=1)
+    gpus_per_run: float = option(0.0, "accelerators that a run is given, or a share of one", group="cluster")
     out: Path = option(Path("runs/tprl"), "folder of the results")
     resume: bool = option(False, "go on with an interrupted run in --out")
 
@@ -185,9 +199,17 @@ def check(options: Options) -> None:
     if options.select_cache and not options.test_cache:
         message = "is given without --test-cache, expected caches for training, selection and test"
         problems.append(Problem("--select-cache", None, None, message))
-    for package in ("matplotlib", "tensorboard"):
+    if options.gpus_per_run < 0:
+        problems.append(
+            Problem("--gpus-per-run", None, None, f"is {options.gpus_per_run}, expected 0 or more")
+        )
+    needed = {"matplotlib": "bench", "tensorboard": "bench"}
+    if options.cluster is not None:
+        needed["ray"] = "distributed"
+    for package, extra in needed.items():
         if importlib.util.find_spec(package) is None:
-            problems.append(Problem(package, None, None, "is missing, expected `pip install vmr-env[bench]`"))
+            message = f"is missing, expected `pip install vmr-env[{extra}]`"
+            problems.append(Problem(package, None, None, message))
     if problems:
         raise DataError(problems)
 

@@ -15,7 +15,7 @@ from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import write_text
 
 SETTINGS_FILE = "settings.json"
-_MAY_CHANGE = ("out", "resume", "seeds", "jobs")
+_MAY_CHANGE = ("out", "resume", "seeds", "jobs", "cluster", "cpus_per_run", "gpus_per_run")
 """Options that may have other values when a run goes on."""
 
 
