@@ -78,9 +78,10 @@ def _run_all(
 ) -> dict[Run, str]:
     packed = pack(experiment)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    driver = ray.remote(num_cpus=0, max_concurrency=4)(_Driver)
-    folders = driver.options(scheduling_strategy=here).remote(packed.folders)
-    inbox = driver.options(scheduling_strategy=here).remote({})
+    driver: Any = ray.remote(_Driver)
+    on_driver = {"num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here}
+    folders = driver.options(**on_driver).remote(packed.folders)
+    inbox = driver.options(**on_driver).remote({})
     work = ray.remote(num_cpus=cluster.cpus_per_run, num_gpus=cluster.gpus_per_run, max_retries=_RETRIES)(
         _work
     )
