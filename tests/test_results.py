@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from vmr_env.benchmarks.experiment.results import (
     BOOTSTRAP_SEED,
-    MEASURES,
     Difference,
     differences,
     figures,
@@ -19,6 +18,7 @@ from vmr_env.benchmarks.experiment.results import (
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.profiles import PROFILES
+from vmr_env.metrics.measures import MEASURES
 
 CHARADES, QVHIGHLIGHTS = PROFILES["charades"], PROFILES["qvhighlights"]
 

@@ -10,13 +10,19 @@ from numpy.typing import NDArray
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.profiles import DatasetProfile
+from vmr_env.metrics.measures import MEASURES
 from vmr_env.metrics.moments import evaluate, per_query
+from vmr_env.metrics.registry import METRICS
 
 Floats = NDArray[np.float64]
 
-MEASURES = ("R1@0.5", "R1@0.7", "mIoU", "mAP")
 DRAWS = 2000
 BOOTSTRAP_SEED = 0
+
+
+def measures() -> tuple[str, ...]:
+    """Columns of tables: the usual figures, then registered metrics (`vmr_env.register_metric`)."""
+    return (*MEASURES, *METRICS)
 
 
 class Difference(NamedTuple):
@@ -28,21 +34,24 @@ class Difference(NamedTuple):
 
 
 def figures(predictions: Sequence[Prediction], annotations: Sequence[Annotation]) -> dict[str, float]:
-    """Official figures in percent."""
+    """Official figures in percent, and those of registered metrics."""
     brief = evaluate(predictions, annotations)["brief"]
-    return {measure: brief[f"MR-full-{measure}"] for measure in MEASURES}
+    return {measure: brief[f"MR-full-{measure}"] for measure in MEASURES} | {
+        measure: brief[measure] for measure in METRICS
+    }
 
 
 def query_scores(
     predictions: Sequence[Prediction], annotations: Sequence[Annotation], profile: DatasetProfile
 ) -> pd.DataFrame:
-    """Scores of each query in percent, indexed by qid as text: `MEASURES` and `video`, the source video."""
+    """Scores of each query in percent, indexed by qid as text: `measures()` and `video`, the source."""
     frame = per_query(predictions, annotations)
     scores = pd.DataFrame({"video": frame["vid"].map(profile.source_video)})
     scores["R1@0.5"] = 100.0 * (frame["iou"] >= 0.5)
     scores["R1@0.7"] = 100.0 * (frame["iou"] >= 0.7)
     scores["mIoU"] = 100.0 * frame["iou"]
     scores["mAP"] = 100.0 * frame["ap"]
+    scores[list(METRICS)] = frame[list(METRICS)]
     scores.index = pd.Index(frame["qid"].astype(str))
     return scores
 
@@ -68,7 +77,7 @@ def differences(
     seeds = rng.integers(len(agents), size=(draws, len(agents)))
     queries = weights @ np.bincount(codes, minlength=len(videos))
     result = {}
-    for measure in MEASURES:
+    for measure in measures():
         gains = [
             scores.loc[detector.index, measure].to_numpy() - detector[measure].to_numpy() for scores in agents
         ]

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from vmr_env.benchmarks.experiment.results import (
     BOOTSTRAP_SEED,
     DRAWS,
-    MEASURES,
     Difference,
+    measures,
     query_scores,
     table,
 )
@@ -63,7 +63,7 @@ def combined_differences(
     of_backbone = rng.integers(len(runs), size=(draws, len(runs)))
     of_seed = [rng.integers(len(seeds), size=(draws, len(runs), len(seeds))) for _, seeds in runs]
     result = {}
-    for measure in MEASURES:
+    for measure in measures():
         gains = [
             np.stack(
                 [_column(scores, first, measure) - _column(detector, first, measure) for scores in seeds]
@@ -134,7 +134,7 @@ def combine(folders: Sequence[Path], truth: Sequence[Annotation], profile: Datas
         having = [run for run in runs if name in run]
         figures = {
             measure: float(np.mean([np.mean([one[measure].mean() for one in run[name]]) for run in having]))
-            for measure in MEASURES
+            for measure in measures()
         }
         seeds = sum(len(run[name]) for run in having)
         record["rows"][name] = {"figures": figures, "runs": len(having), "seeds": seeds}
@@ -143,7 +143,7 @@ def combine(folders: Sequence[Path], truth: Sequence[Annotation], profile: Datas
             change = combined_differences([(run[DETECTOR][0], run[name]) for run in having])
             changes[name] = change
             record["rows"][name]["change"] = {key: value._asdict() for key, value in change.items()}
-            rows[name] = {**rows[name], **{f"Δ {measure}": change[measure] for measure in MEASURES}}
+            rows[name] = {**rows[name], **{f"Δ {measure}": change[measure] for measure in measures()}}
     out.mkdir(parents=True, exist_ok=True)
     text = table(rows) + "\n"
     write_text(out / "table.md", text)

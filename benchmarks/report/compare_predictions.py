@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from vmr_env.benchmarks.experiment.results import BOOTSTRAP_SEED, DRAWS, MEASURES, query_scores
+from vmr_env.benchmarks.experiment.results import BOOTSTRAP_SEED, DRAWS, measures, query_scores
 
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.predictions import read_predictions
@@ -45,7 +45,7 @@ def bootstrap_means(groups: Mapping[str, Sequence[pd.DataFrame]], draws: int = D
         chosen = rng.integers(len(files), size=(draws, len(files)))
         chosen = np.concatenate([np.arange(len(files))[None], chosen])
         columns = []
-        for measure in MEASURES:
+        for measure in measures():
             scores = [frame.loc[first.index, measure].to_numpy() for frame in files]
             by_video = np.stack([np.bincount(codes, values, minlength=len(videos)) for values in scores])
             means = weights @ by_video.T / queries[:, None]  # (draws + 1, files)
@@ -64,7 +64,7 @@ def comparison(groups: Mapping[str, Sequence[pd.DataFrame]]) -> str:
         for name, values in means.items()
         if name != reference
     }
-    lines = ["| group (files) | " + " | ".join(MEASURES) + " |", "|---" * (len(MEASURES) + 1) + "|"]
+    lines = ["| group (files) | " + " | ".join(measures()) + " |", "|---" * (len(measures()) + 1) + "|"]
     for name, values in rows.items():
         low, high = np.quantile(values[1:], [0.025, 0.975], axis=0)
         cells = [f"{m:.2f} [{a:.2f}, {b:.2f}]" for m, a, b in zip(values[0], low, high, strict=True)]

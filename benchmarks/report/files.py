@@ -5,7 +5,7 @@
     run         command, source, dataset, models, backbone (kind, sha256), manifests (sha256 of the caches'
                 manifest.json, which has those of all files), seeds, settings, versions, submission_times
                 (whether answers were rounded as in published submissions), notes (what was not run, and why)
-    detectors   name -> figures (`results.MEASURES`, percent)
+    detectors   name -> figures (`results.measures()`, percent)
     references  name -> {figures, change}
     agents      name -> {
                     seeds          seeds that are done
@@ -44,10 +44,10 @@ from vmr_env.agents.tprl.validation import submission_times
 from vmr_env.benchmarks.experiment.experiment import Experiment, RunResult, merge
 from vmr_env.benchmarks.experiment.methods import Answers, Fold, Ranked, predictions
 from vmr_env.benchmarks.experiment.results import (
-    MEASURES,
     Difference,
     differences,
     figures,
+    measures,
     query_scores,
     table,
 )
@@ -203,7 +203,7 @@ def report(
         row = {"figures": figures(answers, truth)}
         change = differences([query_scores(answers, truth, profile)], detector)
         record["references"][name] = row | {"change": _plain(change)}
-        rows[name] = row["figures"] | {f"Δ {measure}": change[measure] for measure in MEASURES}
+        rows[name] = row["figures"] | {f"Δ {measure}": change[measure] for measure in measures()}
         rows[name] = {**rows[name], **from_pool([answers])}
 
     for agent in experiment.agents:
@@ -236,8 +236,8 @@ def report(
         kept = sum(run.selection.chosen == 0 for run in runs)
         changes[agent] = change
         rows[agent] = {
-            **{measure: float(np.mean([one[measure] for one in each])) for measure in MEASURES},
-            **{f"Δ {measure}": change[measure] for measure in MEASURES},
+            **{measure: float(np.mean([one[measure] for one in each])) for measure in measures()},
+            **{f"Δ {measure}": change[measure] for measure in measures()},
             **from_pool(answers_of_seeds),
             "seeds": f"{len(done)}/{experiment.seeds}",
             "fell back to detector": f"{kept}/{len(runs)}",

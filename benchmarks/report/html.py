@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from vmr_env.agents.ensemble.cross_fitting import Selection
-from vmr_env.benchmarks.experiment.results import MEASURES
 from vmr_env.benchmarks.report.figures import all_figures, stage_lengths
 from vmr_env.benchmarks.report.trajectories import Trajectory
 
@@ -143,7 +142,7 @@ def render(page: Page) -> str:
         "script": (folder / "report.js").read_text("utf-8"),
         "heading": escape(page["heading"]),
         "table": _table(page),
-        "variants": _variants(page["record"]["agents"]),
+        "variants": _variants(page["record"]),
         "plots": all_figures(page),
         "facts": _facts(page),
         "provenance": _provenance(page["record"]),
@@ -176,7 +175,7 @@ def _rows(page: Page) -> list[tuple[str, str, Mapping[str, float], Mapping[str, 
         (name, "reference", row["figures"], row["change"], "") for name, row in record["references"].items()
     ]
     for name, row in record["agents"].items():
-        means = {measure: float(np.mean([one[measure] for one in row["figures"]])) for measure in MEASURES}
+        means = {name: float(np.mean([one[name] for one in row["figures"]])) for name in _measures(record)}
         kept = sum(chosen == 0 for chosen in row.get("chosen_rounds", []))
         seeds = len(row["seeds"])
         remark = f"{seeds} seed{'s' if seeds > 1 else ''}"
@@ -186,14 +185,20 @@ def _rows(page: Page) -> list[tuple[str, str, Mapping[str, float], Mapping[str, 
     return rows
 
 
+def _measures(record: Mapping[str, Any]) -> list[str]:
+    """Names of the figures that a run recorded: those of its time, registered metrics among them."""
+    return list(next(iter(record["detectors"].values())))
+
+
 def _table(page: Page) -> str:
     """Results: figures, and differences from the detector with their intervals."""
-    head = "".join(f'<th scope="col">{m}</th>' for m in MEASURES)
-    head += "".join(f'<th scope="col">Δ {m}</th>' for m in MEASURES)
+    measures = _measures(page["record"])
+    head = "".join(f'<th scope="col">{escape(m)}</th>' for m in measures)
+    head += "".join(f'<th scope="col">Δ {escape(m)}</th>' for m in measures)
     lines = []
     for name, kind, figures, change, remark in _rows(page):
-        cells = "".join(f"<td>{figures[m]:.2f}</td>" for m in MEASURES)
-        cells += "".join(_change(change[m]) if change else "<td></td>" for m in MEASURES)
+        cells = "".join(f"<td>{figures[m]:.2f}</td>" for m in measures)
+        cells += "".join(_change(change[m]) if change else "<td></td>" for m in measures)
         lines.append(
             f'<tr class="{kind}"><th scope="row">{escape(name)}</th>{cells}<td>{escape(remark)}</td></tr>'
         )
@@ -213,8 +218,9 @@ def _change(change: Mapping[str, float]) -> str:
     )
 
 
-def _variants(agents: Mapping[str, Any]) -> str:
+def _variants(record: Mapping[str, Any]) -> str:
     """What agents of one kind differ in, and what came of it: ablations."""
+    agents, measures = record["agents"], _measures(record)
     kinds: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for agent, row in agents.items():
         if row.get("config"):
@@ -228,11 +234,11 @@ def _variants(agents: Mapping[str, Any]) -> str:
                 f"{name} {value}" for name, value in settings.items() if base.get(name) != value
             )
             said = differing or ("what the next ones are compared with" if agent == first else "nothing")
-            cells = "".join(_change(agents[agent]["change"][m]) for m in MEASURES)
+            cells = "".join(_change(agents[agent]["change"][m]) for m in measures)
             lines.append(f'<tr><th scope="row">{escape(agent)}</th><td>{escape(said)}</td>{cells}</tr>')
     if not lines:
         return ""
-    head = "".join(f'<th scope="col">Δ {m}</th>' for m in MEASURES)
+    head = "".join(f'<th scope="col">Δ {escape(m)}</th>' for m in measures)
     return (
         '<h3 id="variants">Ablations</h3><div class="scroll" role="region" tabindex="0" '
         'aria-labelledby="variants"><table class="variants"><caption>Variants of one method: the '

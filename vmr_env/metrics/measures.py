@@ -85,7 +85,7 @@ def check_measures(measures: Sequence[str]) -> None:
     own += [name for name in measures if (match := _RECALL.fullmatch(name)) and not 0 < float(match[2]) < 1]
     known = ", ".join(("R<n>@<threshold>", "mIoU", "mAP", *METRICS))
     if own or not measures:
-        found = shorten(own) if own else "is empty"
+        found = f"is {shorten(own)}" if own else "is empty"
         raise DataError(Problem("measures", None, None, f"{found}; expected some of {known}"))
 
 
