@@ -86,6 +86,66 @@ def test_a_broken_plugin_is_named_and_does_not_stop_the_import(tmp_path: Path) -
     assert "ZeroDivisionError" in done.stderr
 
 
+METRIC = """
+import numpy as np
+import vmr_env
+from vmr_env.agents.base import Agent
+
+
+def missed_seconds(prediction, annotation):
+    start, end = annotation.moments[0]
+    low, high = prediction.windows[0, :2]
+    return float((end - start) - max(min(end, high) - max(start, low), 0))
+
+
+vmr_env.register_metric("missed s", missed_seconds)
+
+
+class Stopping(Agent):
+    num_envs = 4
+
+    def act(self, observations, masks):
+        return np.full(len(masks), masks.shape[1] - 1)
+"""
+
+USE_METRIC = """
+import json, sys
+from vmr_env.benchmarks.run_tprl import main
+from vmr_env.data.annotations import Annotation
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.predictions import read_predictions
+from vmr_env.data.profiles import get_profile
+from vmr_env.simulation.simulator import simulate
+from cooking_plugin import missed_seconds
+
+if __name__ == "__main__":
+    for split, samples in (("train", 12), ("test", 8)):
+        simulate(split, get_profile("charades"), split, samples=samples)
+    agent = ["--agents", "cooking_plugin:Stopping", "--members", "2", "--jobs", "1", "--seeds", "1"]
+    assert main(["--cache", "train", "--test-cache", "test", *agent, "--out", "out"]) == 0
+    cache = DecoderStateCache.open("test")
+    samples = [cache.sample(i) for i in range(len(cache))]
+    answers = read_predictions("out/submission-cooking_plugin.Stopping-seed0.jsonl")
+    truth = [Annotation(s.qid, s.vid, s.query, s.duration, s.moments) for s in samples]
+    print(sum(map(missed_seconds, answers, truth)) / len(truth))
+"""
+
+
+def test_a_metric_from_outside_has_its_column_and_interval_in_a_run(tmp_path: Path) -> None:
+    _outside(tmp_path, METRIC)
+    done = _run(tmp_path, USE_METRIC)
+    assert done.returncode == 0, done.stderr
+    mean = float(done.stdout.splitlines()[-1])
+    header, _, *rows = (tmp_path / "out" / "table.md").read_text().splitlines()
+    columns = [cell.strip() for cell in header.split("|")]
+    cells = [cell.strip() for cell in rows[-1].split("|")]
+    assert float(cells[columns.index("missed s")]) == pytest.approx(mean, abs=0.006)
+    assert cells[columns.index("Δ missed s")] == "+0.00 [+0.00, +0.00]"  # an agent that stops at once
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '<th scope="col">missed s</th>' in page
+    assert '<th scope="col">Δ missed s</th>' in page
+
+
 def test_every_public_name_is_there_and_completes() -> None:
     for name in vmr_env.__all__:
         assert getattr(vmr_env, name).__name__ == name

@@ -7,6 +7,7 @@ import click
 from vmr_env.benchmarks.cli.cache import cache
 from vmr_env.benchmarks.cli.convert import convert
 from vmr_env.benchmarks.cli.evaluate import evaluate
+from vmr_env.benchmarks.cli.measure import measure
 from vmr_env.benchmarks.cli.play import play
 from vmr_env.benchmarks.cli.programs import bench, encode, graft, predict, tprl, train
 from vmr_env.benchmarks.cli.report import report
@@ -14,7 +15,21 @@ from vmr_env.benchmarks.cli.validate import validate
 
 import vmr_env
 
-COMMANDS = (train, cache, tprl, predict, graft, convert, evaluate, validate, encode, play, report, bench)
+COMMANDS = (
+    train,
+    cache,
+    tprl,
+    predict,
+    graft,
+    convert,
+    evaluate,
+    measure,
+    validate,
+    encode,
+    play,
+    report,
+    bench,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

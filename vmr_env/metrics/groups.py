@@ -8,14 +8,17 @@ predictions, so that two models are compared on the same queries.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.profiles import LENGTH_RANGES
 from vmr_env.errors import check_choice
 from vmr_env.metrics.intervals import DRAWS, Over, mean_intervals
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LONGEST = LENGTH_RANGES[-1].high
 LENGTHS = (*(part.name for part in LENGTH_RANGES), f"over {_LONGEST:g} s")
@@ -87,13 +90,13 @@ GROUPINGS: Mapping[str, tuple[Callable[[Annotation], str], tuple[str, ...]]] = M
 
 
 def by_group(
-    scores: pd.DataFrame,
+    scores: "pd.DataFrame",
     annotations: Sequence[Annotation],
     by: str | None,
     source_video: Callable[[str], str] = str,
     over: Over = "queries",
     draws: int = DRAWS,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Means of each group of queries with their 95 % intervals, which resample source videos.
 
     Args:
@@ -111,6 +114,8 @@ def by_group(
     Raises:
         DataError: `by` or `over` is unknown.
     """
+    import pandas as pd
+
     labels = np.full(len(annotations), "all", dtype=object)
     names: tuple[str, ...] = ()
     if by is not None:

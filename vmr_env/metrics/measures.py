@@ -17,9 +17,9 @@ ranking, a window is left out when its tIoU with one that stays is higher than t
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from vmr_env.data.predictions import Prediction
@@ -27,6 +27,9 @@ from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.metrics import spans
 from vmr_env.metrics.moments import Joined, average_precision_of, first_iou, pad
 from vmr_env.metrics.registry import METRICS, registered_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MEASURES = ("R1@0.5", "R1@0.7", "mIoU", "mAP")
 """What tables show unless they are told otherwise."""
@@ -40,7 +43,7 @@ def measure_queries(
     *,
     above: bool = False,
     suppression: float | None = None,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Scores of each query: a row per query in the order of the ground truth, a column per measure, in
     percent.
 
@@ -53,6 +56,8 @@ def measure_queries(
     Raises:
         DataError: a measure or the threshold is unknown.
     """
+    import pandas as pd
+
     check_measures(measures)
     if suppression is not None:
         check_share("suppression", suppression)
