@@ -20,7 +20,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 import torch
 from vmr_env.benchmarks.experiment.chosen_methods import chosen_methods, methods_of
@@ -82,7 +81,7 @@ def carry_out(given: Options, words: Sequence[str]) -> bool:
     experiment = Experiment(options.out, folds, methods, options.seeds or SEEDS, settings_of(options, folds))
     for name, method in methods.items():
         method.check(name, folds[0], experiment.settings)
-    settle(replace(given, agents=options.agents), folds)
+    settle(options, folds)
     failed = do_runs(experiment, options)
     files = options.test_predictions or (() if options.test_cache else options.predictions)
     notes = [NOT_RUN] if options.ablate and not options.features else []

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.profiles import DatasetProfile
+from vmr_env.metrics.intervals import video_draws
 from vmr_env.metrics.measures import MEASURES
 from vmr_env.metrics.moments import evaluate, per_query
 from vmr_env.metrics.registry import METRICS
@@ -56,38 +57,74 @@ def query_scores(
     return scores
 
 
+class Resampling:
+    """A bootstrap over source videos: the same draws for everything that is compared on the same queries.
+
+    A draw takes as many source videos as there are, with replacement; queries of one video stay together.
+
+    Args:
+        scores: a row per query with its `video`, as `query_scores` gives them.
+        draws: number of draws.
+    """
+
+    def __init__(self, scores: pd.DataFrame, draws: int = DRAWS) -> None:
+        self.queries, self.draws = scores.index, draws
+        self.rng = np.random.default_rng(BOOTSTRAP_SEED)
+        self._codes, videos = pd.factorize(scores["video"])
+        self._videos = len(videos)
+        self._weights = np.concatenate(list(video_draws(len(videos), draws, self.rng)))  # (draws, videos)
+        self._sizes = self._weights @ np.bincount(self._codes, minlength=len(videos))
+
+    def column(self, scores: pd.DataFrame, measure: str) -> Floats:
+        """A measure of every query (Q,), in the order of these queries."""
+        column: Floats = scores.loc[self.queries, measure].to_numpy()
+        return column
+
+    def means(self, values: Floats) -> Floats:
+        """Mean over the drawn queries of each of K rows of values: (K, Q) -> (draws, K)."""
+        by_video = np.stack([np.bincount(self._codes, row, minlength=self._videos) for row in values])
+        means: Floats = (self._weights @ by_video.T) / self._sizes[:, None]
+        return means
+
+    def choices(self, of: int, *shape: int) -> NDArray[np.int64]:
+        """Draws with replacement among `of` things, such as seeds: (draws, *shape)."""
+        return self.rng.integers(of, size=(self.draws, *shape))
+
+
 def differences(
     agents: Sequence[pd.DataFrame], detector: pd.DataFrame, draws: int = DRAWS
 ) -> dict[str, Difference]:
-    """Mean difference of an agent's seeds from the detector, with a bootstrap interval over videos, seeds.
-
-    A draw takes as many source videos and as many seeds as there are, with replacement; queries of one
-    video stay together.
+    """Mean difference of an agent's seeds from the detector, with a bootstrap interval over videos and seeds.
 
     Args:
         agents: scores of each seed, as `query_scores` gives them.
         detector: scores of the detector on the same queries.
         draws: number of draws.
     """
-    codes, videos = pd.factorize(detector["video"])
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    weights = rng.multinomial(
-        len(videos), np.full(len(videos), 1 / len(videos)), size=draws
-    )  # (draws, videos)
-    seeds = rng.integers(len(agents), size=(draws, len(agents)))
-    queries = weights @ np.bincount(codes, minlength=len(videos))
+    return compared(agents, [detector], draws)
+
+
+def compared(
+    agents: Sequence[pd.DataFrame], others: Sequence[pd.DataFrame], draws: int = DRAWS
+) -> dict[str, Difference]:
+    """Mean difference of one agent's seeds from another's, with a bootstrap interval over videos and seeds.
+
+    Args:
+        agents: scores of each seed, as `query_scores` gives them.
+        others: scores of the other's seeds on the same queries; only measures that they have are compared.
+        draws: number of draws.
+    """
+    resampling = Resampling(others[0], draws)
+    seeds = [resampling.choices(len(each), len(each)) for each in (agents, others)]
     result = {}
-    for measure in measures():
-        gains = [
-            scores.loc[detector.index, measure].to_numpy() - detector[measure].to_numpy() for scores in agents
+    for measure in (name for name in measures() if name in others[0]):
+        values = [np.stack([resampling.column(one, measure) for one in each]) for each in (agents, others)]
+        drawn = [
+            np.take_along_axis(resampling.means(of_seeds), chosen, axis=1).mean(axis=1)
+            for of_seeds, chosen in zip(values, seeds, strict=True)
         ]
-        by_video = np.stack(
-            [np.bincount(codes, gain, minlength=len(videos)) for gain in gains]
-        )  # (seeds, videos)
-        means = (weights @ by_video.T) / queries[:, None]  # (draws, seeds)
-        drawn = np.take_along_axis(means, seeds, axis=1).mean(axis=1)
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        result[measure] = Difference(float(np.mean(gains)), float(low), float(high))
+        low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
+        result[measure] = Difference(float(values[0].mean() - values[1].mean()), float(low), float(high))
     return result
 
 

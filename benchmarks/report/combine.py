@@ -24,11 +24,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from vmr_env.benchmarks.experiment.results import (
-    BOOTSTRAP_SEED,
     DRAWS,
     Difference,
+    Resampling,
     measures,
     query_scores,
     table,
@@ -55,25 +54,19 @@ def combined_differences(
             `results.query_scores` gives them, over the same queries.
         draws: Number of draws.
     """
-    first = runs[0][0]
-    codes, videos = pd.factorize(first["video"])
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    weights = rng.multinomial(len(videos), np.full(len(videos), 1 / len(videos)), size=draws)
-    queries = weights @ np.bincount(codes, minlength=len(videos))  # (draws,)
-    of_backbone = rng.integers(len(runs), size=(draws, len(runs)))
-    of_seed = [rng.integers(len(seeds), size=(draws, len(runs), len(seeds))) for _, seeds in runs]
+    resampling = Resampling(runs[0][0], draws)
+    of_backbone = resampling.choices(len(runs), len(runs))
+    of_seed = [resampling.choices(len(seeds), len(runs), len(seeds)) for _, seeds in runs]
     result = {}
     for measure in measures():
         gains = [
-            np.stack(
-                [_column(scores, first, measure) - _column(detector, first, measure) for scores in seeds]
-            )
+            np.stack([resampling.column(scores, measure) for scores in seeds])
+            - resampling.column(detector, measure)
             for detector, seeds in runs
         ]
         total = np.zeros(draws)
         for backbone, gain in enumerate(gains):
-            by_video = np.stack([np.bincount(codes, row, minlength=len(videos)) for row in gain])
-            means = weights @ by_video.T / queries[:, None]  # (draws, seeds)
+            means = resampling.means(gain)  # (draws, seeds)
             for place in range(len(runs)):
                 drawn = np.take_along_axis(means, of_seed[backbone][:, place], axis=1).mean(1)
                 total += drawn * (of_backbone[:, place] == backbone)
@@ -81,11 +74,6 @@ def combined_differences(
         mean = float(np.mean([gain.mean() for gain in gains]))
         result[measure] = Difference(mean, float(low), float(high))
     return result
-
-
-def _column(scores: pd.DataFrame, like: pd.DataFrame, measure: str) -> NDArray[np.float64]:
-    column: NDArray[np.float64] = scores.loc[like.index, measure].to_numpy()
-    return column
 
 
 def read_run(

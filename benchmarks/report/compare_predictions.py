@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from vmr_env.benchmarks.experiment.results import BOOTSTRAP_SEED, DRAWS, measures, query_scores
+from vmr_env.benchmarks.experiment.results import DRAWS, Resampling, measures, query_scores
 
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.predictions import read_predictions
@@ -34,22 +34,15 @@ def bootstrap_means(groups: Mapping[str, Sequence[pd.DataFrame]], draws: int = D
         groups: scores of each file, as `results.query_scores` gives them, over the same queries.
         draws: number of draws.
     """
-    first = next(iter(groups.values()))[0]
-    codes, videos = pd.factorize(first["video"])
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    weights = rng.multinomial(len(videos), np.full(len(videos), 1 / len(videos)), size=draws)
-    weights = np.concatenate([np.ones((1, len(videos)), weights.dtype), weights])
-    queries = weights @ np.bincount(codes, minlength=len(videos))
+    resampling = Resampling(next(iter(groups.values()))[0], draws)
     result = {}
     for name, files in groups.items():
-        chosen = rng.integers(len(files), size=(draws, len(files)))
-        chosen = np.concatenate([np.arange(len(files))[None], chosen])
+        chosen = resampling.choices(len(files), len(files))
         columns = []
         for measure in measures():
-            scores = [frame.loc[first.index, measure].to_numpy() for frame in files]
-            by_video = np.stack([np.bincount(codes, values, minlength=len(videos)) for values in scores])
-            means = weights @ by_video.T / queries[:, None]  # (draws + 1, files)
-            columns.append(np.take_along_axis(means, chosen, axis=1).mean(1))
+            values = np.stack([resampling.column(frame, measure) for frame in files])
+            drawn = np.take_along_axis(resampling.means(values), chosen, axis=1).mean(axis=1)
+            columns.append(np.concatenate([[values.mean()], drawn]))
         result[name] = np.stack(columns, axis=1)
     return result
 

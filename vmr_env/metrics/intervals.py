@@ -56,7 +56,10 @@ def mean_intervals(
     """
     sums, sizes = _by_video(values, videos, over)
     drawn = np.concatenate(
-        [weights @ sums / (weights @ sizes)[:, None] for weights in _weights(len(sizes), draws)]
+        [
+            weights @ sums / (weights @ sizes)[:, None]
+            for weights in video_draws(len(sizes), draws, np.random.default_rng(SEED))
+        ]
     )
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     means = sums.sum(axis=0) / sizes.sum()
@@ -116,9 +119,14 @@ def _blocks(width: int, rows: int) -> Iterator[int]:
         yield min(block, rows - first)
 
 
-def _weights(videos: int, draws: int) -> Iterator[Floats]:
-    """How often each video is drawn: (block, V)."""
-    rng = np.random.default_rng(SEED)
+def video_draws(videos: int, draws: int, rng: np.random.Generator) -> Iterator[Floats]:
+    """Draws of as many videos as there are, with replacement: how often each is drawn, (block, V), in blocks.
+
+    Args:
+        videos: V, number of videos.
+        draws: rows of all blocks together.
+        rng: where the draws come from.
+    """
     shares = np.full(videos, 1 / videos)
     for size in _blocks(videos, draws):
         yield rng.multinomial(videos, shares, size=size).astype(np.float64)
