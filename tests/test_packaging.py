@@ -1,6 +1,7 @@
 """A built wheel contains everything that it needs, and nothing else."""
 
 import configparser
+import os
 import shutil
 import subprocess
 import sys
@@ -83,3 +84,46 @@ def test_the_command_is_installed(wheel: zipfile.ZipFile) -> None:
     points = configparser.ConfigParser()
     points.read_string(wheel.read(name).decode())
     assert dict(points["console_scripts"]) == {"vmr-env": "vmr_env.benchmarks.cli.main:main"}
+
+
+def foreign_wheel(folder: Path) -> Path:
+    """Another distribution with top-level `agents`, as the OpenAI Agents SDK has it, and `benchmarks`."""
+    path = folder / "foreign-1.0-py3-none-any.whl"
+    info = "foreign-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as file:
+        for name in ("agents", "benchmarks"):
+            file.writestr(f"{name}/__init__.py", "OWNER = 'foreign'\n")
+            file.writestr(f"{name}/base.py", "OWNER = 'foreign'\n")
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: foreign\nVersion: 1.0\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.mark.parametrize("foreign_first", [True, False])
+def test_other_packages_may_own_the_names_of_our_folders(
+    wheel: zipfile.ZipFile, tmp_path: Path, foreign_first: bool
+) -> None:
+    """Installed in either order, both are whole."""
+    pytest.importorskip("pip", reason="installs by pip")
+    wheels = [foreign_wheel(tmp_path), Path(str(wheel.filename))]
+    site = tmp_path / "site"
+    for path in wheels if foreign_first else wheels[::-1]:
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--upgrade"]
+        done = subprocess.run([*command, "--target", str(site), str(path)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    program = (
+        "import agents.base, benchmarks, vmr_env.agents.base, vmr_env.benchmarks; "
+        "print(agents.OWNER, agents.base.OWNER, benchmarks.OWNER, vmr_env.__file__, "
+        "vmr_env.agents.base.Agent.__module__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    ours = str(site / "vmr_env" / "__init__.py")
+    assert done.stdout.split() == ["foreign", "foreign", "foreign", ours, "vmr_env.agents.base"]
