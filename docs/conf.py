@@ -53,7 +53,8 @@ def convert(app, what, name, thing, options, lines):  # type: ignore[no-untyped-
     """Make reStructuredText of a docstring, before napoleon reads its sections."""
     restructured(lines)
     if what in ("attribute", "data", "property"):
-        lines.insert(0, "")  # else napoleon takes what stands before a colon in the first line for a type
+        # Napoleon takes what stands before a colon in the first line for a type; an empty comment has none.
+        lines[:0] = ["..", ""]
 
 
 def setup(app):  # type: ignore[no-untyped-def]  # Sphinx's application

@@ -25,6 +25,7 @@ class Takes:
 
     def __init__(self, *actions: int) -> None:
         self.actions = list(actions)
+        self.observation_space = None  # flat
 
     def predict(self, observations: Any, deterministic: bool) -> tuple[Any, None]:
         assert deterministic
@@ -52,7 +53,7 @@ def test_tells_each_model_and_their_mean(
     for seed, path in enumerate(models):
         env = NativeVecEnv(environment(cache, n=2))
         PPO("MlpPolicy", env, n_steps=8, batch_size=16, seed=seed, device="cpu").save(path)
-    assert main(["ppo", *map(str, models), "--source", str(cache.path)]) == 0
+    assert main(["ppo", *map(str, models), "--source", str(cache.path), "--split", "test"]) == 0
     *each, mean = capsys.readouterr().out.splitlines()
     gains = [gain(PPO.load(path, device="cpu"), cache) for path in models]
     wanted = [[f"{one:+.2f}", str(path)] for one, path in zip(gains, models, strict=True)]

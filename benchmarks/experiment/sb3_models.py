@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from gymnasium import spaces
 from scipy import stats
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -41,7 +42,8 @@ def gain(model: BaseAlgorithm, cache: DecoderStateCache) -> float:
         actions: Array = model.predict(observations, deterministic=True)[0]
         return actions
 
-    refined = refine(act, cache, np.arange(len(cache)))
+    form = "dict" if isinstance(model.observation_space, spaces.Dict) else "flat"
+    refined = refine(act, cache, np.arange(len(cache)), {"observation": form})
     return float(100 * np.mean(refined.after - refined.before))
 
 
