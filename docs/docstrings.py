@@ -107,11 +107,18 @@ def _table(rows: list[str]) -> Iterator[str]:
 
 
 def _separated(lines: Iterator[str]) -> Iterator[str]:
-    """An empty line before a list that follows a paragraph without one."""
-    before = ""
+    """Lists with an empty line before them, and their further lines as deep as the text of the item."""
+    before, item = "", None
     for line in lines:
-        item, last = _ITEM.match(line), _ITEM.match(before)
-        if item and before and not last and len(before) - len(before.lstrip()) <= len(item[1]):
-            yield ""
+        found = _ITEM.match(line)
+        depth = len(line) - len(line.lstrip())
+        if found:
+            if before and not item and len(before) - len(before.lstrip()) <= len(found[1]):
+                yield ""
+            item = found
+        elif not before or not line:
+            item = item if not line or (item and depth >= item.end()) else None
+        elif item and len(item[1]) <= depth < item.end():
+            line = " " * item.end() + line.lstrip()
         yield line
         before = line

@@ -74,8 +74,10 @@ two, three: `"text"`.
 | `a` | an *A* |
 
 A list:
-- first
+- first, and
+more of it
 - second
+  and more
 
     python -m code --with |pipes|
 
@@ -105,8 +107,10 @@ RESTRUCTURED = """First line, \\|A\\| of ``x``\\ s.
 
 A list:
 
-- first
+- first, and
+  more of it
 - second
+  and more
 
     python -m code --with \\|pipes\\|
 
