@@ -6,7 +6,7 @@ learnt about one move holds for all. `FlatNetwork` is the usual perceptron over 
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -256,19 +256,13 @@ class FlatNetwork(nn.Module):
         return PolicyValue(logits, self.expected(torch.relu(self.value(value)))[:, 0])
 
 
-def make_network(kind: str, observer: Observer, actions: int, hidden: int) -> RefinementNetwork | FlatNetwork:
-    """A network by the name of its kind, "refinement" or "flat"; further arguments are those of the classes.
+NetworkKind = Literal["refinement", "flat"]
 
-    Raises:
-        ValueError: there is no such kind.
-    """
-    check_kind(kind)
+
+def make_network(
+    kind: NetworkKind, observer: Observer, actions: int, hidden: int
+) -> RefinementNetwork | FlatNetwork:
+    """A network by the name of its kind; further arguments are those of the classes."""
     if kind == "refinement":
         return RefinementNetwork(observer, hidden)
     return FlatNetwork(observer, actions, hidden)
-
-
-def check_kind(kind: str) -> None:
-    """Raise ValueError where there is no such kind of network."""
-    if kind not in ("refinement", "flat"):
-        raise ValueError(f"network is {kind!r}, expected 'refinement' or 'flat'")

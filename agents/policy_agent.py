@@ -3,17 +3,17 @@
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from vmr_env.agents.base import Agent, Floats, Masks, Metrics
-from vmr_env.agents.networks import make_network
+from vmr_env.agents.networks import NetworkKind, make_network
 from vmr_env.agents.rollout import Collector
-from vmr_env.agents.settings import INSIDE, check_ranges
+from vmr_env.agents.settings import INSIDE, Range, Settings
 
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.seeding import derived
@@ -56,27 +56,10 @@ def descend(loss: Tensor, optimiser: torch.optim.Optimizer, max_norm: float, **f
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
-    """Base of the settings of policies.
+class PolicyConfig(Settings):
+    """Base of the settings of policies."""
 
-    Raises:
-        ValueError: a whole number is below 1, another number negative or not finite, or a value of another
-            kind than the default.
-    """
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(field.default, str):
-                right, expected = isinstance(value, str), "text"
-            elif isinstance(field.default, int):
-                right, expected = type(value) is int and value >= 1, "a whole number of at least 1"
-            else:
-                right = type(value) in (int, float) and 0 <= value < math.inf
-                expected = "a number of at least 0"
-            if not right:
-                raise ValueError(f"{field.name} is {value!r}, expected {expected}")
-        check_ranges(self, clip=INSIDE)
+    ranges: ClassVar[Mapping[str, Range]] = {"clip": INSIDE}
 
 
 class PolicyAgent(Agent):
@@ -104,7 +87,7 @@ class PolicyAgent(Agent):
         lr: float,
         weight_decay: float,
         hidden: int,
-        network: str = "refinement",
+        network: NetworkKind = "refinement",
     ) -> None:
         super().__init__(env, seed)
         self.generator = torch.Generator().manual_seed(derived(seed, "actions"))

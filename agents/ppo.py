@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from vmr_env.agents.base import Metrics
-from vmr_env.agents.networks import PolicyValue, check_kind
+from vmr_env.agents.networks import NetworkKind, PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from vmr_env.agents.policy_gradient import clipped_gain, entropy, gae, standardised
 from vmr_env.agents.rollout import Rollout, mean_episode_return
@@ -50,12 +50,8 @@ class PPOConfig(PolicyConfig):
     """Gradient norm from which gradients are scaled down."""
     hidden: int = 64
     """Width of the networks."""
-    network: str = "refinement"
+    network: NetworkKind = "refinement"
     """Kind of the networks, see `vmr_env.agents.networks.make_network`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_kind(self.network)
 
 
 class PPO(PolicyAgent):

@@ -251,15 +251,15 @@ def test_a_pull_keeps_the_head_near_where_it_came_from(caches: Pair) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"group": 1}, "group must be at least 1, or 2 for a group"),
-        ({"passes": 0}, "passes must be at least 1"),
-        ({"epochs": (0, 0, 0)}, "epochs must be three lengths, not all 0"),
-        ({"epochs": (1, 2)}, "epochs must be three lengths"),
-        ({"ratio_clip": 1.0}, r"ratio_clip must be in \(0, 1\)"),
-        ({"baseline": "none"}, "baseline must be one of"),
-        ({"kl": -0.1}, "kl must be at least 0"),
-        ({"std": 0.0}, "std must be above 0"),
-        ({"pull": -1.0}, "pull must be at least 0"),
+        ({"group": 1}, "group is 1, expected at least 2"),
+        ({"passes": 0}, "passes is 0, expected a whole number of at least 1"),
+        ({"epochs": (0, 0, 0)}, r"epochs is \(0, 0, 0\), expected 3 whole numbers of at least 0, not all 0"),
+        ({"epochs": (1, 2)}, r"epochs is \(1, 2\), expected 3 whole numbers"),
+        ({"ratio_clip": 1.0}, "ratio_clip is 1.0, expected a number above 0 and below 1"),
+        ({"baseline": "none"}, "baseline is 'none', expected one of 'value', 'group'"),
+        ({"kl": -0.1}, "kl is -0.1, expected a number of at least 0"),
+        ({"std": 0.0}, "std is 0.0, expected a number above 0"),
+        ({"pull": -1.0}, "pull is -1.0, expected a number of at least 0"),
     ],
 )
 def test_bad_settings_are_named(changes: dict[str, object], message: str) -> None:

@@ -1,17 +1,31 @@
 """Ranges of agents' settings, and what run_tprl tells before anything is trained."""
 
 import json
+import math
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from test_tprl import new_head, small_config, write_states
+from vmr_env.agents.dense.trainer import DenseConfig
+from vmr_env.agents.expected_gain import ExpectedGainConfig
 from vmr_env.agents.grpo import GRPOConfig
 from vmr_env.agents.ppo import PPOConfig
+from vmr_env.agents.reinforce import ReinforceConfig
 from vmr_env.agents.stepwise.trainer import StepwiseConfig
+from vmr_env.agents.tprl.config import default_config, paper_config
+from vmr_env.agents.tprl.data import StateBatches
+from vmr_env.agents.tprl.head_policy import head_policy_config
+from vmr_env.agents.tprl.trainer import TprlTrainer
 from vmr_env.benchmarks.experiment import main as job
 from vmr_env.benchmarks.experiment import options
 from vmr_env.benchmarks.experiment.options import Options
 from vmr_env.benchmarks.experiment.run_folder import settle
+
+from vmr_env.envs.curriculum import three_stages
 
 _WRONG = [
     (PPOConfig, "gamma", 5.0),
@@ -27,6 +41,54 @@ _WRONG = [
     (StepwiseConfig, "clip", 0.0),
     (StepwiseConfig, "lr", float("nan")),
 ]
+
+
+_MADE: list[Any] = [
+    PPOConfig(),
+    GRPOConfig(),
+    ReinforceConfig(),
+    ExpectedGainConfig(),
+    StepwiseConfig(),
+    DenseConfig(),
+    default_config("charades"),
+    paper_config("tacos"),
+    head_policy_config("grpo"),
+]
+
+
+@pytest.mark.parametrize("config", _MADE, ids=lambda config: type(config).__name__)
+def test_every_setting_of_every_agent_is_checked(config: Any) -> None:
+    """No number may be none, negative or of another kind, and no choice a word that is none of them."""
+    for field in fields(config):
+        for wrong in (math.nan, -1, math.inf, "nonsense", True):
+            now = getattr(config, field.name)
+            if isinstance(now, bool if wrong is True else str if wrong == "nonsense" else ()):
+                continue
+            with pytest.raises(ValueError, match=f"^{field.name} is .*, expected "):
+                replace(config, **{field.name: wrong})
+
+
+def test_settings_that_may_be_none_say_so() -> None:
+    assert replace(default_config("charades"), class_lr=None, top_k=None).top_k is None
+    with pytest.raises(ValueError, match=r"^top_k is 0\.5, expected a whole number of at least 1, or None$"):
+        replace(default_config("charades"), top_k=0.5)
+    with pytest.raises(ValueError, match=r"^lr is None, expected a number above 0$"):
+        replace(default_config("charades"), lr=None)
+
+
+def test_a_schedule_without_rl_leaves_the_class_layer_alone(tmp_path: Path) -> None:
+    """A coefficient of 0 divides nothing."""
+    cache = write_states(tmp_path / "cache", 0, 12)
+    schedule = three_stages(0.0, (0, 0, 2))
+    for class_lr in (None, 1e-2):
+        config = small_config(schedule=schedule, class_lr=class_lr, weight_decay=0.0)
+        trainer = TprlTrainer(new_head(), config)
+        rows = list(trainer.train(StateBatches(cache)))
+        assert np.isfinite(list(rows[-1].values())).all()
+        assert torch.equal(trainer.head.class_embed.weight, new_head().class_embed.weight)
+    for wrong in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"rl_coef is (-1\.0|nan|inf), expected a number of at least 0"):
+            three_stages(wrong, (1, 1, 1))
 
 
 @pytest.mark.parametrize(("config", "name", "value"), _WRONG)

@@ -370,8 +370,8 @@ def test_cache_without_clips_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"actions": "both"}, "actions must be 'discrete' or 'continuous', got 'both'"),
-        ({"algorithm": "a2c"}, "algorithm must be 'reinforce' or 'ppo', got 'a2c'"),
+        ({"actions": "both"}, "actions is 'both', expected one of 'discrete', 'continuous'"),
+        ({"algorithm": "a2c"}, "algorithm is 'a2c', expected one of 'reinforce', 'ppo'"),
         ({"actions": "continuous"}, "continuous actions need warm_up_epochs=0, got 10"),
     ],
 )

@@ -367,15 +367,15 @@ def test_cache_without_states_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"estimator": "ppo"}, "estimator must be one of"),
-        ({"weighting": "best"}, "weighting must be one of"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"lr": 0.0}, "lr must be above 0"),
-        ({"class_lr": -1.0}, "class_lr must be above 0, or None"),
-        ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"top_k": 0}, "top_k must be at least 1, or None"),
-        ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
+        ({"estimator": "ppo"}, "estimator is 'ppo', expected one of 'score_greedy'"),
+        ({"weighting": "best"}, "weighting is 'best', expected one of"),
+        ({"batch_size": 0}, "batch_size is 0, expected a whole number of at least 1"),
+        ({"lr": 0.0}, "lr is 0.0, expected a number above 0"),
+        ({"class_lr": -1.0}, "class_lr is -1.0, expected a number above 0, or None"),
+        ({"ema": 1.0}, "ema is 1.0, expected a number from 0, below 1"),
+        ({"temperature": 0.0}, "temperature is 0.0, expected a number above 0"),
+        ({"top_k": 0}, "top_k is 0, expected a whole number of at least 1, or None"),
+        ({"evaluate_every": 0}, "evaluate_every is 0, expected a whole number of at least 1"),
     ],
 )
 def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:

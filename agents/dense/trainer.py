@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.spans import best_overlap, gain, vote
 from vmr_env.agents.dense.timeline import Timelines
+from vmr_env.agents.settings import Settings
 
 TARGET_TEMPERATURE = 0.08
 
 
 @dataclass(frozen=True)
-class DenseConfig:
+class DenseConfig(Settings):
     """Settings of network and training.
 
     Attributes:

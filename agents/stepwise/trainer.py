@@ -10,10 +10,10 @@ then by REINFORCE or PPO.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 from vmr_env.agents.checkpoint import load_run, save_run
 from vmr_env.agents.policy_gradient import clipped_gain, standardised
-from vmr_env.agents.settings import check_ranges
+from vmr_env.agents.settings import COUNT_OR_0, Range, Settings
 from vmr_env.agents.stepwise.data import SceneBatches
 from vmr_env.agents.stepwise.objectives import Matched, gae, match, oracle_loss, step_rewards, tiou
 from vmr_env.agents.stepwise.policy import (
@@ -51,12 +51,14 @@ KIND = "stepwise"  # of checkpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepwiseConfig:
+class StepwiseConfig(Settings):
     """Settings of the step-wise agent.
 
     The values given here are the published ones, but for the kind of policy: published defaults combine a
     continuous policy with a warm-up on an oracle that knows discrete moves alone, and stop with an error.
     """
+
+    ranges: ClassVar[Mapping[str, Range]] = {"epochs": COUNT_OR_0}
 
     actions: ActionMode = "discrete"
     """Kind of policy."""
@@ -110,11 +112,7 @@ class StepwiseConfig:
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
-        if self.actions not in ("discrete", "continuous"):
-            raise ValueError(f"actions must be 'discrete' or 'continuous', got {self.actions!r}")
-        if self.algorithm not in ("reinforce", "ppo"):
-            raise ValueError(f"algorithm must be 'reinforce' or 'ppo', got {self.algorithm!r}")
+        Settings.__post_init__(self)
         if self.actions == "continuous" and self.warm_up_epochs:
             raise ValueError(
                 "the oracle knows discrete moves alone: continuous actions need warm_up_epochs=0, "

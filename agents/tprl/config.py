@@ -1,9 +1,8 @@
 """Settings of TPRL: the published ones, and the departures that can be measured against them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from vmr_env.agents.tprl.head_config import HeadConfig, Rule
+from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.losses import Distance, Estimator, PolicyInput, RewardMode, Weighting
 
 from vmr_env.data.profiles import get_profile
@@ -62,16 +61,6 @@ class TprlConfig(HeadConfig):
     """Margin of L_rank."""
     rank_threshold: float = 0.1
     """Lead in tIoU that makes a pair for L_rank."""
-
-    def rules(self) -> Iterator[Rule]:
-        """What must hold of the numbers."""
-        yield from HeadConfig.rules(self)
-        yield "class_lr", self.class_lr is None or self.class_lr > 0, "above 0, or None"
-        yield "state_dropout", 0 <= self.state_dropout < 1, "in [0, 1)"
-        yield "top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"
-        yield "temperature", self.temperature > 0, "above 0"
-        yield "samples", self.samples >= 1, "at least 1"
-        yield "centre_weight", 0 <= self.centre_weight <= 1, "in [0, 1]"
 
 
 def with_stages(config: TprlConfig, epochs: tuple[int, int, int]) -> TprlConfig:

@@ -12,16 +12,17 @@ often they are used, and what they are compared with.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from vmr_env.agents.policy_gradient import clipped_gain, standardised
+from vmr_env.agents.settings import Range
 from vmr_env.agents.tprl.data import Batch
-from vmr_env.agents.tprl.head_config import HeadConfig, Rule
+from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.head_training import HeadTrainer
 from vmr_env.agents.tprl.losses import Moments, log_odds
 
@@ -33,9 +34,22 @@ Baseline = Literal["value", "group"]
 _LEAST_STD = 1e-4  # of a group's rewards: a group without differences teaches nothing
 
 
+LENGTHS = Range(
+    lambda value: (
+        isinstance(value, tuple)
+        and len(value) == len(STAGES)
+        and all(type(length) is int and length >= 0 for length in value)
+        and any(value)
+    ),
+    f"{len(STAGES)} whole numbers of at least 0, not all 0",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadPolicyConfig(HeadConfig):
     """Settings of `HeadPolicyTrainer`."""
+
+    ranges: ClassVar[Mapping[str, Range]] = {"epochs": LENGTHS}
 
     epochs: tuple[int, int, int] = (2, 4, 34)
     """Epochs of each stage; 0 leaves a stage out."""
@@ -55,17 +69,10 @@ class HeadPolicyConfig(HeadConfig):
     std_lr: float = 1e-2
     """Learning rate of the deviations and of the value."""
 
-    def rules(self) -> Iterator[Rule]:
-        """What must hold of the numbers."""
-        yield from HeadConfig.rules(self)
-        lengths = len(self.epochs) == len(STAGES) and min(self.epochs) >= 0 < sum(self.epochs)
-        yield "epochs", lengths, "three lengths, not all 0"
-        yield "group", self.group >= (2 if self.baseline == "group" else 1), "at least 1, or 2 for a group"
-        yield "passes", self.passes >= 1, "at least 1"
-        yield "ratio_clip", 0 < self.ratio_clip < 1, "in (0, 1)"
-        yield "kl", self.kl >= 0, "at least 0"
-        yield "std", self.std > 0, "above 0"
-        yield "std_lr", self.std_lr > 0, "above 0"
+    def __post_init__(self) -> None:
+        HeadConfig.__post_init__(self)
+        if self.baseline == "group" and self.group < 2:
+            raise ValueError(f"group is {self.group}, expected at least 2 to be compared with each other")
 
 
 def head_policy_config(algorithm: str) -> HeadPolicyConfig:

@@ -81,7 +81,8 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
         now = coefficients(self.config.schedule, epoch)
         self._seed_draws(epoch)
         if self.config.class_lr is not None:
-            ramp = now.score / self.config.schedule.rl_coef
+            full = self.config.schedule.rl_coef
+            ramp = now.score / full if full else 0.0
             self._optimizer.param_groups[1]["lr"] = self.config.class_lr * ramp
         return now
 

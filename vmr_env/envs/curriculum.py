@@ -131,12 +131,20 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Phases in order, and the coefficient that their multipliers scale."""
+    """Phases in order, and the coefficient that their multipliers scale.
+
+    Raises:
+        ValueError: the coefficient is negative or not finite.
+    """
 
     rl_coef: float
     """Full coefficient of L_score and L_span (the published option `rl_coef`)."""
     phases: tuple[Phase, ...]
     """The phases, in order."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rl_coef < math.inf:
+            raise ValueError(f"rl_coef is {self.rl_coef}, expected a number of at least 0")
 
     @property
     def epochs(self) -> int:
