@@ -14,11 +14,32 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vmr_env.envs.curriculum import Progression
 from vmr_env.envs.vector_env import VMRVectorEnv
 
 Floats = NDArray[np.float32]
 Masks = NDArray[np.bool_]
 Metrics = dict[str, float]
+
+
+def curriculum_state(env: Any) -> dict[str, Any] | None:
+    """Where the curriculum of an environment's wrapper stands; None of an environment without."""
+    progression: Progression | None = getattr(env, "progression", None)
+    return None if progression is None else progression.state_dict()
+
+
+def resume_curriculum(env: Any, state: Mapping[str, Any] | None) -> None:
+    """Let an environment's curriculum go on, from the next reset, where `curriculum_state` was asked.
+
+    Raises:
+        ValueError: the environment has a curriculum and the state is of one without, or the other way round.
+    """
+    progression: Progression | None = getattr(env, "progression", None)
+    if (progression is None) is not (state is None):
+        has, expected = ("no", "one") if progression is None else ("a", "none")
+        raise ValueError(f"the environment has {has} curriculum, expected {expected} as when it was saved")
+    if progression is not None and state is not None:
+        progression.load_state_dict(state)
 
 
 class Agent(ABC):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from vmr_env.agents.base import Agent, Floats, Masks, Metrics
+from vmr_env.agents.base import Agent, Floats, Masks, Metrics, curriculum_state, resume_curriculum
 from vmr_env.agents.networks import NetworkKind, make_network
 from vmr_env.agents.rollout import Collector
 from vmr_env.agents.settings import INSIDE, Range, Settings
@@ -148,12 +148,13 @@ class PolicyAgent(Agent):
         return best
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimisers, random numbers, and the collector's place in its environment."""
+        """Weights, optimisers, random numbers, and the stage of the environment's curriculum."""
         return {
             "round": self.round,
             "members": self.members.state_dict(),
             "optimisers": [member.optimiser.state_dict() for member in self._members()],
             "generator": self.generator.get_state(),
+            "curriculum": curriculum_state(self.env),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -163,3 +164,4 @@ class PolicyAgent(Agent):
         for member, optimiser in zip(self._members(), state["optimisers"], strict=True):
             member.optimiser.load_state_dict(optimiser)
         self.generator.set_state(state["generator"])
+        resume_curriculum(self.env, state["curriculum"])

@@ -3,6 +3,7 @@
 import json
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -15,8 +16,12 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
+from vmr_env.agents.checkpoint import load_run, save_run
+from vmr_env.agents.grpo import GRPO, GRPOConfig
+from vmr_env.agents.ppo import PPO as PPOAgent
+from vmr_env.agents.ppo import PPOConfig
 from vmr_env.agents.sb3.curriculum import CurriculumCallback
-from vmr_env.agents.sb3.vec_env import NativeVecEnv
+from vmr_env.agents.sb3.vec_env import SB3PPO, NativeVecEnv
 
 from tests.caches import ARGUMENTS, random_batch
 from vmr_env.caches.reader import DecoderStateCache, write_cache
@@ -220,3 +225,69 @@ def test_a_return_that_is_no_number_is_refused_and_counts_for_nothing() -> None:
         with pytest.raises(ValueError, match=r"a return is (nan|inf), expected a finite number"):
             progression.observe(1, [0.5, wrong])
     assert progression.state_dict() == Progression(Plateau()).state_dict()
+
+
+AGENTS: dict[str, Any] = {
+    "ppo": lambda env: PPOAgent(env, 3, PPOConfig(hidden=8, minibatch=16)),
+    "grpo": lambda env: GRPO(env, 3, GRPOConfig(hidden=8, group=2, minibatch=16, batches=2)),
+    "sb3": lambda env: SB3PPO(env, 3, {"batch_size": 16, "policy_kwargs": {"net_arch": [8]}}),
+}
+
+
+@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("rule", [StepSchedule((90, 150)), Plateau(window=10, patience=1)])
+def test_a_resumed_agent_goes_on_in_its_stage(
+    cache: DecoderStateCache, tmp_path: Path, name: str, rule: StepSchedule | Plateau
+) -> None:
+    """Bit for bit as one that was not interrupted, through a file."""
+
+    def make() -> Any:
+        inner: Any = VMRVectorEnv(4, source=cache, horizon=2, autoreset_mode="SameStep")
+        return AGENTS[name](VectorCurriculumWrapper(inner, rule))
+
+    whole = make()
+    stages, figures = [], []
+    for _ in range(12):
+        if len(stages) == 6:
+            save_run(tmp_path / "agent.pt", "test", {}, whole.state_dict())
+        figures.append(whole.update())
+        stages.append(whole.env.progression.stage)
+    resumed = make()
+    resumed.load_state_dict(load_run(tmp_path / "agent.pt", "test", {}))
+    for at in range(6, 12):
+        assert resumed.update() == figures[at]
+        assert resumed.env.progression.stage == stages[at] == resumed.env.stage
+    assert stages[5] > 1  # otherwise this shows nothing
+    assert resumed.env.progression.state_dict() == whole.env.progression.state_dict()
+
+
+def test_a_state_with_a_curriculum_needs_an_environment_with_one(cache: DecoderStateCache) -> None:
+    inner: Any = VMRVectorEnv(4, source=cache, horizon=2, autoreset_mode="SameStep")
+    state = AGENTS["ppo"](VectorCurriculumWrapper(inner, StepSchedule())).state_dict()
+    with pytest.raises(ValueError, match="the environment has no curriculum, expected one"):
+        AGENTS["ppo"](inner).load_state_dict(state)
+
+
+def test_a_saved_model_of_stable_baselines_goes_on_in_its_stage(
+    cache: DecoderStateCache, tmp_path: Path
+) -> None:
+    def env() -> NativeVecEnv:
+        return NativeVecEnv(VMRVectorEnv(2, source=cache, autoreset_mode="SameStep"))
+
+    rule = StepSchedule((16, 40))
+    model = PPO("MlpPolicy", env(), n_steps=8, batch_size=16, n_epochs=1, seed=0, device="cpu")
+    model.learn(32, callback=CurriculumCallback(rule))
+    model.save(tmp_path / "model.zip")
+    loaded = PPO.load(tmp_path / "model.zip", env=env(), device="cpu")
+    callback = CurriculumCallback(rule)
+    loaded.learn(16, callback=callback, reset_num_timesteps=False)
+    assert callback.progression.state_dict()["steps"] == 48
+    assert (callback.progression.stage, _stages(loaded.get_env())) == (3, [3, 3])
+    anew = CurriculumCallback(rule)
+    loaded.learn(8, callback=anew)  # SB3's own steps begin anew, and so do the stages
+    assert anew.progression.state_dict()["steps"] == loaded.num_timesteps == 16
+
+
+def test_a_plateau_needs_a_finite_gain() -> None:
+    with pytest.raises(ValueError, match="least_gain is nan, expected a finite number"):
+        Plateau(least_gain=math.nan)

@@ -156,7 +156,10 @@ BAD: dict[str, tuple[list[str], str]] = {
         "--set: members is 'many', expected a whole number of at least 1",
     ),
     "endless rate": (["--set", "ppo.lr=Infinity"], "--set: lr is inf, expected a number above 0"),
-    "unknown network": (["--set", "ppo.network=flatt"], "--set: network is 'flatt', expected one of 'refinement', 'flat'"),
+    "unknown network": (
+        ["--set", "ppo.network=flatt"],
+        "--set: network is 'flatt', expected one of 'refinement', 'flat'",
+    ),
     "no settings": (["--set", "sb3_ppo.lr=1"], "--set: names sb3_ppo, expected an agent with settings"),
     "bad value": (["--set", "tprl.lr=-1"], "--set: lr is -1, expected a number above 0"),
     "bad choice": (["--set", "tprl.estimator=ppo"], "--set: estimator is 'ppo', expected one of"),

@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
-from vmr_env.agents.sb3.vec_env import SB3PPO, NativeVecEnv, native
+from vmr_env.agents.sb3.vec_env import SB3A2C, SB3PPO, NativeVecEnv, native
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.env import VMREnv
@@ -180,3 +180,30 @@ def test_only_spaces_that_can_be_listed_have_masks(cache: DecoderStateCache) -> 
     for actions, has in (("discrete", True), ("multidiscrete", True), ("continuous", False)):
         assert hasattr(VMREnv("charades", source=cache, actions=actions), "action_masks") is has
         assert NativeVecEnv(environment(cache, n=N, actions=actions)).has_attr("action_masks") is has
+
+
+@pytest.mark.parametrize("agent", [SB3PPO, SB3A2C])
+def test_what_is_not_finite_stops_training_with_one_error(
+    cache: DecoderStateCache, agent: type[SB3PPO | SB3A2C], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = environment(cache, n=N, horizon=1)
+    made = agent(env, 0, {"batch_size": 16} if agent is SB3PPO else None)
+    made.update()
+    step = env.step
+
+    def broken(actions: Any) -> Any:
+        observations, rewards, *rest = step(actions)
+        return observations, rewards * np.nan, *rest
+
+    monkeypatch.setattr(env, "step", broken)
+    with pytest.raises(
+        FloatingPointError, match=f"^{agent.__name__}, round 2: gradient norm is nan, expected"
+    ):
+        made.update()
+    assert all(bool(weight.isfinite().all()) for weight in made.model.policy.parameters())
+
+
+def test_a_rate_that_ruins_the_weights_is_told(cache: DecoderStateCache) -> None:
+    made = SB3A2C(environment(cache, n=N, horizon=1), 0, {"learning_rate": 1e38, "max_grad_norm": 1e38})
+    with pytest.raises(FloatingPointError, match=r"^SB3A2C, round 1: (weight|gradient) norm is (nan|inf)"):
+        made.update()

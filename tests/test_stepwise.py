@@ -1,6 +1,7 @@
 """The step-wise agent against recorded trajectories and updates, and its training."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,7 @@ def recorded(goldens: Path) -> dict[str, np.ndarray]:
 
 
 def recorded_trainer(goldens: Path, name: str, **changes: Any) -> StepwiseTrainer:
-    config = StepwiseConfig(
-        **{**{f: getattr(CONFIGS[name], f) for f in CONFIGS[name].__dataclass_fields__}, **changes}
-    )
-    trainer = StepwiseTrainer(config, d=32)
+    trainer = StepwiseTrainer(replace(CONFIGS[name], **changes), d=32)
     trainer.policy.load_state_dict(load_file(goldens / "agent" / f"{name}.safetensors"))
     return trainer
 
@@ -365,6 +363,33 @@ def test_cache_without_clips_is_refused(tmp_path: Path) -> None:
     cache = write_clips(tmp_path / "bare", 2, clips=False)
     with pytest.raises(DataError, match="no clip features and text"):
         SceneBatches(cache)
+
+
+@pytest.mark.parametrize(
+    ("changes", "epoch"), [({}, 0), ({"warm_up_epochs": 0}, 0), ({"algorithm": "ppo"}, 4)]
+)
+def test_what_is_not_finite_stops_training_with_its_epoch(
+    caches: tuple[DecoderStateCache, DecoderStateCache],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    epoch: int,
+) -> None:
+    trainer = StepwiseTrainer(small_config(**changes), d=8)
+    run_epoch = trainer.run_epoch
+
+    def broken(batches: SceneBatches, now: int) -> Any:
+        if now == epoch:
+            with torch.no_grad():
+                trainer.policy.critic[0].weight.fill_(torch.nan)
+                trainer.policy.shared[0].weight[0, 0] = torch.inf if now == 0 else 1.0
+        return run_epoch(batches, now)
+
+    monkeypatch.setattr(trainer, "run_epoch", broken)
+    monkeypatch.setattr(DiscretePolicy, "act", lambda self, f, step, g: torch.full((len(f), 2), 3))
+    with pytest.raises(
+        FloatingPointError, match=rf"^stepwise, epoch {epoch}: [\w ]+ is nan, expected a finite"
+    ):
+        trainer.fit(*caches, progress=False)
 
 
 @pytest.mark.parametrize(

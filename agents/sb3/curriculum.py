@@ -12,7 +12,9 @@ class CurriculumCallback(BaseCallback):
     """Begins in stage 1 and advances by rule; logs `curriculum/stage`.
 
     Works with any SB3 vector environment whose environments have `set_stage`, `NativeVecEnv` among them.
-    `Plateau` reads the returns that `Monitor` (or `NativeVecEnv`) puts into infos.
+    `Plateau` reads the returns that `Monitor` (or `NativeVecEnv`) puts into infos. Where the curriculum
+    stands is kept as the model's attribute `curriculum`, so that it is in what `model.save` writes: a loaded
+    model goes on in its stage with `learn(…, reset_num_timesteps=False)`.
 
     Args:
         rule: When the next stage begins; steps are counted over all environments.
@@ -24,12 +26,16 @@ class CurriculumCallback(BaseCallback):
         self.progression = Progression(rule)
 
     def _on_training_start(self) -> None:
+        kept = getattr(self.model, "curriculum", None)
+        if kept is not None and self.model.num_timesteps:
+            self.progression.load_state_dict(kept)
         self._set_stage()
 
     def _on_step(self) -> bool:
         returns = [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
         if self.progression.observe(self.training_env.num_envs, returns):
             self._set_stage()
+        self.model.curriculum = self.progression.state_dict()  # type: ignore[attr-defined]  # SB3 saves all
         return True
 
     def _set_stage(self) -> None:

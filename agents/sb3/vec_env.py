@@ -20,7 +20,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
-from vmr_env.agents.base import Agent, Floats, Masks, Metrics
+from vmr_env.agents.base import Agent, Floats, Masks, Metrics, curriculum_state, resume_curriculum
 
 from vmr_env.envs.gymnasium_vector import AutoresetMode
 from vmr_env.envs.vector_env import VMRVectorEnv
@@ -218,16 +218,27 @@ class SB3Agent(Agent):
                 stats_window_size=self._steps,  # more than a round's episodes: their mean is the round's
                 **chosen,
             )
+        optimizer = self.model.policy.optimizer
+        optimizer.register_step_pre_hook(_check_finite)
+        optimizer.register_step_post_hook(_check_finite)
 
     def update(self) -> Metrics:
-        """One round, of new episodes and random numbers of its own, so that a resumed run sees the same."""
+        """One round, of new episodes and random numbers of its own, so that a resumed run sees the same.
+
+        Raises:
+            FloatingPointError: a gradient or a weight is not finite.
+        """
         model, environments = self.model, self.model.env
         assert environments is not None
         model.ep_info_buffer = None  # the next `learn` begins a new one
         model._last_obs = None  # and resets the environments
         with _own_random_numbers(derived(self.seed, "actions", self.round)):
             environments.seed(derived(self.seed, "episodes", self.round))
-            model.learn(self._steps, log_interval=self.rollouts + 1, reset_num_timesteps=False)
+            try:
+                model.learn(self._steps, log_interval=self.rollouts + 1, reset_num_timesteps=False)
+            except FloatingPointError as error:
+                where = f"{type(self).__name__}, round {self.round + 1}"
+                raise FloatingPointError(f"{where}: {error}") from None
         self.round += 1
         said = model.logger.name_to_value
         return {
@@ -250,12 +261,18 @@ class SB3Agent(Agent):
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimiser. Random numbers depend on the seed and the round alone."""
-        return {"round": self.round, "steps": self.model.num_timesteps, "model": self.model.get_parameters()}
+        return {
+            "round": self.round,
+            "steps": self.model.num_timesteps,
+            "model": self.model.get_parameters(),
+            "curriculum": curriculum_state(self.env),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self.round, self.model.num_timesteps = state["round"], state["steps"]
         self.model.set_parameters(dict(state["model"]), device="cpu")
+        resume_curriculum(self.env, state["curriculum"])
 
 
 class SB3PPO(SB3Agent):
@@ -289,6 +306,20 @@ class SB3A2C(SB3Agent):
     rollouts = 4
     policy_loss = "train/policy_loss"
     rounds = 150
+
+
+def _check_finite(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Called before and after each step of an optimiser.
+
+    Raises:
+        FloatingPointError: a gradient or a weight is not finite.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    for name, tensors in (("gradient", gradients), ("weight", weights)):
+        norm = torch.nn.utils.get_total_norm(tensors)
+        if not norm.isfinite():
+            raise FloatingPointError(f"{name} norm is {norm.item()}, expected a finite number")
 
 
 @contextmanager

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 from vmr_env.agents.checkpoint import load_run, save_run
+from vmr_env.agents.policy_agent import descend
 from vmr_env.agents.policy_gradient import clipped_gain, standardised
 from vmr_env.agents.settings import COUNT_OR_0, Range, Settings
 from vmr_env.agents.stepwise.data import SceneBatches
@@ -195,6 +195,7 @@ class StepwiseTrainer:
 
         Raises:
             DataError: A cache lacks clip features, or the checkpoint is damaged or of another run.
+            FloatingPointError: A loss or a gradient is not finite.
         """
         config = self.config
         batches, held_out = SceneBatches(train, train_rows), SceneBatches(validation, validation_rows)
@@ -239,7 +240,10 @@ class StepwiseTrainer:
         for scene, moments in batches.shuffled(config.batch_size, order):
             matched = self.matches(scene, moments)
             if len(matched.rows):
-                losses.append(self.warm_up(scene, matched) if warm else self.update(scene, matched))
+                try:
+                    losses.append(self.warm_up(scene, matched) if warm else self.update(scene, matched))
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"{KIND}, epoch {epoch}: {error}") from None
         return losses
 
     def matches(self, scene: Scene, moments: Moments) -> Matched:
@@ -262,7 +266,7 @@ class StepwiseTrainer:
             choices = policy.oracle(here, matched.moments, step)
             spans = spans.index_copy(0, matched.rows, moved(here, policy.change(choices, step)))
         loss = torch.stack(losses).mean()
-        self._step(self._warm_up, loss)
+        descend(loss, self._warm_up, self.config.clip)
         return {"losses/oracle": loss.item()}
 
     def update(self, scene: Scene, matched: Matched) -> dict[str, float]:
@@ -290,7 +294,7 @@ class StepwiseTrainer:
         if judged.tious is not None:
             losses["iou"] = F.mse_loss(judged.tious, tiou(rollout.spans[1:], moments))
             loss = loss + config.iou_coef * losses["iou"]
-        self._step(self._optimizer, loss)
+        descend(loss, self._optimizer, config.clip, **losses)
         return {f"losses/{name}": value.item() for name, value in losses.items()}
 
     def imitate(self, rollout: Rollout, moments: Tensor) -> float:
@@ -303,7 +307,7 @@ class StepwiseTrainer:
             for step, (states, spans) in enumerate(zip(rollout.states, rollout.spans[:-1], strict=True))
         ]
         loss = torch.stack(losses).mean()
-        self._step(self._optimizer, self.config.oracle_coef * loss)
+        descend(self.config.oracle_coef * loss, self._optimizer, self.config.clip)
         return loss.item()
 
     def ppo(self, rollout: Rollout, moments: Tensor) -> dict[str, float]:
@@ -332,21 +336,13 @@ class StepwiseTrainer:
             if judged.tious is not None:
                 losses["iou"] = F.mse_loss(judged.tious, reached)
                 loss = loss + config.iou_coef * losses["iou"]
-            self._step(self._optimizer, loss)
+            descend(loss, self._optimizer, config.clip, **losses)
             seen.append({f"losses/{name}": value.item() for name, value in losses.items()})
         return _means(seen)
 
     def _discrete(self) -> DiscretePolicy:
         """The policy, known to be discrete: settings that need the oracle are refused for others."""
         return cast(DiscretePolicy, self.policy)
-
-    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"stepwise: the loss is {loss.item()}, expected a finite number")
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        clip_grad_norm_(self.policy.parameters(), self.config.clip)
-        optimizer.step()
 
     @torch.no_grad()
     def _evaluate(self, batches: SceneBatches, validate: Validator) -> dict[str, float]:

@@ -268,7 +268,7 @@ class Plateau:
     """Advance to the next stage when the mean return no longer rises.
 
     Raises:
-        ValueError: `window` or `patience` is below 1.
+        ValueError: `window` or `patience` is below 1, or `least_gain` not finite.
     """
 
     window: int = 1000
@@ -281,6 +281,8 @@ class Plateau:
     def __post_init__(self) -> None:
         if min(self.window, self.patience) < 1:
             raise ValueError(f"window and patience must be at least 1, got {self.window} and {self.patience}")
+        if not math.isfinite(self.least_gain):
+            raise ValueError(f"least_gain is {self.least_gain}, expected a finite number")
 
 
 class Progression:

@@ -31,6 +31,12 @@ class VectorCurriculumWrapper(VectorWrapper[Any, Any, Any]):
         self._begins = np.zeros(self.num_envs, bool)
         self._set_stage()
 
+    def __getattr__(self, name: str) -> Any:
+        """What the environment inside has, so that our agents learn in this as in the environment itself."""
+        if name == "env" or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.env, name)
+
     def _set_stage(self) -> None:
         environments: Any = self.env.unwrapped
         environments.call("set_stage", self.progression.stage)
@@ -39,6 +45,7 @@ class VectorCurriculumWrapper(VectorWrapper[Any, Any, Any]):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Begin episodes in the current stage."""
+        self._set_stage()  # the progression may have been loaded
         inner: Any = self.env
         observations, infos = inner.reset(seed=seed, options=options)
         began = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
