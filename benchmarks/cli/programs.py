@@ -90,7 +90,7 @@ graft = program(
 
 @click.group()
 def encode() -> None:
-    """Make feature stores: of sentences, by a language model that runs offline, and of published files."""
+    """Make feature stores: of your own videos, of sentences, and of published files."""
 
 
 encode.add_command(
@@ -99,6 +99,9 @@ encode.add_command(
         "vmr_env.backbones.features.official",
         "Feature stores from files of the official layout (.npz, .npy).",
     )
+)
+encode.add_command(
+    program("video", "vmr_env.backbones.features.video", "Videos of your own, by a CLIP-like model.")
 )
 encode.add_command(program("text", "vmr_env.backbones.features.text", "The queries of annotation files."))
 encode.add_command(
