@@ -139,7 +139,8 @@ def test_resuming_gives_the_same_numbers(backbone: Backbone, run: Path, tmp_path
     assert main([*arguments(backbone, out, *more), "--resume"]) == 0
     for result in (run / "runs").glob("*.json"):
         one, other = (json.loads((folder / "runs" / result.name).read_text()) for folder in (run, out))
-        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+        timed = {"seconds": 0, "sha256": ""}  # the digest is of the seconds too
+        assert {**one, **timed} == {**other, **timed}
 
 
 BAD: dict[str, tuple[list[str], str]] = {
@@ -199,7 +200,7 @@ def test_weights_of_another_backbone_are_refused(
         model.head.class_embed.bias.add_(1)
     save_checkpoint(tmp_path / "other", model)
     more = ["--agents", "tprl", "--weights", str(tmp_path / "other")]
-    assert main(arguments(backbone, tmp_path / "out", *more)) == 2
+    assert main(arguments(backbone, tmp_path / "out", *more)) == 1
     assert "of the backbone that made" in capsys.readouterr().err
 
 

@@ -96,6 +96,10 @@ def check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
         raise DataError(Problem(argument, None, None, f"is {shorten(value)}; expected {expected}"))
 
 
+class MissingExtra(ImportError):
+    """An optional package is not installed; the message says which, and how to install it."""
+
+
 class DataWarning(UserWarning):
     """Data were changed by a rule, or only some of them could be used; the message counts how often."""
 

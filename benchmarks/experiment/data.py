@@ -1,6 +1,5 @@
 """Data of the main job: a backbone trained for it, caches of prediction files, folds and settings."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from vmr_env.data.profiles import get_profile
 from vmr_env.envs.actions import FREE
 from vmr_env.envs.sources import simulated_source
 from vmr_env.errors import DataError, Problem
-from vmr_env.files.text import write_text
+from vmr_env.files.objects import read_state, write_state
 
 POOL_PROPOSALS = 10
 
@@ -27,11 +26,13 @@ def train_backbone(options: Options) -> Options:
     """Train the backbone that `--backbone` names, or go on with it; returns options that name its caches."""
     work, made = options.out / "backbone-work", options.out / "backbone"
     recipe = replace(get_recipe(str(options.backbone)), seed=options.backbone_seed)
-    finished = made / "made.json"
+    finished, identity = made / "made.json", {"recipe": options.backbone, "seed": options.backbone_seed}
     if not finished.exists():
         build_embedded(made, work, recipe, Sizes())
-        text = json.dumps({"recipe": options.backbone, "seed": options.backbone_seed})
-        write_text(finished, text + "\n")
+        write_state(finished, identity)
+    elif read_state(finished, f"remove {made} to train it again") != identity:
+        message = f"is of another backbone; expected {identity}, or another --out"
+        raise DataError(Problem(str(finished), None, None, message))
     return replace(
         options,
         weights=made / BESIDE,

@@ -4,12 +4,12 @@ A run is one agent, one seed, one fold. Its result is a file, written in one ste
 beside it; a run that was interrupted goes on with the runs that have none, to the same numbers.
 """
 
-import json
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,10 +26,12 @@ from vmr_env.benchmarks.experiment.methods import Answers, Fold, Method, Outcome
 import vmr_env
 from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.errors import DataError, Problem
-from vmr_env.files.text import write_text
+from vmr_env.files.objects import read_state, write_state
+from vmr_env.programs import end_with_parent
 from vmr_env.seeding import derived
 
 FOLD_SEED = 0
+REMEDY = "remove it, and --resume does the run again"
 _POLL = 0.2  # seconds between looks at what worker processes tell
 
 
@@ -136,7 +138,7 @@ class Experiment:
 
     def is_done(self, run: Run) -> bool:
         """Whether the run has its result."""
-        return self.path(run).exists()
+        return os.path.lexists(self.path(run))
 
     def do(self, run: Run, watch: Callable[[Progress], None] = lambda progress: None) -> RunResult:
         """Carry out a run; keep its result, and what was learnt."""
@@ -163,15 +165,24 @@ class Experiment:
             if table is not None:
                 columns = {name: column.tolist() for name, column in table._asdict().items()}
                 content[type(table).__name__.lower()] = columns
-        write_text(path, json.dumps(content))
+        write_state(path, content)
 
     def read(self, run: Run) -> RunResult:
-        """Result of a run that is done."""
-        content: dict[str, Any] = json.loads(self.path(run).read_text())
+        """Result of a run that is done.
+
+        Raises:
+            DataError: its file is damaged, or of other samples.
+        """
+        path = self.path(run)
+        content = read_state(path, REMEDY)
+        answers = _answers(content)
+        if not np.array_equal(answers.samples, self.folds[run.fold].test_samples):
+            message = f"answers other samples than those of fold {run.fold}; {REMEDY}"
+            raise DataError(Problem(str(path), None, "samples", message))
         selection = content["selection"]
         return RunResult(
             Outcome(
-                _answers(content),
+                answers,
                 Selection(
                     tuple(selection["rounds"]),
                     tuple(selection["gains"]),
@@ -184,6 +195,21 @@ class Experiment:
             ),
             content["seconds"],
         )
+
+    def check_done(self) -> None:
+        """Read the results of all runs that are done.
+
+        Raises:
+            DataError: with all that are damaged.
+        """
+        problems = []
+        for run in filter(self.is_done, self.runs()):
+            try:
+                self.read(run)
+            except DataError as error:
+                problems += error.problems
+        if problems:
+            raise DataError(problems)
 
     def results(self, agent: str, seed: int) -> list[RunResult] | None:
         """Results of all folds for one seed; None while one is missing."""
@@ -248,6 +274,7 @@ def run_all(
 
     Raises:
         KeyboardInterrupt: interrupted; worker processes have ended.
+        DataError: a worker process was killed.
     """
     failed: dict[Run, str] = {}
 
@@ -268,6 +295,7 @@ def run_all(
     context = multiprocessing.get_context("spawn")
     told, stop = context.SimpleQueue(), context.Event()
     arguments = experiment, told, stop
+    running: dict[Future[None], Run] = {}
     with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=arguments) as pool:
         try:
             with _interrupts_ignored():  # workers inherit it: they are told by `stop` alone
@@ -278,9 +306,16 @@ def run_all(
                     watch(*told.get())
                 for future in done:
                     settled(running.pop(future), future.result)
+        except BrokenProcessPool as error:
+            message = "a worker process was killed, perhaps for want of memory; --resume goes on"
+            raise DataError(Problem(str(experiment.folder), None, None, message)) from error
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
+            while any(future.running() for future in running):  # nobody waits for room to tell something
+                while not told.empty():
+                    told.get()
+                wait(running, _POLL)
             raise
     return failed
 
@@ -306,6 +341,7 @@ def _start_worker(experiment: Experiment, told: Any, stop: Any) -> None:
     global _worker
     _worker = experiment, told, stop
     torch.set_num_threads(1)
+    end_with_parent()
 
 
 def _work(run: Run) -> None:

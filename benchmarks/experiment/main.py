@@ -32,7 +32,9 @@ from vmr_env.benchmarks.experiment.run_folder import make_folder, settle
 from vmr_env.benchmarks.report.files import report
 
 from vmr_env.errors import DataError, Problem
+from vmr_env.files.writing import only_writer
 from vmr_env.options import parse
+from vmr_env.programs import INTERRUPTED, exit_code, terminated_as_interrupted
 
 NOT_RUN = "Not run: head + last decoder layer, head + everything. They need features (--features)."
 
@@ -44,18 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # small networks; more threads only fight
     existed = given.out.exists()
     try:
-        finished = carry_out(given, words)
+        with terminated_as_interrupted():
+            finished = carry_out(given, words)
     except DataError as error:
         if not existed:
             with suppress(OSError):
                 given.out.rmdir()  # only if there is nothing in it
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(error)
     except KeyboardInterrupt:
         finished = False
     if not finished:
         print("interrupted; --resume goes on", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 
@@ -74,6 +77,12 @@ def carry_out(given: Options, words: Sequence[str]) -> bool:
     if not options.ablate:
         chosen_methods(options)  # wrong agents and settings are told before anything is trained
     make_folder(options)
+    with only_writer(options.out):
+        return in_folder(options, words)
+
+
+def in_folder(options: Options, words: Sequence[str]) -> bool:
+    """The part of `carry_out` that writes into the folder of the run."""
     if options.backbone:
         options = train_backbone(options)
     folds = open_data(options)
@@ -82,6 +91,7 @@ def carry_out(given: Options, words: Sequence[str]) -> bool:
     for name, method in methods.items():
         method.check(name, folds[0], experiment.settings)
     settle(options, folds)
+    experiment.check_done()
     failed = do_runs(experiment, options)
     files = options.test_predictions or (() if options.test_cache else options.predictions)
     notes = [NOT_RUN] if options.ablate and not options.features else []

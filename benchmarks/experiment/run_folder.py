@@ -12,9 +12,10 @@ from vmr_env.benchmarks.experiment.options import Options
 
 import vmr_env
 from vmr_env.errors import DataError, Problem, shorten
-from vmr_env.files.text import write_text
+from vmr_env.files.objects import read_state, write_state
 
 SETTINGS_FILE = "settings.json"
+_REMEDY = "expected the settings of the run to resume; bring the file back, or take another --out"
 _MAY_CHANGE = ("out", "resume", "seeds", "jobs", "cluster", "cpus_per_run", "gpus_per_run")
 """Options that may have other values when a run goes on."""
 
@@ -27,12 +28,11 @@ def make_folder(options: Options) -> None:
     """
     out = options.out
     if (out / SETTINGS_FILE).exists() and not options.resume:
-        raise DataError(
-            Problem(str(out), None, None, "has a run already, expected --resume or another --out")
-        )
+        message = f"{out} has a run already, expected --resume or another --out"
+        raise DataError(Problem("--out", None, None, message))
     if options.resume and not (out.is_dir() and any(out.iterdir())):
-        message = "has no run, expected the folder of an interrupted one for --resume"
-        raise DataError(Problem(str(out), None, None, message))
+        message = f"{out} has no run, expected the folder of an interrupted one"
+        raise DataError(Problem("--resume", None, None, message))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -52,13 +52,12 @@ def settle(options: Options, folds: Sequence[Fold]) -> None:
     now["versions"] = f"vmr_env {vmr_env.__version__}, torch {torch.__version__}, numpy {np.__version__}"
     path = options.out / SETTINGS_FILE
     if not path.exists():
-        write_text(path, json.dumps(now, indent=1) + "\n")
+        if any((options.out / "runs").glob("*")):
+            message = f"is missing, and without it nobody knows what the runs are of; {_REMEDY}"
+            raise DataError(Problem(str(path), None, None, message))
+        write_state(path, now)
         return
-    try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        message = f"cannot be read ({error}), expected the settings of the run to resume"
-        raise DataError(Problem(str(path), None, None, message)) from error
+    before = read_state(path, _REMEDY)
     problems = [
         Problem(str(path), None, key, f"was {shorten(before.get(key))}, expected {value!r} to resume")
         for key, value in now.items()

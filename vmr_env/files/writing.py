@@ -114,6 +114,28 @@ class NewFolder:
             self._lock = -1
 
 
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep others who ask for the same folder out of it; the lock ends with this process at the latest.
+
+    Raises:
+        DataError: another process has it, or there is no such folder.
+    """
+    with writing_errors(folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = "is written by another process; expected to be the only one, or another folder"
+            raise DataError(Problem(os.fspath(folder), None, None, message)) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove temporary files and folders whose processes are dead.
 

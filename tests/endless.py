@@ -1,0 +1,39 @@
+"""An experiment whose runs never end by themselves, for tests of what ends them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vmr_env.agents.ensemble.cross_fitting import Progress
+from vmr_env.benchmarks.experiment.experiment import Run, run_all
+
+from vmr_env.programs import plain_exit
+
+
+class Endless:
+    """Tells its process by a file in its folder, and then goes round after round."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def do(self, run: Run, watch: Callable[[Progress], None]) -> None:
+        """See `Experiment.do`."""
+        (self.folder / f"{os.getpid()}").touch()
+        while True:
+            watch(Progress(0, 1, 2, 3, {}, None))
+
+
+def main(folder: Path) -> None:
+    """Two runs in two processes; says when both have begun."""
+    begun = False
+
+    def watch(run: Run, progress: Progress) -> None:
+        nonlocal begun
+        if not begun and len(list(folder.iterdir())) == 2:
+            begun = True
+            print("begun", flush=True)
+
+    endless: Any = Endless(folder)
+    with plain_exit():
+        run_all(endless, [Run("a", seed, 0) for seed in range(2)], 2, watch, print)
