@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
+from vmr_env.backbones.arguments import share
 from vmr_env.backbones.base import Detector, DetectorOutput, GirlDetrDetector
 from vmr_env.backbones.cross_fitted import Unseen, is_cross_fitted, open_cross_fitted
 from vmr_env.backbones.dataset import MomentDataset
@@ -37,6 +38,7 @@ from vmr_env.data.annotations import Annotation
 from vmr_env.errors import DataError, Problem
 from vmr_env.files.text import PathLike
 from vmr_env.files.writing import new_file, writing_errors
+from vmr_env.programs import run_program
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -271,14 +273,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the states")
     parser.add_argument(
-        "--shard", default="0/1", metavar="I/N", help="do only the I-th of N shares of the work"
+        "--shard", type=share, default=(0, 1), metavar="I/N", help="do only the I-th of N shares of the work"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a cache that is there")
     options = parser.parse_args(arguments)
     recipe, detector = open_detector(options)
     rows = read_samples(options.annotations, options.past_end)
     sources = open_sources(recipe, options, rows)
-    index, _, count = options.shard.partition("/")
     path = build_cache(
         options.out,
         detector,
@@ -289,11 +290,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         features=sources.names,
         dtype=options.dtype,
         batch_size=recipe.eval_batch_size,
-        shard=(int(index), int(count)),
+        shard=options.shard,
         overwrite=options.overwrite,
     )
-    print(f"{path}: {len(rows)} samples" if path else f"shard {options.shard} done")
+    print(f"{path}: {len(rows)} samples" if path else "shard {} of {} done".format(*options.shard))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

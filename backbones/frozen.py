@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vmr_env.backbones.arguments import device, whole_number
 from vmr_env.backbones.girl_detr.checkpoint import (
     load_checkpoint,
     load_official,
@@ -39,11 +40,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch-size",
-        type=int,
+        type=whole_number,
         help="samples of a forward pass; official predictions depend on it (default: as the weights say)",
     )
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--device", type=device, default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--threads", type=whole_number, default=1, help="torch threads (default: 1)")
 
 
 def open_model(options: argparse.Namespace) -> tuple[Recipe, GirlDetr]:
@@ -57,7 +58,7 @@ def open_model(options: argparse.Namespace) -> tuple[Recipe, GirlDetr]:
         for name in ("recipe", "options"):
             if getattr(options, name) is not None:
                 message = "is for official checkpoints; weights of ours hold their recipe"
-                raise DataError(Problem("arguments", None, f"--{name}", message))
+                raise DataError(Problem(f"--{name}", None, None, message))
         recipe, model = recipe_of(options.weights), load_checkpoint(options.weights)
     else:
         model = load_official(options.weights, options=options.options)
@@ -66,8 +67,6 @@ def open_model(options: argparse.Namespace) -> tuple[Recipe, GirlDetr]:
         recipe = replace(recipe, model=model.config)
     size = options.batch_size
     if size is not None and size != recipe.eval_batch_size:
-        if size < 1:
-            raise DataError(Problem("arguments", None, "--batch-size", f"{size}; expected at least 1"))
         print(f"--batch-size {size} overrides {recipe.eval_batch_size} of {options.weights}", file=sys.stderr)
         recipe = replace(recipe, eval_batch_size=size)
     return recipe, model.to(options.device)
@@ -89,10 +88,10 @@ def official_recipe(options: Mapping[str, Any], where: str, name: str | None = N
     own = _RECIPES.get(str(options.get("dset_name")))
     if own is None and name is None:
         message = f"is missing; {where} is of the data set {shorten(options.get('dset_name'))}"
-        raise DataError(Problem("arguments", None, "--recipe", message))
+        raise DataError(Problem("--recipe", None, None, message))
     if own is not None and name not in (None, own):
         message = f"is {name!r}; {where} was trained on {options['dset_name']}, expected {own!r}"
-        raise DataError(Problem("arguments", None, "--recipe", message))
+        raise DataError(Problem("--recipe", None, None, message))
     problems = [
         Problem(where, None, key, f"{shorten(options[key])}; expected {expected}")
         for key, (holds, expected) in _RULES.items()

@@ -21,6 +21,7 @@ from vmr_env.backbones.girl_detr.model import GirlDetr, GirlDetrOutput
 from vmr_env.data.predictions import Prediction, write_predictions
 from vmr_env.errors import DataError
 from vmr_env.metrics.moments import evaluate
+from vmr_env.programs import run_program
 
 
 @torch.no_grad()
@@ -93,4 +94,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

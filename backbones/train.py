@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from vmr_env.backbones.arguments import device, whole_number
 from vmr_env.backbones.cross_fitted import cut_into_parts, member_folder, write_parts
 from vmr_env.backbones.dataset import Batch, MomentDataset
 from vmr_env.backbones.features.sources import add_source_arguments, open_sources, read_samples
@@ -46,6 +47,7 @@ from vmr_env.errors import DataError, Problem
 from vmr_env.files.objects import read_sealed, write_sealed
 from vmr_env.files.text import write_text
 from vmr_env.metrics.moments import evaluate
+from vmr_env.programs import run_program
 
 SELECTION_SHARE = 0.1
 SELECTION_SEED = 0
@@ -334,9 +336,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="another value of an option, as JSON"
     )
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--device", type=device, default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--amp", action="store_true", help="forward passes in bfloat16")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--threads", type=whole_number, default=1, help="torch threads (default: 1)")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard files")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -401,4 +403,4 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -12,6 +12,7 @@ from vmr_env.benchmarks.report.combine import combine, combined_differences, mai
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction, write_predictions
 from vmr_env.data.profiles import PROFILES
+from vmr_env.errors import DataError
 from vmr_env.metrics.measures import MEASURES
 
 QUERIES = 24
@@ -60,7 +61,7 @@ def test_intervals_equal_an_obvious_bootstrap() -> None:
         assert (found[measure].low, found[measure].high) == (pytest.approx(low), pytest.approx(high))
 
 
-def test_runs_of_two_backbones_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_two_backbones_from_files(tmp_path: Path) -> None:
     truth = [Annotation(i, f"v{i}", "a query", 30.0, np.array([[10.0, 20.0]]), None, None) for i in range(4)]
 
     def answers(start: float) -> list[Prediction]:
@@ -81,5 +82,5 @@ def test_runs_of_two_backbones_from_files(tmp_path: Path, capsys: pytest.Capture
     assert "+25.00 [+0.00, +50.00]" in text
     assert (tmp_path / "all" / "combined.png").read_bytes().startswith(b"\x89PNG")
 
-    assert main([str(tmp_path / "a"), "--out", str(tmp_path / "none")]) == 2
-    assert "expected the settings of a run with --test-cache" in capsys.readouterr().err
+    with pytest.raises(DataError, match="expected the settings of a run with --test-cache"):
+        main([str(tmp_path / "a"), "--out", str(tmp_path / "none")])

@@ -4,9 +4,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from vmr_env.errors import DataError, MissingExtra
 
@@ -39,6 +40,12 @@ def plain_exit() -> Iterator[None]:
         _exit(f"error: out of memory ({error})", 1)
     except KeyboardInterrupt:
         _exit("interrupted", INTERRUPTED)
+
+
+def run_program(main: Callable[[], int | None]) -> NoReturn:
+    """Run the main function of a module as a program."""
+    with plain_exit():
+        raise SystemExit(main() or 0)
 
 
 def exit_code(error: DataError) -> int:

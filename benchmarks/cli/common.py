@@ -9,7 +9,8 @@ from typing import Any, ParamSpec
 import click
 
 from vmr_env.data.annotations import PastEnd
-from vmr_env.errors import DataError, DataWarning
+from vmr_env.errors import DataWarning
+from vmr_env.programs import plain_exit
 
 P = ParamSpec("P")
 
@@ -19,7 +20,7 @@ NEW = click.Path(path_type=Path)
 
 
 def problems_exit_with_1(command: Callable[P, None]) -> Callable[P, None]:
-    """Tell a `DataError` in its own words, without a traceback, and a `DataWarning` without its place."""
+    """End as `plain_exit` says, and tell a `DataWarning` without its place."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -34,10 +35,8 @@ def problems_exit_with_1(command: Callable[P, None]) -> Callable[P, None]:
                     shown(message, category, *rest, **more)
 
             warnings.showwarning = show
-            try:
+            with plain_exit():
                 command(*args, **kwargs)
-            except DataError as error:
-                raise click.ClickException(str(error)) from error
 
     return run
 

@@ -7,7 +7,6 @@
 Nothing but the head differs from the backbone's own weights.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, read_manifes
 
 from vmr_env.errors import DataError, Problem
 from vmr_env.options import argument, option, parse
+from vmr_env.programs import run_program
 
 
 def graft(weights: Path, head: Path, out: Path) -> str:
@@ -55,16 +55,11 @@ class Options:
     out: Path = option(MISSING, "folder to write")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Put a trained head back into its backbone."""
     options = parse(Options, arguments, str(main.__doc__), "vmr-env graft")
-    try:
-        print(f"{options.out}: sha256 {graft(options.weights, options.head, options.out)}")
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(f"{options.out}: sha256 {graft(options.weights, options.head, options.out)}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -32,6 +32,7 @@ from vmr_env.data.predictions import Prediction, read_predictions, write_predict
 from vmr_env.data.profiles import PROFILES, DatasetProfile, get_profile
 from vmr_env.data.splits import video_folds
 from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.programs import run_program
 
 Floats = NDArray[np.float32]
 
@@ -170,4 +171,4 @@ def _train(timelines: Timelines, seed: int, rows: Sequence[int] | None = None) -
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

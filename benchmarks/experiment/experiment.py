@@ -202,7 +202,7 @@ class Experiment:
         Raises:
             DataError: with all that are damaged.
         """
-        problems = []
+        problems: list[Problem] = []
         for run in filter(self.is_done, self.runs()):
             try:
                 self.read(run)

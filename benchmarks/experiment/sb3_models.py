@@ -7,7 +7,6 @@ sample of the split once, and the mean over the models (seeds of one training) w
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from vmr_env.arrays import Array
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import PROFILES
 from vmr_env.envs.sources import open_source
+from vmr_env.programs import run_program
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"a2c": A2C, "dqn": DQN, "ppo": PPO}
 
@@ -75,4 +75,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -17,7 +17,6 @@ Writes `table.md`, `combined.png` and `combined.json`:
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from vmr_env.data.predictions import read_predictions
 from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.errors import DataError, Problem
 from vmr_env.files.text import write_text
+from vmr_env.programs import run_program
 
 DETECTOR = "detector"
 
@@ -161,7 +161,7 @@ def truth_of_run(folder: Path) -> tuple[list[Annotation], DatasetProfile]:
     return truth, get_profile(cache.manifest["dataset"])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: one table of several runs, each from a backbone of its own."""
     parser = argparse.ArgumentParser(
         prog="python -m vmr_env.benchmarks.report.combine", description=main.__doc__
@@ -169,13 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs of run_tprl.py")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
-    try:
-        print(combine(options.runs, *truth_of_run(options.runs[0]), options.out))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(combine(options.runs, *truth_of_run(options.runs[0]), options.out))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

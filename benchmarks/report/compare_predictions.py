@@ -20,6 +20,7 @@ from vmr_env.benchmarks.experiment.results import DRAWS, Resampling, measures, q
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.predictions import read_predictions
 from vmr_env.data.profiles import PROFILES
+from vmr_env.programs import run_program
 
 Floats = NDArray[np.float64]
 
@@ -90,4 +91,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -25,6 +25,8 @@ from vmr_env.backbones.girl_detr.losses import SupervisedCriterion
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.girl_detr.targets import Targets
 
+from vmr_env.programs import run_program
+
 OFFICIAL_SECONDS = {"step": 2.8, "inference": 0.75}
 REQUIRED_RATIO = {"step": 2.0, "inference": 2.5}
 BATCH, CLIPS, TOKENS = 32, 75, 32
@@ -137,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -23,7 +23,6 @@ both. Times are processor time.
 import argparse
 import json
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +45,7 @@ from vmr_env.envs.sources import simulated_source
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.files.text import write_text
 from vmr_env.metrics.moments import evaluate
+from vmr_env.programs import run_program
 
 Work = Callable[[], object]
 
@@ -239,4 +239,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -12,7 +12,6 @@ that is allocated while training on few and on many samples is printed beside it
 import argparse
 import itertools
 import json
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -29,6 +28,7 @@ from vmr_env.backbones.girl_detr.head import DetectionHead
 
 from vmr_env.caches.reader import CacheBatch, CacheWriter, DecoderStateCache, Ragged
 from vmr_env.files.text import write_text
+from vmr_env.programs import run_program
 
 OFFICIAL = 28.0
 """Samples per second of the official step, measured once."""
@@ -144,4 +144,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)
