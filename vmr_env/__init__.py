@@ -33,6 +33,7 @@ __all__ = [
     "evaluate",
     "get_profile",
     "open_cache",
+    "refine",
     "register_dataset",
     "register_metric",
 ]
@@ -48,6 +49,7 @@ _MODULES = {
     "evaluate": "vmr_env.metrics.moments",
     "get_profile": "vmr_env.data.profiles",
     "open_cache": "vmr_env.envs.sources",
+    "refine": "vmr_env.agents.refinement",
     "register_metric": "vmr_env.metrics.registry",
 }
 

@@ -155,6 +155,7 @@ def cross_fit(
         raise ValueError(
             f"members is {members}, expected at least 2: each is judged on what the others learn from"
         )
+    cache.require_ground_truth()
     videos = cache.source_videos()
     part_of = video_folds([videos[i] for i in samples], members, seed)
     order = np.concatenate([samples[part_of == member] for member in range(members)])  # as they are judged

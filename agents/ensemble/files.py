@@ -82,6 +82,14 @@ def load_ensemble(path: PathLike, cache: DecoderStateCache) -> CrossFittedEnsemb
     return CrossFittedEnsemble(members, content["options"])
 
 
+def ensemble_run(path: PathLike) -> dict[str, Any]:
+    """How the ensemble in a file came to be: seed, settings, versions, data set; errors as of
+    `load_ensemble`."""
+    content, _ = _read(Path(path))
+    run: dict[str, Any] = content["run"]
+    return run | {"options": content["options"]}
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:

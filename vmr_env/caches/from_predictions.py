@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.caches.reader import CacheBatch, Ragged, write_cache
+from vmr_env.caches.reader import LABELLED, CacheBatch, Ragged, write_cache
 from vmr_env.caches.writer import sha256_of
 from vmr_env.data.annotations import Annotation, PastEnd, annotations_from, parse_annotations
 from vmr_env.data.predictions import (
@@ -28,6 +28,7 @@ from vmr_env.data.predictions import (
     rescaled,
 )
 from vmr_env.data.profiles import DatasetProfile
+from vmr_env.data.queries import Query, read_queries
 from vmr_env.data.validation import counted_in_clips, normalised, saliency_problems, score_problems
 from vmr_env.errors import DataError, Problem, check_choice, conclude, shorten
 from vmr_env.files.text import PathLike
@@ -46,6 +47,7 @@ def build_prediction_cache(
     sort: bool = False,
     scores: Scores = "keep",
     past_end: PastEnd = "error",
+    labelled: bool = True,
     overwrite: bool = False,
 ) -> Path:
     """Write the cache of one prediction file, or of the pool of several of the same split.
@@ -82,6 +84,9 @@ def build_prediction_cache(
         scores: rescale the scores of each file, which must lie within [0, 1]; see `Scores`.
         past_end: rule for moments that are no stretch of their video: "error", "clip" or "drop" of `PastEnd`.
             A cache holds none, so that "keep" is refused.
+        labelled: False makes a cache of queries without ground truth, to be refined and no more: rewards,
+            training and figures refuse it. `annotations` then are rows with `qid`, `vid`, `query` and
+            `duration`, and moments in them are not looked at.
         overwrite: replace a cache that is already there.
 
     Returns:
@@ -91,7 +96,7 @@ def build_prediction_cache(
         DataError: a file or an argument cannot be used, with all problems found; nothing is written.
     """
     left_out: set[str] = set()
-    truth = _read_truth(annotations, past_end, left_out)
+    truth = _read_truth(annotations, past_end, left_out) if labelled else _unlabelled(annotations)
     if max_proposals is not None and max_proposals < 1:
         raise DataError(Problem("max_proposals", None, None, f"is {max_proposals}; expected at least 1"))
     if unknown_queries not in ("error", "drop"):
@@ -155,6 +160,7 @@ def build_prediction_cache(
             "rows_unsorted": sum(is_unsorted(row) for model in pool for row in model.rows.values()),
             "saliency_cut": curves.cut,
             "saliency_padded": curves.padded,
+            **({} if labelled else {LABELLED: False}),
         },
     )
 
@@ -188,6 +194,19 @@ def _read_truth(
     rows = parse_annotations(annotations, problems, past_end=past_end, dropped=left_out)
     conclude(problems, stacklevel=4)
     return list(rows.values())
+
+
+def _unlabelled(queries: PathLike | Sequence[Annotation]) -> list[Annotation]:
+    """Queries in the place of ground truth: with the whole video, as each sample of a cache has some
+    moment."""
+    if not isinstance(queries, str | os.PathLike):
+        return list(queries)
+    return [without_moments(query) for query in read_queries(queries)]
+
+
+def without_moments(query: Query) -> Annotation:
+    """A query for a cache that is not `labelled`."""
+    return Annotation(query.qid, query.vid, query.query, query.duration, np.array([[0.0, query.duration]]))
 
 
 def _named(predictions: PathLike | Sequence[PathLike] | Mapping[str, PathLike]) -> dict[str, str]:

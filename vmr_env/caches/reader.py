@@ -44,6 +44,9 @@ __all__ = [
     "write_cache",
 ]
 
+LABELLED = "labelled"
+"""Note of a manifest: False where the queries have no ground truth, and whole videos stand in its place."""
+
 _VERIFY_ROWS = 4096
 _OPENINGS = 5  # tries to open a folder that others replace meanwhile
 
@@ -156,6 +159,18 @@ class DecoderStateCache:
     def fingerprint(self) -> str:
         """sha256 over the hashes that the manifest tells of all files."""
         return hashlib.sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
+
+    def require_ground_truth(self) -> None:
+        """Refuse a cache of queries without ground truth, for what needs it.
+
+        Raises:
+            DataError: saying so.
+        """
+        if not self.manifest["notes"].get(LABELLED, True):
+            message = (
+                "has no ground truth; expected some for rewards, training and figures (refining needs none)"
+            )
+            raise DataError(Problem(str(self.path), None, "moments", message))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DecoderStateCache":
         return self

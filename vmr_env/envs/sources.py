@@ -60,6 +60,7 @@ def open_source(
         message = f"is a cache of {cache.manifest['dataset']}, expected {profile.name}"
         raise DataError(Problem(str(cache.path), None, "dataset", message))
     check_split(cache, split)
+    cache.require_ground_truth()
     return cache
 
 

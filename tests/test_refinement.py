@@ -1,0 +1,163 @@
+"""Refined answers to queries without ground truth: what a run submitted for them, bit for bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from vmr_env.agents import refinement
+from vmr_env.agents.ensemble.cross_fitting import CrossFittedEnsemble, cross_fit
+from vmr_env.agents.ensemble.files import save_ensemble
+from vmr_env.agents.evaluation import refine as run_episodes
+from vmr_env.agents.evaluation import submission
+from vmr_env.agents.expected_gain import ExpectedGain
+from vmr_env.benchmarks.cli.main import main
+
+import vmr_env
+from vmr_env.caches.from_predictions import build_prediction_cache
+from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
+from vmr_env.data.profiles import get_profile
+from vmr_env.errors import DataError
+
+ROWS = 23
+
+
+class Small(ExpectedGain):
+    num_envs = 4
+    rounds = 2
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with predictions, queries with and without ground truth, and an agent that learnt from them."""
+    folder = tmp_path_factory.mktemp("refinement")
+    rng = np.random.default_rng(0)
+    truth, rows = [], []
+    for i in range(ROWS):
+        query = {"qid": i, "vid": f"v{i // 2}", "query": "a person runs", "duration": 30.0 + i}
+        truth.append(query | {"relevant_windows": [[float(i % 7), 12.0 + i % 5]]})
+        count = int(rng.integers(1, 9))
+        windows = np.sort(rng.uniform(0, 30, (count, 2)).round(2), axis=1)
+        scores = np.sort(rng.random(count).round(4))[::-1]
+        rows.append(Prediction(i, f"v{i // 2}", "a person runs", np.column_stack([windows, scores])))
+    write_predictions(folder / "predictions.jsonl", rows[::-1])  # in another order than the queries
+    for name, fields in (("truth", {"relevant_windows"}), ("queries", set())):
+        lines = [
+            json.dumps({key: value for key, value in row.items() if key != "relevant_windows" or fields})
+            for row in truth
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    cache = DecoderStateCache.open(
+        build_prediction_cache(
+            folder / "cache",
+            folder / "predictions.jsonl",
+            folder / "truth.jsonl",
+            get_profile("charades"),
+            "train",
+            max_proposals=10,
+        )
+    )
+    ensemble, _ = cross_fit(
+        Small, cache, np.arange(ROWS), members=2, evaluations=1, seed=0, options=Small.env_options
+    )
+    kept = ensemble.members or [Small(ensemble_env(cache), 0)]
+    save_ensemble(
+        folder / "agent.safetensors", CrossFittedEnsemble(kept, Small.env_options), cache, {"seed": 0}
+    )
+    return folder
+
+
+def ensemble_env(cache: DecoderStateCache) -> Any:
+    from vmr_env.agents.ensemble.cross_fitting import training_environment
+
+    return training_environment(Small, cache, np.arange(ROWS), Small.env_options)
+
+
+def expected(made: Path) -> list[Prediction]:
+    """What the agent answers in the environments of the cache with ground truth, by qid."""
+    from vmr_env.agents.ensemble.files import load_ensemble
+
+    cache = DecoderStateCache.open(made / "cache")
+    ensemble = load_ensemble(made / "agent.safetensors", cache)
+    return submission(cache, run_episodes(ensemble.act, cache, np.arange(ROWS), ensemble.options))
+
+
+@pytest.mark.parametrize("batch", [1024, 5])
+def test_refined_answers_are_those_of_the_environments_in_the_order_given(
+    made: Path, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refinement, "BATCH", batch)
+    refined = vmr_env.refine(
+        made / "predictions.jsonl", made / "queries.jsonl", agent=made / "agent.safetensors"
+    )
+    given = read_predictions(made / "predictions.jsonl")
+    assert [row.qid for row in refined] == [row.qid for row in given]
+    by_qid = {row.qid: row for row in expected(made)}
+    for row in refined:
+        np.testing.assert_array_equal(row.windows, by_qid[row.qid].windows)
+    assert any(not np.array_equal(a.windows, b.windows) for a, b in zip(refined, given, strict=True))
+
+
+def test_moments_of_an_annotation_file_are_not_looked_at(made: Path) -> None:
+    files = made / "predictions.jsonl", made / "agent.safetensors"
+    bare = vmr_env.refine(files[0], made / "queries.jsonl", agent=files[1])
+    annotated = vmr_env.refine(files[0], made / "truth.jsonl", agent=files[1])
+    for one, other in zip(bare, annotated, strict=True):
+        np.testing.assert_array_equal(one.windows, other.windows)
+
+
+def test_the_command_writes_the_result_and_where_it_came_from(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "refined.jsonl"
+    files = [str(made / "predictions.jsonl"), str(made / "queries.jsonl")]
+    shown = CliRunner().invoke(
+        main, ["refine", *files, "--agent", str(made / "agent.safetensors"), "--out", str(out)]
+    )
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.startswith(f"{ROWS} predictions refined")
+    written = read_predictions(out)
+    again = vmr_env.refine(*files, agent=made / "agent.safetensors")
+    for one, other in zip(written, again, strict=True):
+        np.testing.assert_array_equal(one.windows, other.windows)
+    provenance = json.loads((tmp_path / "refined.jsonl.provenance.json").read_text())
+    assert provenance["refined"] == ROWS
+    assert provenance["agent"]["run"]["dataset"] == "charades"
+    assert len(provenance["predictions"]["sha256"]) == len(provenance["agent"]["sha256"]) == 64
+
+
+def test_predictions_for_no_query_and_of_other_videos_are_told(made: Path) -> None:
+    row = {"qid": 99, "vid": "v0", "query": "q", "pred_relevant_windows": [[0, 5, 0.5]]}
+    with pytest.raises(DataError, match=r"qid: is 99; expected a query of .*queries.jsonl"):
+        vmr_env.refine([row], made / "queries.jsonl", agent=made / "agent.safetensors")
+    with pytest.raises(DataError, match="vid: is 'v9'; expected 'v0' for qid 0"):
+        vmr_env.refine(
+            [row | {"qid": 0, "vid": "v9"}], made / "queries.jsonl", agent=made / "agent.safetensors"
+        )
+
+
+def test_caches_without_ground_truth_are_refused_by_what_needs_it(made: Path, tmp_path: Path) -> None:
+    cache = build_prediction_cache(
+        tmp_path / "cache",
+        made / "predictions.jsonl",
+        made / "queries.jsonl",
+        get_profile("charades"),
+        "train",
+        labelled=False,
+    )
+    DecoderStateCache.open(cache).verify()
+    with pytest.raises(DataError, match="has no ground truth; expected some"):
+        vmr_env.VMREnv("charades", source=cache)
+    with pytest.raises(DataError, match="has no ground truth; expected some"):
+        cross_fit(
+            Small,
+            DecoderStateCache.open(cache),
+            np.arange(ROWS),
+            members=2,
+            evaluations=1,
+            seed=0,
+            options={},
+        )
+    with pytest.raises(DataError, match="relevant_windows: is in none of the 23 rows"):
+        vmr_env.evaluate(made / "predictions.jsonl", made / "queries.jsonl")
