@@ -20,7 +20,7 @@ from vmr_env.caches.from_predictions import build_prediction_cache
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
 from vmr_env.data.profiles import get_profile
-from vmr_env.errors import DataError
+from vmr_env.errors import DataError, DataWarning
 
 ROWS = 23
 
@@ -32,7 +32,7 @@ class Small(ExpectedGain):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with predictions, queries with and without ground truth, and an agent that learnt from them."""
+    """A folder: predictions, queries with and without ground truth, an agent that learnt from them."""
     folder = tmp_path_factory.mktemp("refinement")
     rng = np.random.default_rng(0)
     truth, rows = [], []
@@ -68,6 +68,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "agent.safetensors", CrossFittedEnsemble(kept, Small.env_options), cache, {"seed": 0}
     )
     return folder
+
+
+def test_queries_without_moments_among_others_are_left_out_of_training(made: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (made / "truth.jsonl").read_text().splitlines()]
+    for row in rows[:4]:
+        del row["relevant_windows"]
+    rows[4]["relevant_windows"] = None
+    (tmp_path / "some.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = made / "predictions.jsonl", tmp_path / "some.jsonl"
+    with pytest.warns(DataWarning, match="5 of 23 rows have no relevant_windows and are left out"):
+        cache = build_prediction_cache(tmp_path / "cache", *files, get_profile("charades"), "train")
+    opened = DecoderStateCache.open(cache)
+    assert [opened.sample(i).qid for i in range(len(opened))] == list(range(5, ROWS))
 
 
 def ensemble_env(cache: DecoderStateCache) -> Any:

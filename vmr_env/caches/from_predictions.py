@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vmr_env.caches.reader import LABELLED, CacheBatch, Ragged, write_cache
 from vmr_env.caches.writer import sha256_of
-from vmr_env.data.annotations import Annotation, PastEnd, annotations_from, parse_annotations
+from vmr_env.data.annotations import Annotation, PastEnd, annotations_from, parse_labelled
 from vmr_env.data.predictions import (
     Prediction,
     Scores,
@@ -73,7 +73,8 @@ def build_prediction_cache(
         path: folder of the new cache.
         predictions: one file; several, whose models are named by the last dotted part of the file names
             (`qvhighlights_val.cg_detr.jsonl.gz` is `cg_detr`); or a mapping from names to files.
-        annotations: annotation file, or its rows.
+        annotations: annotation file, or its rows. Rows of a file without moments, where others have some, are
+            left out with their predictions; a `DataWarning` counts them.
         profile: the data set.
         split: name of the split.
         max_proposals: Q, proposals kept of a sample, counted over the pool; None keeps all of the longest.
@@ -191,7 +192,7 @@ def _read_truth(
     if not isinstance(annotations, str | os.PathLike):
         return annotations_from(annotations, "annotations", past_end=past_end, dropped=left_out)
     problems: list[Problem] = []
-    rows = parse_annotations(annotations, problems, past_end=past_end, dropped=left_out)
+    rows = parse_labelled(annotations, problems, past_end=past_end, dropped=left_out)
     conclude(problems, stacklevel=4)
     return list(rows.values())
 

@@ -137,6 +137,23 @@ def parse_annotations(
     return collect_annotations(name_of(path), read_rows(path, problems), problems, past_end, dropped)
 
 
+def parse_labelled(
+    path: PathLike, problems: list[Problem], *, past_end: PastEnd, dropped: set[str]
+) -> dict[int, Annotation]:
+    """As `parse_annotations`, without the rows that have no `relevant_windows`; a warning counts them.
+
+    Their qids are added to `dropped`. Where no row has any, that is an error as ever.
+    """
+    rows = list(read_rows(path, problems))
+    unlabelled = {number for number, row in rows if row.values.get("relevant_windows") is None}
+    if 0 < len(unlabelled) < len(rows):
+        message = f"{len(unlabelled)} of {len(rows)} rows have no relevant_windows and are left out"
+        problems.append(Problem(name_of(path), None, None, message, "warning"))
+        dropped |= {str(row.values.get("qid")) for number, row in rows if number in unlabelled}
+        rows = [(number, row) for number, row in rows if number not in unlabelled]
+    return collect_annotations(name_of(path), rows, problems, past_end, dropped)
+
+
 def annotations_from(
     rows: Iterable[Annotation | Mapping[str, Any]],
     where: str,
