@@ -1,17 +1,22 @@
-"""The arguments that the single and the vector environment share, checked, and what is made of them."""
+"""The arguments that the single and the vector environment share, and what is made of them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from vmr_env.arrays import Array, Ints, Rows
+from vmr_env.arrays import Array, Ints
+from vmr_env.caches.boundary_tables import timelines_of
+from vmr_env.caches.clip_sums import clip_sums_of
 from vmr_env.caches.reader import DecoderStateCache
-from vmr_env.envs.actions import free_groups, get_action_mode
-from vmr_env.envs.episode import Episode
-from vmr_env.envs.episodes import Draws, Episodes, Starts
+from vmr_env.envs import kernel
+from vmr_env.envs.actions import FREE, free_groups, get_action_mode
+from vmr_env.envs.curriculum import get_stage
 from vmr_env.envs.observations import Observer
+from vmr_env.envs.rewards import BUILT_IN, POTENTIALS, Reward
 from vmr_env.envs.sources import check_split, open_source
 from vmr_env.errors import DataError, Problem, check_count
 
@@ -21,103 +26,131 @@ PROPOSALS = 10
 """Proposals of a sample that take part, by default."""
 
 
-class Setting:
-    """What both environments are made of. Arguments are those of `VMREnv`.
+@dataclass(frozen=True)
+class EnvConfig:
+    """Arguments of both environments, as `VMREnv` describes them."""
+
+    dataset: str = "charades"
+    split: str | None = None
+    source: Source = None
+    _: KW_ONLY
+    samples: Sequence[int] | Array | None = None
+    stage: int = 3
+    actions: str = "discrete"
+    components: Sequence[str] | None = None
+    observation: str = "flat"
+    proposals: int = PROPOSALS
+    horizon: int | None = None
+    reward: str | None = None
+    free: Sequence[str] = FREE
+
+
+class Task:
+    """What the environments of one configuration share; nothing in it changes.
 
     Attributes:
+        config: the configuration, whose source is the open cache.
         cache: where the samples come from.
         proposals: P.
         mode: the action mode.
-        observer: assembles the observations.
+        observer: tells where the components of observations stand.
         flat: whether observations are flat vectors.
         observation_space: of one episode.
         action_space: of one episode.
+        tables: for `vmr_env.envs.kernel`.
 
     Raises:
         ValueError: an argument is none of those expected.
-        DataError: the source is no cache of the data set, or has no such samples.
+        DataError: the source is no cache of the data set, or has no such samples; derived tables cannot be kept.
     """
 
-    def __init__(
-        self,
-        *,
-        dataset: str,
-        split: str | None,
-        source: Source,
-        samples: Sequence[int] | Array | None,
-        stage: int,
-        actions: str,
-        components: Sequence[str] | None,
-        observation: str,
-        proposals: int,
-        horizon: int | None,
-        reward: str | None,
-        free: Sequence[str],
-    ) -> None:
-        if observation not in ("flat", "dict"):
-            raise ValueError(f"observation is {observation!r}, expected 'flat' or 'dict'")
-        check_count("proposals", proposals)
-        cache = source if isinstance(source, DecoderStateCache) else open_source(dataset, split, source)
-        check_split(cache, split)
+    def __init__(self, config: EnvConfig) -> None:
+        if config.observation not in ("flat", "dict"):
+            raise ValueError(f"observation is {config.observation!r}, expected 'flat' or 'dict'")
+        check_count("proposals", config.proposals)
+        source = config.source
+        cache = (
+            source
+            if isinstance(source, DecoderStateCache)
+            else open_source(config.dataset, config.split, source)
+        )
+        check_split(cache, config.split)
+        self.config = replace(config, source=cache)
         self.cache = cache
-        self.proposals = min(proposals, cache.manifest["proposals"])
-        self.mode = get_action_mode(actions, self.proposals, horizon)
-        self.observer = Observer(cache, self.proposals, components)
-        self.flat = observation == "flat"
+        self.proposals = min(config.proposals, cache.manifest["proposals"])
+        self.mode = get_action_mode(config.actions, self.proposals, config.horizon)
+        self.observer = Observer(cache, self.mode, self.proposals, config.components)
+        self.flat = config.observation == "flat"
         self.observation_space = self.observer.space(self.flat)
         self.action_space = self.mode.space
-        self._samples = None if samples is None else _sample_rows(samples, len(cache))
-        self._rules: dict[str, Any] = {
-            "cache": cache,
-            "mode": self.mode,
-            "observer": self.observer,
-            "proposals": self.proposals,
-            "stage": stage,
-            "reward": reward,
-            "free": free_groups(free, self.mode),
-        }
+        self._samples = (
+            np.empty(0, np.int64) if config.samples is None else _sample_rows(config.samples, len(cache))
+        )
+        self._free = free_groups(config.free, self.mode)
+        self.tables = _tables(cache, self.observer.shapes)
 
-    def episodes(self, n: int) -> Episodes:
-        """N episodes under this setting, not started yet."""
-        return Episodes(n, **self._rules)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Task, (self.config,)  # a pickle holds no tables; they are mapped again
 
-    def episode(self) -> Episode:
-        """One episode under this setting, not started yet."""
-        return Episode(**self._rules)
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Task":
+        return self
+
+    def reward(self, stage: int) -> Reward:
+        """The reward of a stage.
+
+        Raises:
+            ValueError: there is no such stage or reward.
+        """
+        return POTENTIALS.get(self._reward_name(stage))
+
+    def _reward_name(self, stage: int) -> str:
+        return get_stage(stage).reward if self.config.reward is None else self.config.reward
+
+    def rules(self, number: int) -> kernel.Rules:
+        """The rules of a stage.
+
+        Raises:
+            ValueError: there is no such stage or reward.
+        """
+        stage, offsets, reward = get_stage(number), self.mode.offsets, self._reward_name(number)
+        free = stage.actions & self._free
+        return kernel.Rules(
+            form=("listed", "paired", "continuous").index(self.mode.moves.form),
+            horizon=self.mode.horizon,
+            proposals=self.proposals,
+            models=len(self.cache.manifest["models"]),
+            potential=BUILT_IN.index(reward) if reward in BUILT_IN else kernel.TIOU,
+            moves=int("move" in free),
+            switches=int("switch" in free),
+            start_k=stage.start_k,
+            clip_seconds=np.float32(self.cache.manifest["clip_seconds"]),
+            longest=offsets.max(),
+            offsets=_fixed(offsets, np.float32, 2),
+            choices=_fixed(self.mode.choices, np.int64, 2),
+            samples=_fixed(self._samples, np.int64, 1),
+            columns=_fixed(self.observer.columns(kernel.COMPONENTS), np.int64, 1),
+        )
 
     def formed(self, flat: Array) -> Any:
         """Flat observations (..., width) in the form asked for."""
         return flat if self.flat else self.observer.split(flat)
 
-    def starts(self, draws: Draws, rows: Rows, start_k: int) -> Starts:
-        """Random episodes to begin in the given rows."""
-        numbers = draws.next(rows)
-        n = len(self.cache) if self._samples is None else len(self._samples)
-        samples = (numbers % np.uint64(n)).astype(np.intp)
-        if self._samples is not None:
-            samples = self._samples.take(samples)
-        if start_k == 1:
-            return Starts(rows, samples, np.zeros(len(samples), np.intp))
-        counts = np.minimum(self.cache.counts.take(samples), min(start_k, self.proposals))
-        firsts = (numbers // np.uint64(n) % counts.astype(np.uint64)).astype(np.intp)
-        return Starts(rows, samples, firsts)
+    def chosen(
+        self, rows: Ints, samples: Ints, firsts: Ints, options: dict[str, Any], n: int
+    ) -> tuple[Ints, Ints]:
+        """Samples and proposals (K,) at which the episodes `rows` (K,) of N start, by a reset's options.
 
-    def start_of_one(self, draws: Draws, start_k: int) -> tuple[int, int]:
-        """A random episode of a single environment, as `starts` gives it: sample and proposal."""
-        number = draws.next_of_first()
-        n = len(self.cache) if self._samples is None else len(self._samples)
-        sample = number % n if self._samples is None else int(self._samples[number % n])
-        count = min(int(self.cache.counts[sample]), start_k, self.proposals)
-        return sample, number // n % count
+        An option has one value for all or N values; what it does not choose stays as it was drawn.
 
-    def chosen(self, starts: Starts, options: dict[str, Any], n: int) -> Starts:
-        """The episodes with what a reset's options choose, each by one value for all or by N values."""
+        Raises:
+            ValueError: an option is not as expected.
+            DataError: the cache has no such query.
+        """
         unknown = set(options) - {"qid", "sample", "start"}
         if unknown or {"qid", "sample"} <= set(options):
             raise ValueError(
                 f"options has {sorted(options)}, expected some of 'qid' or 'sample', and 'start'"
             )
-        rows, samples, firsts = starts
         if "qid" in options:
             qids = options["qid"]
             qids = list(qids) if isinstance(qids, list | tuple | np.ndarray) else [qids]
@@ -129,7 +162,45 @@ class Setting:
         if "start" in options:
             firsts = _fitting("start", options["start"], n)[rows]
             _check_below("start", firsts, counts)
-        return Starts(rows, samples, np.minimum(firsts, counts - 1))
+        return samples, np.minimum(firsts, counts - 1)
+
+
+def _tables(cache: DecoderStateCache, components: Collection[str]) -> kernel.Tables:
+    """The arrays of a cache, and those derived from it; clip sums, a large table, where they are shown only."""
+    features = timelines_of(cache)
+    clips = None if {"point_clips", "proposal_clips"}.isdisjoint(components) else clip_sums_of(cache)
+    states, half_states = _by_precision(cache.states, 3)
+    text, half_text = _by_precision(cache.text, 2)
+    return kernel.Tables(
+        spans=_fixed(cache.spans, np.float32, 3),
+        counts=_fixed(cache.counts, np.int32, 1),
+        models=_fixed(cache.models, np.uint8, 2),
+        durations=_fixed(cache.durations, np.float32, 1),
+        moments=_fixed(cache.moments.values, np.float32, 2),
+        moment_offsets=_fixed(cache.moments.offsets, np.int64, 1),
+        points=_fixed(features.points, np.float32, 3),
+        proposals=_fixed(features.proposals, np.float32, 3),
+        states=states,
+        half_states=half_states,
+        text=text,
+        half_text=half_text,
+        clip_sums=_fixed(None if clips is None else clips.sums, np.float32, 2),
+        clip_firsts=_fixed(None if clips is None else clips.firsts, np.int64, 1),
+        clip_counts=_fixed(None if clips is None else clips.counts, np.int64, 1),
+    )
+
+
+def _by_precision(array: Array | None, axes: int) -> tuple[Array, Array]:
+    """An array as float32, and as the bits of float16: one of them is empty."""
+    half = array.view(np.uint16) if array is not None and array.dtype == np.float16 else None
+    return _fixed(array if half is None else None, np.float32, axes), _fixed(half, np.uint16, axes)
+
+
+def _fixed(array: Array | None, dtype: DTypeLike, axes: int) -> Array:
+    """A read-only C-contiguous view or copy, so that compiled code meets one type; an empty one for None."""
+    fixed = np.ascontiguousarray(np.empty((0,) * axes) if array is None else array, dtype).view()
+    fixed.flags.writeable = False
+    return fixed
 
 
 def _sample_rows(samples: Sequence[int] | Array, count: int) -> Ints:
@@ -141,7 +212,7 @@ def _sample_rows(samples: Sequence[int] | Array, count: int) -> Ints:
     if len(outside):
         at = int(outside[0])
         raise DataError(Problem("samples", at + 1, None, f"is {rows[at]}, expected 0 to {count - 1}"))
-    return rows.astype(np.intp)
+    return rows.astype(np.int64)
 
 
 def _fitting(name: str, values: Any, n: int) -> Ints:
@@ -149,7 +220,7 @@ def _fitting(name: str, values: Any, n: int) -> Ints:
     rows = np.asarray(values)
     if rows.dtype.kind not in "iu" or rows.shape not in ((), (1,), (n,)):
         raise ValueError(f"options[{name!r}] is {values!r}, expected one whole number or {n} of them")
-    return np.broadcast_to(rows, (n,)).astype(np.intp)
+    return np.broadcast_to(rows, (n,)).astype(np.int64)
 
 
 def _check_below(name: str, values: Ints, bounds: Array | int) -> None:

@@ -1,16 +1,16 @@
-"""The moment-refinement environment; the dynamics are in `vmr_env.envs.episodes`."""
+"""The moment-refinement environment; what happens in an episode is in `vmr_env.envs.kernel`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.arrays import Array, Bools
-from vmr_env.envs.actions import FREE
-from vmr_env.envs.config import PROPOSALS, Setting, Source
-from vmr_env.envs.episodes import Draws, Starts
+from vmr_env.arrays import Bools
+from vmr_env.envs import kernel
+from vmr_env.envs.config import EnvConfig, Source, Task
+from vmr_env.envs.episodes import Episodes
 from vmr_env.rendering.ansi import Scene, render_ansi
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ Info = dict[str, Any]
 RENDER_MODES = ("human", "rgb_array", "ansi")
 
 _METADATA: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 1}
+
+_BEGIN, _STEP = (np.array([order], np.uint8) for order in (kernel.BEGIN, kernel.STEP))
 
 
 class VMREnv(gymnasium.Env[Any, Any]):
@@ -50,7 +52,8 @@ class VMREnv(gymnasium.Env[Any, Any]):
 
     ## Infos
     The same keys after a reset and after every step: `tiou` (float), `span` (2,) in seconds, `proposal` (the
-    number from 0 of the proposal that it came from), `action_mask` (A,) bool, `sample` (row of the cache),
+    number from 0 of the proposal that it came from), `action_mask` (A,) int8, 1 for possible
+    actions, as `action_space.sample(mask)` takes it, `sample` (row of the cache),
     `qid` (always as text, whatever the annotations have: 7 and "7" are one query), `vid`, `query`, `duration`
     in seconds, and `source` of the cache. Vector environments tell all but the last three.
 
@@ -94,43 +97,23 @@ class VMREnv(gymnasium.Env[Any, Any]):
         split: str | None = None,
         source: Source = None,
         *,
-        samples: Sequence[int] | Array | None = None,
-        stage: int = 3,
-        actions: str = "discrete",
-        components: Sequence[str] | None = None,
-        observation: str = "flat",
-        proposals: int = PROPOSALS,
-        horizon: int | None = None,
-        reward: str | None = None,
-        free: Sequence[str] = FREE,
         render_mode: str | None = None,
+        **options: Any,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(
                 f"render_mode is {render_mode!r}, expected None or one of {', '.join(RENDER_MODES)}"
             )
-        self._setting = Setting(
-            dataset=dataset,
-            split=split,
-            source=source,
-            samples=samples,
-            stage=stage,
-            actions=actions,
-            components=components,
-            observation=observation,
-            proposals=proposals,
-            horizon=horizon,
-            reward=reward,
-            free=free,
-        )
+        self._task = Task(EnvConfig(dataset, split, source, **options))
         self.render_mode = render_mode
-        self.observation_space = self._setting.observation_space
-        self.action_space = self._setting.action_space
-        self.action_mode = self._setting.mode
-        self.observer = self._setting.observer
-        self.cache = self._setting.cache
-        self.episode = self._setting.episode()
-        self._draws: Draws | None = None
+        self.observation_space = self._task.observation_space
+        self.action_space = self._task.action_space
+        self.action_mode = self._task.mode
+        self.observer = self._task.observer
+        self.cache = self._task.cache
+        self.episodes = Episodes(self._task, 1)
+        self.trajectory: list[tuple[float, float]] = []
+        self._drawn = False
         self._over = True
         self._about: Info = {}
         self._window: Window | None = None
@@ -139,7 +122,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
     @property
     def stage(self) -> int:
         """Number of the curriculum's stage."""
-        return self.episode.stage.number
+        return self.episodes.stage.number
 
     @stage.setter
     def stage(self, stage: int) -> None:
@@ -151,7 +134,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
         Raises:
             ValueError: there is no such stage.
         """
-        self.episode.set_stage(stage)
+        self.episodes.set_stage(stage)
 
     @property
     def action_masks(self) -> Callable[[], Bools]:
@@ -165,31 +148,35 @@ class VMREnv(gymnasium.Env[Any, Any]):
         return self._masks
 
     def _masks(self) -> Bools:
-        mask: Bools = self.episode.mask.copy()
-        return mask
+        return self.episodes.mask[0].copy()
+
+    def get_action_meanings(self) -> list[str]:
+        """What each entry of the action mask does, in words; of `Box` what each number of an action does."""
+        return self.action_mode.names()
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
         """Begin an episode; see the class for `options`."""
         super().reset(seed=seed)
-        if seed is not None or self._draws is None:
-            self._draws = Draws([int(self.np_random.integers(2**63))])
-        row, proposal = self._setting.start_of_one(self._draws, self.episode.stage.start_k)
+        episodes = self.episodes
+        if seed is not None or not self._drawn:
+            episodes.streams[0] = self.np_random.integers(2**63)
+            self._drawn = True
+        episodes.draw(_BEGIN)
         if options:
-            drawn = Starts(slice(None), np.array([row]), np.array([proposal]))
-            _, (row,), (proposal,) = self._setting.chosen(drawn, options, 1)
-        self.episode.start(int(row), int(proposal))
+            episodes.choose(np.zeros(1, np.intp), options)
+        flat = episodes.advance(_BEGIN).observations
         self._over = False
-        sample = self.cache.sample(row)
+        self.trajectory = []
+        sample = self.cache.sample(int(episodes.samples[0]))
         self._about = {
             "source": self.cache.manifest["source"],
-            "sample": int(row),
+            "sample": int(episodes.samples[0]),
             "qid": str(sample.qid),
             "vid": sample.vid,
             "query": sample.query,
             "duration": sample.duration,
         }
-        self._show()
-        return self._observation(), self._info()
+        return self._seen(flat)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, Info]:
         """Take one action.
@@ -200,22 +187,28 @@ class VMREnv(gymnasium.Env[Any, Any]):
         """
         if self._over:
             raise gymnasium.error.ResetNeeded("step called on a finished episode, expected reset first")
-        reward, self._over = self.episode.step(self.action_mode.checked_one(action))
+        flat, rewards, ended = self.episodes.act(_STEP, self.action_mode.checked_one(action))
+        self._over = bool(ended[0])
+        observation, info = self._seen(flat)
+        return observation, float(rewards[0]), self._over, False, info
+
+    def _seen(self, flat: NDArray[np.float32]) -> tuple[Any, Info]:
+        """Observation and info after a reset or a step.
+
+        Infos have the same keys at all times: recorders and collectors rely on it.
+        """
+        _, source, _, start, end, _, tiou, _ = self.episodes.state.item(0)  # quicker than one by one
+        self.trajectory.append((start, end))
         self._show()
-        return self._observation(), float(reward), self._over, False, self._info()
-
-    def _info(self) -> Info:
-        """The same keys after a reset and after every step: recorders and collectors rely on it."""
-        return {
+        duration = float(self.cache.durations[self._about["sample"]])
+        info = {
             **self._about,
-            "tiou": float(self.episode.tiou),
-            "span": self.episode.seconds(),
-            "proposal": int(self.episode.source),
-            "action_mask": self.episode.mask.copy(),
+            "tiou": tiou,
+            "span": np.array((start * duration, end * duration)),
+            "proposal": source,
+            "action_mask": self.episodes.mask[0].astype(np.int8),
         }
-
-    def _observation(self) -> Any:
-        return self._setting.formed(self.episode.observe())
+        return self._task.formed(flat[0]), info
 
     def render(self) -> Any:
         """The timeline of the current episode: text, or an RGB image (540, 960, 3) uint8; None in a window.
@@ -232,7 +225,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
                 f"expected one of {', '.join(RENDER_MODES)} at make"
             )
             return None
-        if not self.episode.trail:
+        if not self.trajectory:
             raise gymnasium.error.ResetNeeded("render called before the first reset, expected reset first")
         if self.render_mode == "human":
             return self._show()
@@ -241,7 +234,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
         return self._image()
 
     def _scene(self) -> Scene:
-        return Scene.of(self.episode, self.cache)
+        return Scene.of(self.episodes, self.trajectory)
 
     def _image(self) -> NDArray[np.uint8]:
         from vmr_env.rendering.rgb import render_rgb

@@ -1,102 +1,67 @@
-"""N refinement episodes as one NumPy program: the dynamics behind the single and the vector environment."""
+"""N running episodes: their state, and the calls of `vmr_env.envs.kernel` that lead them on."""
 
-from collections.abc import Sequence, Set
-from typing import NamedTuple
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.arrays import Array, Bools, Floats, Ints, Rows
-from vmr_env.caches.boundary_features import log_length
-from vmr_env.caches.reader import DecoderStateCache
-from vmr_env.envs.actions import ActionMode, Reach, needs_in
+from vmr_env.arrays import Array, Bools, Floats, Ints
+from vmr_env.envs import kernel
+from vmr_env.envs.compilation import first_call
+from vmr_env.envs.config import Task
 from vmr_env.envs.curriculum import Stage, get_stage
-from vmr_env.envs.observations import Observer, Sight
-from vmr_env.envs.rewards import get_potential, overlaps
 
 
-class Starts(NamedTuple):
-    """Episodes to begin."""
+class Outcome(NamedTuple):
+    """What orders to N episodes gave."""
 
-    rows: Rows
-    """Where, (K,)."""
-    samples: Ints
-    """(K,), rows of the cache."""
-    proposals: Ints
-    """(K,), numbers of the proposals at which they start."""
+    observations: Floats
+    """(N, width), flat."""
+    rewards: NDArray[np.float64]
+    """(N,), 0 but for steps."""
+    ended: Bools
+    """(N,), which a step ended."""
 
 
 class Episodes:
-    """State of N episodes over one cache. Arrays have the episodes on the last axis, unless said otherwise.
+    """N episodes of one task.
 
     Args:
+        task: what they have in common.
         n: N.
-        cache: where the samples come from.
-        mode: the action mode.
-        observer: assembles the observations.
-        proposals: P, how many proposals of a sample take part.
-        stage: number of the curriculum's stage.
-        reward: name of the potential; None for the stage's own.
-        free: groups of actions that may be free; the stage may free fewer.
+        threads: how many threads lead them on.
 
     Attributes:
-        samples: (N,), rows of the cache.
-        sources: (N,), the proposals that the spans came from.
-        steps: (N,), steps taken.
-        tiou: (N,), highest tIoU of the spans with a moment.
-        observations: (N, width), flat, as they were when `observe` was called last.
+        task: what they have in common.
+        state: (N,) `vmr_env.envs.kernel.EPISODE`.
+        mask: (N, A) bool, which actions are possible.
+        streams: (N,) uint64, state of each episode's random numbers, to be set before the first draw.
         stage: the curriculum's stage.
+        rules: what holds in it.
     """
 
-    def __init__(
-        self,
-        n: int,
-        cache: DecoderStateCache,
-        mode: ActionMode,
-        observer: Observer,
-        proposals: int,
-        stage: int,
-        reward: str | None,
-        free: Set[str],
-    ) -> None:
-        self._cache, self._mode, self._observer, self._reward = cache, mode, observer, reward
-        self._free = free
-        self._marks = _marks(cache, proposals)
-        moments = self._marks.shape[2] - proposals
-        self._horizon, self._p = np.array(mode.horizon), proposals
-        self._proposal_numbers = np.arange(proposals, dtype=np.int16)[:, None]
-        self._remaining = (np.arange(mode.horizon, -1, -1) / mode.horizon).astype(np.float32)
-        self.samples = np.zeros(n, np.intp)
-        self.sources = np.zeros(n, np.intp)
-        self.steps = np.zeros(n, np.intp)
-        self._spans = cache.spans.reshape(-1, 2)
-        self._counts = np.zeros(n, np.int16)
-        self._clip = np.ones(n, np.float32)
-        self.observations = np.zeros((n, observer.width), np.float32)
-        self._reach = Reach(n, proposals, moments)
-        self._sight = Sight(n, proposals)
-        self._sight.bounds[1] = 1
-        self.set_stage(stage)
+    stage: Stage
+    rules: kernel.Rules
 
-    @property
-    def spans(self) -> Floats:
-        """The current spans: (N, 2)."""
-        return self._sight.bounds.T
+    def __init__(self, task: Task, n: int, threads: int = 1) -> None:
+        self.task = task
+        self.state = np.zeros(n, kernel.EPISODE)
+        self.mask = np.zeros((n, task.mode.size), bool)
+        self.streams = np.zeros(n, np.uint64)
+        self._numbers, self._shares = np.zeros((n, 2), np.int64), np.zeros((n, 2), np.float32)
+        self._none = np.empty((0, task.observer.width), np.float32)
+        self._threads = min(threads, n)
+        self._potentials: Array = np.zeros(n)
+        self._set_rules(task.config.stage)
+        with first_call():
+            self.advance(np.full(n, kernel.BEGIN, np.uint8), self._none)
+            self.draw(np.zeros(n, np.uint8))
 
-    @property
-    def proposals(self) -> Floats:
-        """Proposals that take part: (N, P, 2), zeros where there is none."""
-        return self._reach.others[:, : self._p].T
-
-    @property
-    def moments(self) -> Floats:
-        """Ground truth: (N, M, 2); of a sample with fewer moments than M the last is repeated."""
-        return self._reach.moments.T
-
-    @property
-    def mask(self) -> Bools:
-        """Which actions are possible: (N, A)."""
-        return self._mask.T
+    def __len__(self) -> int:
+        return len(self.state)
 
     def set_stage(self, number: int) -> None:
         """Change the stage; running episodes go on under the new rules.
@@ -104,69 +69,116 @@ class Episodes:
         Raises:
             ValueError: there is no such stage.
         """
-        self.stage: Stage = get_stage(number)
-        self._potential = get_potential(self.stage.reward if self._reward is None else self._reward)
-        self._needs = needs_in(self._mode, self.stage.actions & self._free)
-        self.refresh()
+        self._set_rules(number)
+        self.advance(np.full(len(self), kernel.LOOK, np.uint8), self._none)
 
-    def start(self, starts: Starts) -> None:
-        """Begin episodes; `refresh` must follow."""
-        rows, samples, first = starts
-        if len(samples) == len(self.samples):
-            rows = slice(None)  # the same rows, quicker
-        cache, sight, reach = self._cache, self._sight, self._reach
-        reach.others[..., rows] = self._marks.take(samples, axis=0).transpose(1, 2, 0)
-        self._counts[rows] = cache.counts.take(samples)
-        clip = np.float32(cache.manifest["clip_seconds"]) / cache.durations.take(samples)
-        self._clip[rows] = clip
-        sight.bounds[:, rows] = self._spans.take(samples * cache.spans.shape[1] + first, axis=0).T
-        self._observer.meet(sight, self.observations, rows, samples, clip)
-        self.samples[rows] = samples
-        self.sources[rows] = first
-        self.steps[rows] = 0
+    def _set_rules(self, number: int) -> None:
+        self.rules, self._reward = self.task.rules(number), self.task.reward(number)
+        self.stage = get_stage(number)
 
-    def step(self, actions: Array, starts: Starts | None = None) -> tuple[Floats, Bools]:
-        """Take one action in every episode, or begin it.
+    def draw(self, orders: NDArray[np.uint8]) -> None:
+        """Choose sample and proposal of the episodes that are ordered to BEGIN, each by its own stream."""
+        with np.errstate(over="ignore"):  # uint64 wraps around, also where the kernel is not compiled
+            kernel.draw(self.task.tables.counts, self.rules, self.state, orders, self.streams)
 
-        Returns:
-            Rewards (N,) and which episodes ended (N,); 0 and False where one began.
+    def choose(self, rows: Ints, options: dict[str, Any]) -> None:
+        """Let a reset's options choose sample and proposal of the episodes `rows` (K,), which were drawn.
+
+        Raises:
+            ValueError: an option is not as expected.
+            DataError: the cache has no such query.
         """
-        outcome = self._mode.apply(actions, self._sight.bounds, self._reach, self._clip, self._mask)
-        self._sight.bounds[:] = outcome.bounds
-        np.copyto(self.sources, outcome.switched, where=outcome.switched >= _FIRST)
-        self.steps = self.steps + _ONE
-        ended = outcome.stopped | (self.steps >= self._horizon)
-        if starts is not None:
-            self.start(starts)
-        before = self._potentials
-        self.refresh()
-        rewards = self._potentials - before
-        if starts is not None:
-            rewards[starts.rows], ended[starts.rows] = 0, False
-        return rewards, ended
+        drawn = self.samples[rows], self.sources[rows]
+        self.state["sample"][rows], self.state["source"][rows] = self.task.chosen(
+            rows, *drawn, options, len(self)
+        )
 
-    def refresh(self) -> None:
-        """Judge the current spans, and see what is possible from there."""
-        sight, reach = self._sight, self._reach
-        np.subtract(sight.end, sight.start, out=sight.width)
-        sight.length[:] = log_length(sight.width / self._clip)
-        tious = overlaps(sight.start, sight.end, reach.low, reach.high)
-        sight.overlaps[:] = tious[: self._p]
-        self.tiou = np.maximum.reduce(tious[self._p :]) if len(tious) > self._p + 1 else tious[self._p]
-        self._potentials = self._potential(self.tiou, sight.bounds, reach.moments)
-        exists = self._proposal_numbers < self._counts
-        reach.look(sight.bounds, sight.width, self._clip, self._mode.offsets(self.steps), exists)
-        sight.positions[:] = reach.positions
-        self._mask = reach.mask(self._needs)
+    def act(self, orders: NDArray[np.uint8], actions: Array, out: Floats | None = None) -> Outcome:
+        """Carry out orders (N,), with the actions (N,) or (N, 2), as `ActionMode.checked` gives them, of steps."""
+        form = self.task.mode.moves.form
+        if form == "listed":
+            self._numbers[:, 0] = actions
+        else:
+            (self._shares if form == "continuous" else self._numbers)[:] = actions
+        return self.advance(orders, out)
 
-    def observe(self, rows: Rows = slice(None)) -> Floats:
-        """Flat observations of episodes `rows` (K,): (K, width); of all of them, `observations` itself."""
-        sight, samples, sources = self._sight, self.samples, self.sources
-        self._remaining.take(self.steps, out=sight.remaining, mode="clip")
-        self._observer.look(sight, samples, sources)
-        out = self.observations[rows]
-        self._observer.write(out, sight, rows, samples[rows], sources[rows])
-        return out
+    def advance(self, orders: NDArray[np.uint8], out: Floats | None = None) -> Outcome:
+        """Carry out orders (N,) other than steps.
+
+        Args:
+            orders: see `vmr_env.envs.kernel`.
+            out: (N, width) float32, where observations are written; (0, width) for nowhere; None for a fresh
+                array.
+        """
+        n = len(self)
+        observations = np.empty((n, self.task.observer.width), np.float32) if out is None else out
+        outcome = Outcome(observations, np.zeros(n), np.zeros(n, bool))
+        arguments = (*(self.task.tables, self.rules, self.state, self.mask), orders, self._numbers, self._shares)
+        if self._threads == 1:
+            kernel.advance(*arguments, *outcome, 0, n)
+        else:
+            borders = np.linspace(0, n, self._threads + 1).astype(int).tolist()
+            pool = _pool(self._threads - 1, os.getpid())
+            others = [
+                pool.submit(kernel.advance, *arguments, *outcome, first, last)
+                for first, last in zip(borders[1:], borders[2:], strict=False)
+            ]
+            kernel.advance(*arguments, *outcome, 0, borders[1])
+            for other in others:
+                other.result()
+        if self._reward.potential is not None:
+            before, self._potentials = self._potentials, np.asarray(self._reward.potential(self), np.float64)
+            steps = orders == kernel.STEP
+            outcome.rewards[steps] = (self._potentials - before)[steps]
+        if self._reward.term is not None:
+            steps = orders == kernel.STEP
+            outcome.rewards[steps] += np.asarray(self._reward.term(self, outcome.ended))[steps]
+        if len(observations):
+            self.task.observer.look_up(self, observations)
+        return outcome
+
+    def observe(self) -> Floats:
+        """Flat observations of all episodes as they are now: (N, width), fresh."""
+        return self.advance(np.full(len(self), kernel.LOOK, np.uint8)).observations
+
+    @property
+    def samples(self) -> Ints:
+        """(N,), rows of the cache."""
+        return self.state["sample"]
+
+    @property
+    def sources(self) -> Ints:
+        """(N,), numbers of the proposals that the spans came from."""
+        return self.state["source"]
+
+    @property
+    def steps(self) -> Ints:
+        """(N,), steps taken."""
+        return self.state["step"]
+
+    @property
+    def tiou(self) -> Floats:
+        """(N,), highest tIoU of the current spans with a moment."""
+        return self.state["tiou"]
+
+    @property
+    def spans(self) -> Floats:
+        """(N, 2), the current spans."""
+        return np.stack([self.state["start"], self.state["end"]], axis=1)
+
+    def seconds(self) -> NDArray[np.float64]:
+        """(N, 2), the current spans in seconds."""
+        durations = self.task.cache.durations[self.samples].astype(np.float64)
+        seconds: NDArray[np.float64] = self.spans * durations[:, None]
+        return seconds
+
+    @property
+    def moments(self) -> Floats:
+        """(N, M, 2), ground truth; of a sample with fewer moments than M the last is repeated."""
+        offsets = self.task.cache.moments.offsets
+        first, last = offsets[self.samples, None], offsets[self.samples + 1, None]
+        at = np.minimum(first + np.arange((last - first).max()), last - 1)
+        return self.task.cache.moments.values[at]
 
     def gains(self) -> Floats:
         """Change of tIoU by every action: (N, A), 0 for impossible ones. For training only.
@@ -174,69 +186,14 @@ class Episodes:
         Raises:
             TypeError: the actions cannot be listed.
         """
-        starts, ends = self._mode.choices
-        bounds = np.stack([self._reach.marks[0, starts], self._reach.marks[1, ends]])  # (2, A, N)
-        best = np.zeros(bounds.shape[1:], np.float32)
-        for moment in self._reach.moments.swapaxes(0, 1):
-            np.maximum(best, overlaps(*bounds, *moment), out=best)
-        gains: Floats = np.where(self._mask, best - self.tiou, np.float32(0)).T
-        return gains
-
-    def seconds(self, rows: Rows = slice(None)) -> NDArray[np.float64]:
-        """Current spans in seconds: (K, 2)."""
-        durations = self._cache.durations[self.samples[rows]].astype(np.float64)
-        result: NDArray[np.float64] = self.spans[rows] * durations[:, None]
-        return result
+        if self.task.mode.moves.form != "listed":
+            raise TypeError(f"actions are {self.task.action_space}, expected listed ones, as 'discrete' has them")
+        out = np.empty(self.mask.shape, np.float32)
+        kernel.gains(self.task.tables, self.rules, self.state, self.mask, out)
+        return out
 
 
-def _marks(cache: DecoderStateCache, proposals: int) -> Floats:
-    """Starts and ends of proposals and moments of all samples: (S, 2, P + M).
-
-    Of a sample with fewer moments than another the last is repeated, which leaves maxima as they are.
-    """
-    offsets = np.asarray(cache.moments.offsets)
-    at = np.minimum(
-        offsets[:-1, None] + np.arange(int(np.diff(offsets).max())), offsets[1:, None] - 1
-    )  # (S, M)
-    both = np.concatenate([cache.spans[:, :proposals], cache.moments.values[at]], axis=1)
-    return np.ascontiguousarray(both.transpose(0, 2, 1))
-
-
-_FIRST, _ONE = np.array(0), np.array(1)
-_INCREMENT, _MIX_1, _MIX_2 = (
-    np.array(number, np.uint64) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)
-_64_BITS = 2**64 - 1
-_27, _30, _31 = (np.array(bits, np.uint64) for bits in (27, 30, 31))
-
-
-class Draws:
-    """One stream of random numbers per episode slot, drawn for all slots at once.
-
-    SplitMix64 (Steele, Lea and Flood, 2014): a slot draws the same numbers whether it stands alone or among
-    thousands.
-    """
-
-    def __init__(self, keys: Sequence[int] | Array) -> None:
-        self._state = np.array(keys, np.uint64)
-
-    def restart(self, slot: int, generator: np.random.Generator) -> None:
-        """Begin the stream of one slot anew, with a key from the generator."""
-        self._state[slot] = generator.integers(2**63)
-
-    def next_of_first(self) -> int:
-        """What `next` gives the first slot, in whole numbers of Python: quicker for a single environment."""
-        z = int(self._state[0]) + int(_INCREMENT) & _64_BITS
-        self._state[0] = z
-        z = (z ^ z >> 30) * int(_MIX_1) & _64_BITS
-        z = (z ^ z >> 27) * int(_MIX_2) & _64_BITS
-        return z ^ z >> 31
-
-    def next(self, rows: Rows) -> NDArray[np.uint64]:
-        """The next number of each slot in `rows` (K,): (K,)."""
-        self._state[rows] += _INCREMENT
-        z = self._state[rows]
-        z = (z ^ (z >> _30)) * _MIX_1
-        z = (z ^ (z >> _27)) * _MIX_2
-        z ^= z >> _31
-        return z
+@lru_cache(maxsize=4)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads of this process: those of a parent do not live on in a fork."""
+    return ThreadPoolExecutor(threads, "vmr_env")

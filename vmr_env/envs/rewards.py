@@ -1,4 +1,4 @@
-"""Potentials of a span, from which the environments' rewards are differences.
+"""Potentials of a span, from which the environments' rewards are differences, and terms that are none.
 
 A step from span s to span s' earns potential(s') - potential(s). Undiscounted, these sum over an episode to
 the gain from its start to its end, whatever lies between: the return depends on the last span alone, and the
@@ -6,101 +6,63 @@ best policy is the one whose last span has the highest expected potential. The d
 reward, there is no other that they shape; so each potential is an objective of its own, and the best policies
 of two of them may differ. A discount below 1 adds a preference for early gains.
 
-Arrays have the episodes on the last axis, as in `vmr_env.envs.actions`; those of one episode lack it.
-"""
+| name | potential |
+|---|---|
+| `tiou` | the highest tIoU with any moment |
+| `giou` | the highest generalised IoU with any moment, in (-1, 1] |
+| `step` | 0.5 from a tIoU of 0.5 and another 0.5 from 0.7: the mean of the two recalls that papers report (GIRL-DETR's `scst_reward_mode step`, there from above the thresholds) |
+| `tiou_step` | tIoU plus 0.1, 0.2 and 0.3 from 0.3, 0.5 and 0.7 (GIRL-DETR's `scst_reward_mode iou_step`, there from above the thresholds) |
 
-import difflib
+`register_reward` adds one of your own.
+"""  # noqa: E501  # rows of a table
+
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vmr_env.arrays import Floats, Numbers, Pair
-from vmr_env.metrics.spans import reaches
+from vmr_env.arrays import Floats
+from vmr_env.envs.lookup import Registry
 
-Potential = Callable[[Numbers, Pair, Pair], Numbers]
-"""From the spans' highest tIoU with any moment (N,), their bounds (2, N), and the moments (2, M, N): (N,)."""
-
-_ZERO = np.zeros((), np.float32)
-_HALF = np.float32(0.5)
-_EMPTY = np.array(1e-9, np.float32)
+if TYPE_CHECKING:
+    from vmr_env.envs.episodes import Episodes
 
 
-def overlaps(start: Numbers, end: Numbers, low: Floats, high: Floats) -> Floats:
-    """tIoU of spans with others, 0 where both are empty, or where a span ends before it starts.
+@dataclass(frozen=True)
+class Reward:
+    """A reward of your own: the change of a potential, and terms that are no potential.
 
-    Args:
-        start: (N,), of the spans.
-        end: (N,).
-        low: (K, N), starts of the others.
-        high: (K, N), their ends.
+    The environments call the functions once for all N episodes, after each step.
 
-    Returns:
-        (K, N).
+    Attributes:
+        potential: from the episodes, the potential of every current span: (N,). None for the tIoU.
+        term: from the episodes, whose last step it was, and which of them it ended (N,) bool, what is earned
+            besides by the step: (N,). None for nothing.
     """
-    common: Floats = np.minimum(high, end)
-    common -= np.maximum(low, start)
-    np.maximum(common, _ZERO, out=common)
-    union: Floats = (high - low) + (end - start)
-    union -= common
-    np.maximum(union, _EMPTY, out=union)  # where it is not positive, nothing is common
-    common /= union
-    return common
+
+    potential: Callable[["Episodes"], Any] | None = None
+    term: Callable[["Episodes", Any], Any] | None = None
 
 
-def tiou(tiou: Numbers, bounds: Pair, moments: Pair) -> Numbers:
-    """The tIoU itself."""
-    return tiou
+BUILT_IN = ("tiou", "giou", "step", "tiou_step")
+"""Potentials that are compiled, in the order in which `vmr_env.envs.kernel` numbers them."""
 
-
-def giou(tiou: Numbers, bounds: Pair, moments: Pair) -> Numbers:
-    """Highest generalised IoU with any moment, in (-1, 1].
-
-    tIoU - (hull - union) / hull, where the hull is the shortest span around both (Rezatofighi et al., 2019).
-    """
-    (start, end), (low, high) = bounds, moments
-    common = np.maximum(np.minimum(end, high) - np.maximum(start, low), _ZERO)
-    union = (high - low) + (end - start) - common
-    hull = np.maximum(end, high) - np.minimum(start, low)
-    result: Floats = np.maximum.reduce(common / union - (hull - union) / hull)
-    return result
-
-
-def threshold_steps(tiou: Numbers, bounds: Pair, moments: Pair) -> Numbers:
-    """0.5 from a tIoU of 0.5 and another 0.5 from 0.7: the mean of the two recalls that papers report.
-
-    GIRL-DETR's `scst_reward_mode step`, there from above the thresholds.
-    """
-    return reaches(tiou, 0.5) * _HALF + reaches(tiou, 0.7) * _HALF
-
-
-def tiou_and_steps(tiou: Numbers, bounds: Pair, moments: Pair) -> Numbers:
-    """TIoU plus 0.1, 0.2 and 0.3 from 0.3, 0.5 and 0.7.
-
-    GIRL-DETR's `scst_reward_mode iou_step`, there from above the thresholds.
-    """
-    result = tiou
-    for threshold, bonus in ((0.3, 0.1), (0.5, 0.2), (0.7, 0.3)):
-        result = result + reaches(tiou, threshold) * np.float32(bonus)
-    return result
-
-
-POTENTIALS: dict[str, Potential] = {
-    "tiou": tiou,
-    "giou": giou,
-    "step": threshold_steps,
-    "tiou_step": tiou_and_steps,
-}
+POTENTIALS: Registry[Reward] = Registry("reward", {name: Reward() for name in BUILT_IN}, Reward)
 """Names that the environments' argument `reward` and the stages of the curriculum use."""
 
 
-def get_potential(name: str) -> Potential:
-    """The potential of that name.
+def potentials(name: str, spans: Floats, moments: Floats) -> Floats:
+    """A compiled potential of each of the spans (K, 2) with its own moments (K, M, 2): (K,).
 
     Raises:
-        ValueError: there is none; the message suggests the nearest.
+        ValueError: there is no such potential.
     """
-    if name in POTENTIALS:
-        return POTENTIALS[name]
-    near = difflib.get_close_matches(str(name), POTENTIALS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"No reward {name!r}.{hint} Known rewards: {', '.join(POTENTIALS)}.")
+    from vmr_env.envs import kernel
+
+    if name not in BUILT_IN:
+        raise ValueError(f"reward is {name!r}, expected one of {', '.join(BUILT_IN)}")
+    out = np.empty(len(spans), np.float32)
+    both = (np.ascontiguousarray(part, np.float32) for part in (spans, moments))
+    kernel.potentials(BUILT_IN.index(name), *both, out)
+    return out

@@ -4,13 +4,15 @@ import bisect
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.caches.reader import DecoderStateCache
-from vmr_env.envs.episode import Episode
 from vmr_env.metrics.spans import best_tiou
+
+if TYPE_CHECKING:
+    from vmr_env.envs.episodes import Episodes
 
 Span = tuple[float, float]
 
@@ -18,7 +20,7 @@ SHOWN_PROPOSALS = 10
 """Proposals that are shown, at most."""
 
 SHOWN_MOVES = 7
-"""Spans of the trail that are shown, at most: the first and the last ones."""
+"""Spans of the trajectory that are shown, at most: the first and the last ones."""
 
 TEXT_COLUMNS = 100
 """Widest line of `render_ansi`, in terminal columns, unless it is told another."""
@@ -36,7 +38,7 @@ class Scene:
         proposals: the detector's first `SHOWN_PROPOSALS`, best first.
         scores: of these proposals.
         source: number, from 0, of the proposal that the current span came from, shown or not.
-        trail: the spans of the episode so far, the one it started from first, the current one last.
+        trajectory: the spans of the episode so far, the one it started from first, the current one last.
         tious: tIoU of each of them.
         saliency: one value per clip, on the detector's own scale, or None.
         horizon: steps after which the episode ends.
@@ -49,51 +51,50 @@ class Scene:
     proposals: tuple[Span, ...]
     scores: tuple[float, ...]
     source: int
-    trail: tuple[Span, ...]
+    trajectory: tuple[Span, ...]
     tious: tuple[float, ...]
     saliency: tuple[float, ...] | None
     horizon: int
 
     @classmethod
-    def of(cls, episode: Episode, cache: DecoderStateCache) -> "Scene":
-        """The scene of a running episode whose sample comes from that cache."""
-        row = episode.sample
+    def of(cls, episodes: "Episodes", trajectory: Sequence[Span]) -> "Scene":
+        """The scene of the first of the running episodes, whose spans so far, in shares of the video, are given."""
+        cache, row = episodes.task.cache, int(episodes.samples[0])
         sample = cache.sample(row)
-        shown = min(int(cache.counts[row]), len(episode.proposals), SHOWN_PROPOSALS)
-        spans = np.array(episode.trail)
+        shown = min(int(cache.counts[row]), episodes.task.proposals, SHOWN_PROPOSALS)
 
-        def seconds(spans: NDArray[np.float32]) -> tuple[Span, ...]:
-            return tuple((start * sample.duration, end * sample.duration) for start, end in spans.tolist())
+        def seconds(spans: Sequence[Span]) -> tuple[Span, ...]:
+            return tuple((start * sample.duration, end * sample.duration) for start, end in spans)
 
         return cls(
             query=_one_line(sample.query),
             vid=_one_line(sample.vid),
             duration=sample.duration,
             moments=tuple((start, end) for start, end in sample.moments.tolist()),
-            proposals=seconds(episode.proposals[:shown]),
+            proposals=seconds(cache.spans[row, :shown].tolist()),
             scores=tuple(cache.scores[row, :shown].tolist()),
-            source=episode.source,
-            trail=seconds(spans),
-            tious=tuple(best_tiou(spans, episode.moments).tolist()),
+            source=int(episodes.sources[0]),
+            trajectory=seconds(trajectory),
+            tious=tuple(best_tiou(np.array(trajectory, np.float32), cache.moments[row]).tolist()),
             saliency=None if cache.saliency is None else tuple(cache.saliency[row].tolist()),
-            horizon=episode.horizon,
+            horizon=episodes.rules.horizon,
         )
 
     @property
     def current(self) -> Span:
         """The current span."""
-        return self.trail[-1]
+        return self.trajectory[-1]
 
     @property
     def step(self) -> int:
         """Steps taken."""
-        return len(self.trail) - 1
+        return len(self.trajectory) - 1
 
     def moves(self) -> list[tuple[str, Span, float]]:
         """Name, span and tIoU of the start and of the steps that are shown, in their order."""
         rows = [
             (f"step {number}" if number else "start", span, tiou)
-            for number, (span, tiou) in enumerate(zip(self.trail, self.tious, strict=True))
+            for number, (span, tiou) in enumerate(zip(self.trajectory, self.tious, strict=True))
         ]
         return rows if len(rows) <= SHOWN_MOVES else [rows[0], *rows[1 - SHOWN_MOVES :]]
 
@@ -110,7 +111,7 @@ class Scene:
 
     def _done(self) -> str:
         """What the last step did."""
-        before, after = self.trail[-2:]
+        before, after = self.trajectory[-2:]
         if after == before:
             return "stays"
         if after in self.proposals:

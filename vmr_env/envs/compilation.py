@@ -1,0 +1,96 @@
+"""Compiling by Numba: once for every user and version, into the user's cache folder.
+
+`NUMBA_DISABLE_JIT=1` leaves everything as it is written, for debuggers.
+"""
+
+import hashlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from llvmlite import binding
+from numba import njit
+
+from vmr_env.files.user_cache import user_cache_folder
+
+if sys.platform != "win32":
+    import fcntl
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_OPTIONS = {"nogil": True, "error_model": "numpy"}  # a division by 0 gives inf or NaN, as in NumPy
+_SOURCES = ("envs", "caches", "metrics")  # folders that compiled code, or a constant in it, comes from
+
+_READY = False
+
+
+def scalar(function: Function) -> Function:
+    """Compile a part of other compiled functions."""
+    compiled: Function = njit(**_OPTIONS)(function)
+    return compiled
+
+
+def entry(function: Function) -> Function:
+    """Compile a function that Python calls; what is compiled is kept on disk."""
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(_folder())  # is read by the decorator alone
+    try:
+        compiled: Function = njit(cache=True, **_OPTIONS)(function)
+    finally:
+        numba.config.CACHE_DIR = before
+    return compiled
+
+
+@cache
+def _folder() -> Path:
+    """Where compiled code is kept: in NUMBA_CACHE_DIR or the user's cache folder, by all that it depends on.
+
+    Numba itself looks at the file of the function alone, not at those where its constants come from.
+    """
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256(f"{numba.__version__} {sys.version} {binding.get_host_cpu_name()}".encode())
+    for path in sorted(path for folder in _SOURCES for path in (package / folder).glob("*.py")):
+        digest.update(path.read_bytes())
+    chosen = numba.config.CACHE_DIR
+    return (Path(chosen) if chosen else user_cache_folder() / "compiled") / digest.hexdigest()[:32]
+
+
+@contextmanager
+def first_call() -> Iterator[None]:
+    """Hold this around the first call of compiled functions.
+
+    Where nothing is compiled yet it says so. Of many processes that begin at once one compiles; the others
+    wait, and load what it made.
+    """
+    global _READY
+    if _READY or numba.config.DISABLE_JIT:
+        yield
+        return
+    folder = _folder()
+    with _locked(folder):
+        if not any(folder.rglob("*.nbi")):
+            logging.getLogger("vmr_env").warning(
+                "vmr_env: compiling the environments, once, for some seconds (kept in %s)", folder
+            )
+        yield
+    _READY = True
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out, where the system and the folder allow it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    except OSError:  # nothing can be kept there: Numba looks for another place
+        yield
+        return
+    with file:
+        if sys.platform != "win32":
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
