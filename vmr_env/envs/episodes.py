@@ -50,6 +50,8 @@ class Episodes:
         self.task = task
         self.state = np.zeros(n, kernel.EPISODE)
         self.mask = np.zeros((n, task.mode.size), bool)
+        self._positions = np.zeros((n, 2, task.mode.probes), np.float32)
+        self._reached = np.zeros(self._positions.shape, bool)
         self.streams = np.zeros(n, np.uint64)
         self._numbers, self._shares = np.zeros((n, 2), np.int64), np.zeros((n, 2), np.float32)
         self._none = np.empty((0, task.observer.width), np.float32)
@@ -113,7 +115,10 @@ class Episodes:
         n = len(self)
         observations = np.empty((n, self.task.observer.width), np.float32) if out is None else out
         outcome = Outcome(observations, np.zeros(n), np.zeros(n, bool))
-        arguments = (*(self.task.tables, self.rules, self.state, self.mask), orders, self._numbers, self._shares)
+        arguments = (
+            *(self.task.tables, self.rules, self.state, self._positions, self._reached, self.mask),
+            *(orders, self._numbers, self._shares),
+        )
         if self._threads == 1:
             kernel.advance(*arguments, *outcome, 0, n)
         else:

@@ -255,17 +255,16 @@ def end_candidate(episode: np.record, shift: np.float32) -> tuple[np.float32, bo
 
 
 @scalar
-def offsets_now(rules: Rules, episode: np.record) -> Floats:
-    """The offsets (K,) at the episode's step."""
-    return rules.offsets[min(episode.step, len(rules.offsets) - 1)]
+def shift_of(rules: Rules, episode: np.record, number: int) -> np.float32:
+    """The shift that the offset of that number is at the episode's step."""
+    return rules.offsets[min(episode.step, len(rules.offsets) - 1), number] * episode.clip
 
 
 @scalar
 def find_candidates(rules: Rules, episode: np.record, positions: Floats, reached: Bools) -> None:
     """Candidates of start and end (2, K), and whether the boundary can go there while the other stays."""
-    offsets = offsets_now(rules, episode)
-    for k in range(len(offsets)):
-        shift = offsets[k] * episode.clip
+    for k in range(positions.shape[1]):
+        shift = shift_of(rules, episode, k)
         positions[0, k], reached[0, k] = start_candidate(episode, shift)
         positions[1, k], reached[1, k] = end_candidate(episode, shift)
 
@@ -273,15 +272,14 @@ def find_candidates(rules: Rules, episode: np.record, positions: Floats, reached
 @scalar
 def find_possible(tables: Tables, rules: Rules, episode: np.record, reached: Bools, mask: Bools) -> None:
     """Which choices (A,) are possible: both boundaries can go there, or there is another span to switch to."""
-    offsets, least = offsets_now(rules, episode), least_width(episode)
+    least = least_width(episode)
     proposals = min(tables.counts[episode.sample], rules.proposals)
     for a in range(len(mask)):
         kind, first, second = rules.choices[a, 0], rules.choices[a, 1], rules.choices[a, 2]
         if kind == MOVE:
-            if offsets[first] > _ZERO and offsets[second] < _ZERO:  # from both sides
-                start = episode.start + offsets[first] * episode.clip
-                end = episode.end + offsets[second] * episode.clip
-                possible = end - start >= least
+            on, back = shift_of(rules, episode, first), shift_of(rules, episode, second)
+            if on > _ZERO and back < _ZERO:  # from both sides
+                possible = (episode.end + back) - (episode.start + on) >= least
             else:
                 possible = reached[0, first] and reached[1, second]
             mask[a] = possible and rules.moves == 1
@@ -303,9 +301,8 @@ def chosen_span(
     if kind == SWITCH:
         start, end = tables.spans[episode.sample, first, 0], tables.spans[episode.sample, first, 1]
     elif kind == MOVE:
-        offsets = offsets_now(rules, episode)
-        start, _ = start_candidate(episode, offsets[first] * episode.clip)
-        end, _ = end_candidate(episode, offsets[second] * episode.clip)
+        start, _ = start_candidate(episode, shift_of(rules, episode, first))
+        end, _ = end_candidate(episode, shift_of(rules, episode, second))
     return start, end
 
 
@@ -336,9 +333,8 @@ def apply(
                 episode.source = rules.choices[choice, 1]
     else:
         if rules.form == PAIRED:
-            offsets = offsets_now(rules, episode)
-            start, _ = start_candidate(episode, offsets[numbers[0]] * episode.clip)
-            end, _ = end_candidate(episode, offsets[numbers[1]] * episode.clip)
+            start, _ = start_candidate(episode, shift_of(rules, episode, numbers[0]))
+            end, _ = end_candidate(episode, shift_of(rules, episode, numbers[1]))
         else:
             unit = rules.longest * episode.clip
             start = min(max(start + shares[0] * unit, _ZERO), _ONE)
@@ -360,106 +356,97 @@ def cell_of(position: np.float32) -> int:
 
 
 @scalar
-def copy(out: Floats, column: int, row: Floats) -> None:
-    """Write a row into an observation from that column on."""
-    part = out[column : column + len(row)]
+def copy(row: Floats, out: Floats) -> None:
+    """Write a row of a table (K,) into an observation."""
     for k in range(len(row)):
-        part[k] = row[k]
+        out[k] = row[k]
 
 
 @scalar
-def copy_half(out: Floats, column: int, bits: NDArray[np.uint16]) -> None:
-    """Write a row of finite float16 numbers, of which there are the bits: sign, 5 of exponent, 10 of fraction.
+def copy_half(bits: NDArray[np.uint16], out: Floats) -> None:
+    """Write a row (K,) of finite float16 numbers, of which there are the bits: sign, exponent (5), fraction (10).
 
     As a float32 the same exponent means 2**112 times less.
     """
-    part = out[column : column + len(bits)]
     for k in range(len(bits)):
         size = np.uint32(np.uint32(bits[k] & 0x7FFF) << 13).view(np.float32) * _HALF_FLOAT
-        part[k] = -size if bits[k] >> 15 else size
+        out[k] = -size if bits[k] >> 15 else size
 
 
 @scalar
-def inside_features(out: Floats, column: int, points: Floats, start: np.float32, end: np.float32) -> None:
+def observe_inside(points: Floats, start: np.float32, end: np.float32, out: Floats) -> None:
     """Mean of each curve inside a span, and shares of the first three that lie there (`INSIDE_FEATURES`)."""
-    first, last = points[cell_of(start)], points[cell_of(end)]
+    first, last = cell_of(start), cell_of(end)
     width = max(end - start, SHORTEST)
-    part = out[column : column + 2 * _N_CURVES - 1]
     for c in range(_N_CURVES):
-        mass = last[_INTEGRALS + c] - first[_INTEGRALS + c]
+        mass = points[last, _INTEGRALS + c] - points[first, _INTEGRALS + c]
         # Cells are a little longer or shorter than the span.
-        part[c] = min(max(mass / width, -_ONE), _ONE)
+        out[c] = min(max(mass / width, -_ONE), _ONE)
         if c < _N_CURVES - 1:
             whole = max(points[CELLS, _INTEGRALS + c], FLOOR)
-            part[_N_CURVES + c] = min(max(mass / whole, -_ONE), _ONE)
+            out[_N_CURVES + c] = min(max(mass / whole, -_ONE), _ONE)
 
 
 @scalar
-def clip_at(tables: Tables, sample: int, cell: int) -> int:
-    """The boundary of clips nearest to a point, from the video's start."""
-    return int(np.rint(cell * (tables.clip_counts[sample] / CELLS)))
+def clip_at(sums: Floats, cell: int) -> int:
+    """The boundary of clips nearest to a point, from 0 to the number of clips."""
+    return int(np.rint(cell * ((len(sums) - 1) / CELLS)))
 
 
 @scalar
-def clip_mean(tables: Tables, out: Floats, column: int, sample: int, low: int, high: int) -> None:
-    """Mean of the clips from one boundary to another, cut to the video; 0 where there are none."""
-    count, first = tables.clip_counts[sample], tables.clip_firsts[sample]
+def clip_mean(sums: Floats, low: int, high: int, out: Floats) -> None:
+    """Mean of the clips (C,) from one boundary to another, cut to the video; 0 where there are none."""
+    count = len(sums) - 1
     low, high = max(low, 0), min(high, count)
     scale = np.float32(count / max(high - low, 1))
-    before, after = tables.clip_sums[first + low], tables.clip_sums[first + high]
-    part = out[column : column + len(before)]
-    for k in range(len(before)):
-        part[k] = (after[k] - before[k]) * scale
+    for k in range(sums.shape[1]):
+        out[k] = (sums[high, k] - sums[low, k]) * scale
 
 
 @scalar
-def edge_means(tables: Tables, out: Floats, column: int, sample: int, clip: int) -> None:
-    """Means of the clips before and after a boundary of clips."""
-    clip_mean(tables, out, column, sample, clip - EDGE_CLIPS, clip)
-    clip_mean(tables, out, column + tables.clip_sums.shape[1], sample, clip, clip + EDGE_CLIPS)
+def edge_means(sums: Floats, clip: int, out: Floats) -> None:
+    """Means of the clips before and after a boundary of clips: (2 * C,)."""
+    clip_mean(sums, clip - EDGE_CLIPS, clip, out)
+    clip_mean(sums, clip, clip + EDGE_CLIPS, out[sums.shape[1] :])
 
 
 @scalar
-def observe_point_clips(tables: Tables, sample: int, positions: Floats, out: Floats, column: int) -> None:
+def observe_point_clips(sums: Floats, positions: Floats, out: Floats) -> None:
     """Clip features at every candidate: `POINT_PARTS`."""
-    width = tables.clip_sums.shape[1]
+    width = sums.shape[1]
     for side in range(2):
         for k in range(positions.shape[1]):
-            clip = clip_at(tables, sample, cell_of(positions[side, k]))
-            edge_means(tables, out, column, sample, clip)
-            copy(out, column + 2 * width, tables.clip_sums[tables.clip_firsts[sample] + clip])
-            column += 3 * width
+            clip = clip_at(sums, cell_of(positions[side, k]))
+            edge_means(sums, clip, out)
+            copy(sums[clip], out[2 * width :])
+            out = out[3 * width :]
 
 
 @scalar
-def observe_proposal_clips(tables: Tables, sample: int, proposals: int, out: Floats, column: int) -> None:
-    """Clip features of every proposal: `SPAN_PARTS`; zeros where there is none."""
-    width = tables.clip_sums.shape[1]
-    for p in range(proposals):
-        part = out[column : column + 5 * width]
-        if p < tables.counts[sample]:
-            low, high = cell_of(tables.spans[sample, p, 0]), cell_of(tables.spans[sample, p, 1])
-            start, end = clip_at(tables, sample, low), clip_at(tables, sample, high)
-            edge_means(tables, part, 0, sample, start)
-            edge_means(tables, part, 2 * width, sample, end)
-            first = tables.clip_firsts[sample]
-            before, after = tables.clip_sums[first + start], tables.clip_sums[first + end]
+def observe_proposal_clips(sums: Floats, spans: Floats, count: int, out: Floats) -> None:
+    """Clip features of the proposals (P, 2): `SPAN_PARTS`; zeros beyond `count`."""
+    width = sums.shape[1]
+    for p in range(len(spans)):
+        if p < count:
+            low, high = cell_of(spans[p, 0]), cell_of(spans[p, 1])
+            start, end = clip_at(sums, low), clip_at(sums, high)
+            edge_means(sums, start, out)
+            edge_means(sums, end, out[2 * width :])
             scale = _CELLS / np.float32(max(high - low, 1))
-            inside = part[4 * width :]
             for k in range(width):
-                inside[k] = (after[k] - before[k]) * scale
+                out[4 * width + k] = (sums[end, k] - sums[start, k]) * scale
         else:
-            part[:] = _ZERO
-        column += 5 * width
+            for k in range(5 * width):
+                out[k] = _ZERO
+        out = out[5 * width :]
 
 
 @scalar
-def observe_models(tables: Tables, sample: int, rules: Rules, out: Floats, column: int) -> None:
-    """Which model each proposal came from, one-hot."""
-    for p in range(rules.proposals):
-        for m in range(rules.models):
-            came = p < tables.counts[sample] and tables.models[sample, p] == m
-            out[column + p * rules.models + m] = _ONE if came else _ZERO
+def observe_models(models: NDArray[np.uint8], count: int, among: int, out: Floats) -> None:
+    """Which of the models each proposal (P,) came from, one-hot; zeros beyond `count`."""
+    for p in range(len(models)):
+        for m in range(among):
+            out[p * among + m] = _ONE if p < count and models[p] == m else _ZERO
 
 
 @scalar
@@ -467,70 +454,66 @@ def observe(
     tables: Tables, rules: Rules, episode: np.record, positions: Floats, mask: Bools, out: Floats
 ) -> None:
     """Write the flat observation: every component that has a column."""
-    columns, sample = rules.columns, episode.sample
-    points = tables.points[sample]
-    start, end = episode.start, episode.end
-    column = columns[_REMAINING]
-    if column >= 0:
-        out[column] = max(rules.horizon - episode.step, 0) / rules.horizon
-    column = columns[_VIDEO]
-    if column >= 0:
-        out[column] = _log_length(_ONE / episode.clip)
-    column = columns[_SPAN]
-    if column >= 0:
-        out[column], out[column + 1], out[column + 2] = start, end, end - start
-        out[column + 3] = _log_length((end - start) / episode.clip)
-    column = columns[_SOURCE]
-    if column >= 0:
-        for p in range(rules.proposals):
-            out[column + p] = _ONE if p == episode.source else _ZERO
-    column = columns[_OVERLAPS]
-    if column >= 0:
-        for p in range(rules.proposals):
-            out[column + p] = overlap(start, end, tables.spans[sample, p, 0], tables.spans[sample, p, 1])
-    column = columns[_POSITIONS]
-    if column >= 0:
-        copy(out, column, positions.reshape(-1))
-    column = columns[_POINTS]
-    if column >= 0:
+    at, sample, start, end = rules.columns, episode.sample, episode.start, episode.end
+    points, proposals, count = tables.points[sample], tables.spans[sample, : rules.proposals], tables.counts[sample]
+    if at[_REMAINING] >= 0:
+        out[at[_REMAINING]] = max(rules.horizon - episode.step, 0) / rules.horizon
+    if at[_VIDEO] >= 0:
+        out[at[_VIDEO]] = _log_length(_ONE / episode.clip)
+    if at[_SPAN] >= 0:
+        part = out[at[_SPAN] :]
+        part[0], part[1], part[2] = start, end, end - start
+        part[3] = _log_length((end - start) / episode.clip)
+    if at[_SOURCE] >= 0:
+        part = out[at[_SOURCE] :]
+        for p in range(len(proposals)):
+            part[p] = _ONE if p == episode.source else _ZERO
+    if at[_OVERLAPS] >= 0:
+        part = out[at[_OVERLAPS] :]
+        for p in range(len(proposals)):
+            part[p] = overlap(start, end, proposals[p, 0], proposals[p, 1])
+    if at[_POSITIONS] >= 0:
+        part = out[at[_POSITIONS] :]
+        for k in range(positions.shape[1]):
+            part[k], part[positions.shape[1] + k] = positions[0, k], positions[1, k]
+    if at[_POINTS] >= 0:
+        part = out[at[_POINTS] :]
         for side in range(2):
             for k in range(positions.shape[1]):
-                copy(out, column, points[cell_of(positions[side, k])])
-                column += points.shape[1]
-    column = columns[_WHOLE]
-    if column >= 0:
-        copy(out, column, points[CELLS, _INTEGRALS:])
-    column = columns[_INSIDE]
-    if column >= 0:
-        inside_features(out, column, points, start, end)
-    column = columns[_PROPOSALS]
-    if column >= 0:
-        copy(out, column, tables.proposals[sample, : rules.proposals].reshape(-1))
-    column = columns[_MODELS]
-    if column >= 0:
-        observe_models(tables, sample, rules, out, column)
-    column = columns[_DECODER_STATE]
-    if column >= 0:
+                copy(points[cell_of(positions[side, k])], part)
+                part = part[points.shape[1] :]
+    if at[_WHOLE] >= 0:
+        copy(points[CELLS, _INTEGRALS:], out[at[_WHOLE] :])
+    if at[_INSIDE] >= 0:
+        observe_inside(points, start, end, out[at[_INSIDE] :])
+    if at[_PROPOSALS] >= 0:
+        part, features = out[at[_PROPOSALS] :], tables.proposals[sample]
+        for p in range(len(proposals)):
+            copy(features[p], part)
+            part = part[features.shape[1] :]
+    if at[_MODELS] >= 0:
+        observe_models(tables.models[sample, : rules.proposals], count, rules.models, out[at[_MODELS] :])
+    if at[_DECODER_STATE] >= 0:
         if tables.half_states.size > 0:
-            copy_half(out, column, tables.half_states[sample, episode.source])
+            copy_half(tables.half_states[sample, episode.source], out[at[_DECODER_STATE] :])
         else:
-            copy(out, column, tables.states[sample, episode.source])
-    column = columns[_TEXT]
-    if column >= 0:
+            copy(tables.states[sample, episode.source], out[at[_DECODER_STATE] :])
+    if at[_TEXT] >= 0:
         if tables.half_text.size > 0:
-            copy_half(out, column, tables.half_text[sample])
+            copy_half(tables.half_text[sample], out[at[_TEXT] :])
         else:
-            copy(out, column, tables.text[sample])
-    column = columns[_POINT_CLIPS]
-    if column >= 0:
-        observe_point_clips(tables, sample, positions, out, column)
-    column = columns[_PROPOSAL_CLIPS]
-    if column >= 0:
-        observe_proposal_clips(tables, sample, rules.proposals, out, column)
-    column = columns[_ACTION_MASK]
-    if column >= 0:
+            copy(tables.text[sample], out[at[_TEXT] :])
+    if at[_POINT_CLIPS] >= 0 or at[_PROPOSAL_CLIPS] >= 0:
+        first = tables.clip_firsts[sample]
+        sums = tables.clip_sums[first : first + tables.clip_counts[sample] + 1]
+        if at[_POINT_CLIPS] >= 0:
+            observe_point_clips(sums, positions, out[at[_POINT_CLIPS] :])
+        if at[_PROPOSAL_CLIPS] >= 0:
+            observe_proposal_clips(sums, proposals, count, out[at[_PROPOSAL_CLIPS] :])
+    if at[_ACTION_MASK] >= 0:
+        part = out[at[_ACTION_MASK] :]
         for a in range(len(mask)):
-            out[column + a] = _ONE if mask[a] else _ZERO
+            part[a] = _ONE if mask[a] else _ZERO
 
 
 # What Python calls
@@ -541,6 +524,8 @@ def advance(
     tables: Tables,
     rules: Rules,
     episodes: Array,
+    positions: Floats,
+    reached: Bools,
     masks: Bools,
     orders: NDArray[np.uint8],
     numbers: Integers,
@@ -557,6 +542,8 @@ def advance(
         tables: see there.
         rules: see there.
         episodes: (N,) EPISODE, changed.
+        positions: (N, 2, K) float32, candidates of start and end, written.
+        reached: (N, 2, K), where they can go, written.
         masks: (N, A), which choices are possible, changed.
         orders: (N,), SKIP, LOOK, BEGIN or STEP.
         numbers: (N, 2), see `apply`.
@@ -567,8 +554,6 @@ def advance(
         first: the first of them.
         last: after the last.
     """
-    positions = np.empty((2, rules.offsets.shape[1]), np.float32)
-    reached = np.empty((2, rules.offsets.shape[1]), np.bool_)
     for i in range(first, last):
         if orders[i] == SKIP:
             continue
@@ -579,10 +564,10 @@ def advance(
             begin(tables, rules, episode)
         judge(tables, rules, episode)
         rewards[i] = episode.potential - before if steps else _ZERO
-        find_candidates(rules, episode, positions, reached)
-        find_possible(tables, rules, episode, reached, mask)
+        find_candidates(rules, episode, positions[i], reached[i])
+        find_possible(tables, rules, episode, reached[i], mask)
         if len(observations) > 0:
-            observe(tables, rules, episode, positions, mask, observations[i])
+            observe(tables, rules, episode, positions[i], mask, observations[i])
 
 
 @entry
