@@ -114,7 +114,7 @@ def _trace_batch(
     running = np.ones(n, bool)
     rows = [(np.arange(n), np.zeros(n, np.intp), windows.copy(), proposals.copy())]
     while running.any():
-        actions = act(observations, infos["action_mask"])
+        actions = act(observations, infos["action_mask"].astype(bool))
         observations, _, _, _, infos = env.step(actions)
         among = np.flatnonzero(running)
         windows[among], proposals[among] = episodes.seconds(among), episodes.sources[among]

@@ -124,7 +124,7 @@ class GRPO(PolicyAgent):
         returns, runs = torch.zeros(env.num_envs), torch.ones(env.num_envs, dtype=torch.bool)
         steps: list[tuple[Tensor, ...]] = []
         while runs.any():
-            seen, masks = torch.from_numpy(observations), torch.from_numpy(infos["action_mask"])
+            seen, masks = torch.from_numpy(observations), torch.from_numpy(infos["action_mask"].astype(bool))
             said: PolicyValue = network(seen, masks)
             log_policy = said.logits.log_softmax(-1)
             actions = drawn(log_policy.exp(), self.generator)

@@ -14,11 +14,15 @@ from torch import Tensor, nn
 
 from vmr_env.caches.boundary_features import CELLS, CURVES, INSIDE_FEATURES, INTEGRALS, SPAN_FEATURES
 from vmr_env.caches.clip_sums import POINT_PARTS, SPAN_PARTS
-from vmr_env.envs.actions import HERE, PROBES, PROBES_OF_MOVES
+from vmr_env.envs.actions import get_action_mode
 from vmr_env.envs.observations import Observer
 
 _LOG_CLIPS = float(np.log1p(1500.0))  # scale of `vmr_env.caches.boundary_features.log_length`
-_MOVES = len(PROBES_OF_MOVES[0])
+_MODE = get_action_mode("discrete", 0, None)
+PROBES = _MODE.probes
+# Which candidates of start and end each action but switches goes to; stopping, the last, stays at both.
+_, _PROBES_OF_STARTS, _PROBES_OF_ENDS = _MODE.choices.T.copy()
+_MOVES = len(_PROBES_OF_STARTS) - 1
 _GEOMETRY = 2 * INTEGRALS.start + len(INSIDE_FEATURES)  # column of a span's start in SPAN_FEATURES
 _SCORE = SPAN_FEATURES.index("score")
 
@@ -30,10 +34,6 @@ class PolicyValue(NamedTuple):
     """(B, A), -inf where an action is impossible."""
     values: Tensor
     """(B,), expected return."""
-
-
-# Which probe of the start and which of the end each action but switches goes to; stopping stays at both.
-_PROBES_OF_STARTS, _PROBES_OF_ENDS = (np.append(probes, HERE) for probes in PROBES_OF_MOVES)
 
 
 class ActionFeatures(nn.Module):
@@ -213,6 +213,7 @@ class RefinementNetwork(nn.Module):
 
     def forward(self, observations: Tensor, masks: Tensor) -> PolicyValue:
         """(B, width) observations, (B, A) possible actions."""
+        masks = masks.bool()
         features, context = self.features(observations)
         context = self.standardise_context(context)
         hidden = self.from_action(self.standardise(features)) + self.from_context(context)[:, None]
@@ -252,7 +253,7 @@ class FlatNetwork(nn.Module):
     def forward(self, observations: Tensor, masks: Tensor) -> PolicyValue:
         """(B, width) observations, (B, A) possible actions."""
         policy, value = torch.relu(self.first(observations)).chunk(2, dim=-1)
-        logits = self.scores(torch.relu(self.policy(policy))).masked_fill(~masks, -torch.inf)
+        logits = self.scores(torch.relu(self.policy(policy))).masked_fill(~masks.bool(), -torch.inf)
         return PolicyValue(logits, self.expected(torch.relu(self.value(value)))[:, 0])
 
 

@@ -137,7 +137,7 @@ class PolicyAgent(Agent):
     @torch.no_grad()
     def probabilities(self, observations: Floats, masks: Masks) -> NDArray[np.float32]:
         """The mean policy of the members: (N, A)."""
-        inputs = torch.from_numpy(observations), torch.from_numpy(masks)
+        inputs = torch.from_numpy(observations), torch.from_numpy(np.asarray(masks, bool))
         policies = [member.network(*inputs).logits.softmax(-1) for member in self._members()]
         mean: NDArray[np.float32] = torch.stack(policies).mean(0).numpy()
         return mean

@@ -10,7 +10,6 @@ from vmr_env.agents.evaluation import Refined
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation
-from vmr_env.envs.actions import DiscreteActions
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.metrics import spans
 from vmr_env.metrics.baselines import fit_constant_window
@@ -26,7 +25,7 @@ class _Reference(Agent):
     """
 
     def __init__(self, env: VMRVectorEnv, seed: int) -> None:
-        if not isinstance(env.action_mode, DiscreteActions):
+        if env.action_mode.moves.form != "listed":
             name = type(self).__name__
             raise ValueError(f"{name} got actions {env.single_action_space}, expected actions='discrete'")
         super().__init__(env, seed)

@@ -70,12 +70,12 @@ class Collector:
     def reset(self, seed: int) -> None:
         """Begin new episodes in all environments."""
         self._observations, infos = self.env.reset(seed=seed)
-        self._masks = infos["action_mask"]
+        self._masks = infos["action_mask"].astype(bool)
 
     def _step(self, actions: Tensor) -> Stepped:
         """Take actions (N,)."""
         self._observations, rewards, terminated, truncated, infos = self.env.step(actions.numpy())
-        self._masks = infos["action_mask"]
+        self._masks = infos["action_mask"].astype(bool)
         self.steps += len(rewards)
         return Stepped(
             torch.from_numpy(rewards).float(),
@@ -89,7 +89,7 @@ class Collector:
         values = torch.zeros_like(stepped.rewards)
         if len(stepped.cut):
             observations = np.stack(list(stepped.infos["final_obs"][stepped.cut]))
-            masks = np.stack(list(stepped.infos["final_info"]["action_mask"][stepped.cut]))
+            masks = stepped.infos["final_info"]["action_mask"][stepped.cut].astype(bool)
             values[stepped.cut] = network(torch.from_numpy(observations), torch.from_numpy(masks)).values
         return values
 

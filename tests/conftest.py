@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from vmr_env.files.user_cache import user_cache_folder
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: small networks, and other tests
+# Tests have users' cache folders of their own; compiled code is shared among them and kept between runs.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(user_cache_folder() / "compiled"))
 
 SHARED = Path(os.environ.get("VMR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

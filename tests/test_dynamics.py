@@ -18,10 +18,10 @@ from refinement import user_cache_in
 
 from vmr_env.caches.boundary_features import CURVES, INSIDE_FEATURES, KERNELS, POINT_FEATURES, SPAN_FEATURES
 from vmr_env.caches.reader import DecoderStateCache
-from vmr_env.envs.actions import COARSE_TO_FINE, MOVES, DiscreteActions
+from vmr_env.envs.actions import COARSE_TO_FINE, MOVES
 from vmr_env.envs.curriculum import STAGES
 from vmr_env.envs.env import VMREnv
-from vmr_env.envs.rewards import POTENTIALS, overlaps
+from vmr_env.envs.rewards import BUILT_IN, potentials
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.metrics import spans as span_functions
 
@@ -49,8 +49,7 @@ def environment(source: str, stage: int = 3, reward: str | None = None, actions:
 
 
 def names_of(env: VMREnv) -> list[str]:
-    assert isinstance(env.action_mode, DiscreteActions)
-    return env.action_mode.names()
+    return env.get_action_meanings()
 
 
 def begin(env: VMREnv, sample: int, start: int) -> tuple[NDArray[Any], dict[str, Any], int]:
@@ -160,7 +159,7 @@ def test_action_names_are_the_documented_actions(source: str) -> None:
     starts,
     st.lists(st.integers(0, 47) | st.integers(48, 48 + PROPOSALS), min_size=1, max_size=HORIZON),
     st.sampled_from([1, 2, 3]),
-    st.sampled_from([None, *POTENTIALS]),
+    st.sampled_from([None, *BUILT_IN]),
 )
 def test_discrete_steps_do_what_their_names_say(
     source: str, sample: int, start: int, actions: list[int], stage: int, reward: str | None
@@ -174,7 +173,7 @@ def test_discrete_steps_do_what_their_names_say(
     potential = reward or STAGES[stage].reward
     total = 0.0
     for step, action in enumerate(actions, 1):
-        mask = info["action_mask"]
+        mask = info["action_mask"].astype(bool)
         assert mask.tolist() == slow_mask(env, sample, span, proposal)
         observation, earned, terminated, truncated, info = env.step(action)
         before, span = span, span_in(env, observation)
@@ -313,7 +312,7 @@ def test_gains_are_what_stepping_gives(source: str, stage: int) -> None:
             infos = envs.reset(seed=0, options={"sample": sample})[1]
             for action in prefix:
                 infos = envs.step(np.full(size, action))[4]
-            gains, mask, tiou = envs.episodes.gains(), infos["action_mask"], infos["tiou"]
+            gains, mask, tiou = envs.episodes.gains(), infos["action_mask"].astype(bool), infos["tiou"]
             assert gains.shape == mask.shape == (size, size)
             assert (gains[~mask] == 0).all()
             after = envs.step(np.arange(size))[4]["tiou"]
@@ -322,10 +321,10 @@ def test_gains_are_what_stepping_gives(source: str, stage: int) -> None:
 
 def test_a_span_that_ends_before_it_starts_overlaps_nothing() -> None:
     """Moves that are masked may cross; as long as the moment they once divided 0 by 0."""
-    start, end = np.float32([0.6, 0.6, 0.2]), np.float32([0.4, 0.1, 0.4])
-    low, high = np.float32([[0.3], [0.5]]), np.float32([[0.5], [0.5]])
-    expected = [[0, 0, 1 / 3], [0, 0, 0]]
-    np.testing.assert_allclose(overlaps(start, end, low, high), expected, atol=1e-6)
+    spans = np.float32([[0.6, 0.4], [0.6, 0.1], [0.2, 0.4]])
+    for moment, expected in (((0.3, 0.5), [0, 0, 1 / 3]), ((0.5, 0.5), [0, 0, 0])):
+        moments = np.tile(np.float32(moment), (3, 1, 1))
+        np.testing.assert_allclose(potentials("tiou", spans, moments), expected, atol=1e-6)
 
 
 # Observations

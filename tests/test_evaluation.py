@@ -64,13 +64,13 @@ def test_refine_equals_single_environments(
     for i, sample in enumerate(samples.tolist()):
         observation, info = env.reset(seed=0, options={"sample": sample, "start": 0})
         assert refined.before[i] == info["tiou"]
-        walked = [(sample, "start", env.episode.seconds(), 0)]
+        walked = [(sample, "start", env.episodes.seconds()[0], 0)]
         over = False
         while not over:
             action = act(observation[None], info["action_mask"][None])
             observation, _, over, _, info = env.step(action[0])
             name = env.action_mode.names()[action[0]].split()[0].replace("start", "move")
-            walked.append((sample, name, env.episode.seconds(), env.episode.source))
+            walked.append((sample, name, env.episodes.seconds()[0], env.episodes.sources[0]))
         rows, kinds, windows, proposals = next(episodes)
         assert [(row, KINDS[kind]) for row, kind in zip(rows, kinds, strict=True)] == [w[:2] for w in walked]
         np.testing.assert_allclose(windows, [span for _, _, span, _ in walked], atol=5.1e-5)

@@ -129,4 +129,5 @@ def test_stepping_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         f"envs = gymnasium.make_vec('vmr_env:VMR-Charades-v0', num_envs=2, source={str(source)!r})\n"
         "envs.reset(seed=0); envs.step(envs.action_space.sample())"
     )
-    assert loaded.isdisjoint({"torch", "stable_baselines3", "scipy", AGENTS, BACKBONES})
+    # Numba itself loads scipy where it is installed.
+    assert loaded.isdisjoint({"torch", "stable_baselines3", AGENTS, BACKBONES})

@@ -30,7 +30,7 @@ SCENE = Scene(
     proposals=((10.0, 20.0), (30.0, 59.0), (0.0, 60.0)),
     scores=(0.9, 0.5, 0.0),
     source=1,
-    trail=((30.0, 59.0), (9.0, 59.0), (6.0, 24.0)),
+    trajectory=((30.0, 59.0), (9.0, 59.0), (6.0, 24.0)),
     tious=(0.0, 0.36, 0.5),
     saliency=(0.0, 1.0, -1.0),
     horizon=3,
@@ -58,7 +58,7 @@ def make(source: Path, mode: str, **options: Any) -> VMREnv:
 
 
 def scene_of(env: VMREnv) -> Scene:
-    return Scene.of(env.episode, env.cache)
+    return Scene.of(env.episodes, env.trajectory)
 
 
 def seconds_of(picture: NDArray[np.uint8], colour: tuple[int, int, int], row: slice) -> tuple[float, float]:
@@ -73,10 +73,10 @@ def seconds_of(picture: NDArray[np.uint8], colour: tuple[int, int, int], row: sl
 def test_scene_is_the_state_of_the_episode(source: Path) -> None:
     env = make(source, "ansi", proposals=12)
     _, info = env.reset(options={"sample": 2, "start": 1 if env.cache.counts[2] > 1 else 0})
-    spans, tious = [env.episode.seconds()], [info["tiou"]]
+    spans, tious = [env.episodes.seconds()[0]], [info["tiou"]]
     for _ in range(2):
         info = env.step(int(np.flatnonzero(info["action_mask"])[0]))[4]
-        spans.append(env.episode.seconds())
+        spans.append(env.episodes.seconds()[0])
         tious.append(info["tiou"])
     assert not np.array_equal(spans[0], spans[2])
     scene = scene_of(env)
@@ -84,8 +84,8 @@ def test_scene_is_the_state_of_the_episode(source: Path) -> None:
     shown = min(int(env.cache.counts[2]), 10)
     assert (scene.vid, scene.duration, scene.step) == (sample.vid, sample.duration, 2)
     np.testing.assert_allclose(scene.tious, tious, rtol=1e-6)
-    np.testing.assert_allclose(scene.trail, spans, rtol=1e-6)
-    np.testing.assert_array_equal(scene.current, scene.trail[-1])
+    np.testing.assert_allclose(scene.trajectory, spans, rtol=1e-6)
+    np.testing.assert_array_equal(scene.current, scene.trajectory[-1])
     np.testing.assert_allclose(scene.moments, sample.moments)
     np.testing.assert_allclose(scene.proposals, env.cache.spans[2, :shown] * sample.duration, rtol=1e-6)
     np.testing.assert_array_equal(scene.scores, env.cache.scores[2, :shown])
@@ -103,11 +103,11 @@ def test_at_most_ten_proposals_are_shown_and_no_padding(source: Path) -> None:
 
 
 def test_of_a_long_trail_the_first_and_the_last_spans_are_shown() -> None:
-    trail = tuple((float(i), float(i + 1)) for i in range(20))
-    scene = replace(SCENE, trail=trail, tious=tuple(i / 20 for i in range(20)))
+    trajectory = tuple((float(i), float(i + 1)) for i in range(20))
+    scene = replace(SCENE, trajectory=trajectory, tious=tuple(i / 20 for i in range(20)))
     rows = scene.moves()
     assert [name for name, _, _ in rows] == ["start", *(f"step {i}" for i in range(14, 20))]
-    assert [span for _, span, _ in rows] == [trail[0], *trail[14:]]
+    assert [span for _, span, _ in rows] == [trajectory[0], *trajectory[14:]]
     assert rows[-1][2] == 0.95
     assert len(render_ansi(scene).split("\n")) == len(render_ansi(SCENE).split("\n")) + 4
     assert render_rgb(scene).shape == PICTURE.shape
@@ -132,8 +132,10 @@ def test_text_picture() -> None:
 
 
 def test_text_says_what_the_last_step_did() -> None:
-    def told(*trail: tuple[float, float]) -> str:
-        return replace(SCENE, trail=trail, tious=(0.0,) * len(trail)).progress().split(" · ")[1]
+    def told(*trajectory: tuple[float, float]) -> str:
+        return (
+            replace(SCENE, trajectory=trajectory, tious=(0.0,) * len(trajectory)).progress().split(" · ")[1]
+        )
 
     assert told((1.0, 5.0)) == "step 0 of 3"
     assert told((1.0, 5.0), (1.0, 5.0)) == "step 1 of 3: stays"
@@ -179,12 +181,12 @@ def test_picture_shows_every_part_of_the_scene() -> None:
         {"proposals": ((10.0, 21.0), *SCENE.proposals[1:])},
         {"scores": (0.8, 0.5, 0.0)},
         {"source": 0},
-        {"trail": ((30.0, 50.0), *SCENE.trail[1:])},
-        {"trail": (SCENE.trail[0], (9.0, 50.0), SCENE.trail[2])},
-        {"trail": (*SCENE.trail[:2], (6.0, 25.0))},
+        {"trajectory": ((30.0, 50.0), *SCENE.trajectory[1:])},
+        {"trajectory": (SCENE.trajectory[0], (9.0, 50.0), SCENE.trajectory[2])},
+        {"trajectory": (*SCENE.trajectory[:2], (6.0, 25.0))},
         {"tious": (0.2, *SCENE.tious[1:])},
         {"tious": (*SCENE.tious[:2], 0.6)},
-        {"trail": SCENE.trail[:2], "tious": SCENE.tious[:2]},
+        {"trajectory": SCENE.trajectory[:2], "tious": SCENE.tious[:2]},
         {"saliency": (0.0, 1.0, -2.0)},
         {"saliency": None},
     ]
@@ -204,7 +206,7 @@ def test_saliency_is_drawn_from_its_lowest_to_its_highest_value() -> None:
 @pytest.mark.parametrize("duration", [0.3, 5.0, 31.97, 1402.5, 250_000.0])
 def test_any_duration(duration: float) -> None:
     scene = replace(SCENE, duration=duration, moments=((0, duration),), proposals=((0, 0),) * 3)
-    scene = replace(scene, trail=((0, 0), (0, duration), (duration, duration)))
+    scene = replace(scene, trajectory=((0, 0), (0, duration), (duration, duration)))
     assert render_rgb(scene).shape == (HEIGHT, WIDTH, 3)
     assert max(map(len, render_ansi(scene).split("\n"))) <= 100
 

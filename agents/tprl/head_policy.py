@@ -27,7 +27,7 @@ from vmr_env.agents.tprl.head_training import HeadTrainer
 from vmr_env.agents.tprl.losses import Moments, log_odds
 
 from vmr_env.envs.curriculum import STAGES, Stage
-from vmr_env.envs.rewards import get_potential, overlaps
+from vmr_env.envs.rewards import potentials as potentials_of
 
 Baseline = Literal["value", "group"]
 
@@ -274,11 +274,8 @@ def potentials(name: str, bounds: Tensor, moments: Moments) -> Tensor:
     Boundaries are put in order and cut to the video first.
     """
     b, g, _ = bounds.shape
-    ordered = bounds.clamp(0, 1).sort(-1).values.reshape(b * g, 2).T.numpy()
+    ordered = bounds.clamp(0, 1).sort(-1).values.reshape(b * g, 2)
     of_sample = bounds_of(moments.spans)
     # Padding repeats a moment and so leaves maxima alone (`tprl_batches.padded_moments`).
-    repeated = of_sample.repeat_interleave(g, 0).permute(1, 2, 0).numpy()  # (M, 2, B * G)
-    low, high = repeated[:, 0], repeated[:, 1]
-    tiou = overlaps(ordered[0], ordered[1], low, high).max(0)
-    result = get_potential(name)(tiou, ordered, np.stack([low, high]))
-    return torch.from_numpy(np.asarray(result, np.float32)).reshape(b, g)
+    repeated = of_sample.repeat_interleave(g, 0)  # (B * G, M, 2)
+    return torch.from_numpy(potentials_of(name, ordered.numpy(), repeated.numpy())).reshape(b, g)

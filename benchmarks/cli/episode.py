@@ -9,7 +9,6 @@ from typing import Any
 import click
 import numpy as np
 
-from vmr_env.envs.actions import DiscreteActions
 from vmr_env.envs.env import VMREnv
 from vmr_env.rendering.ansi import TEXT_COLUMNS, Scene, render_ansi
 
@@ -33,8 +32,7 @@ def play_episodes(env: VMREnv, seed: int | None, qid: str | None, keys: Mapping[
         DataError: there is no such query.
         OSError: there is no terminal to read keys from.
     """
-    assert isinstance(env.action_mode, DiscreteActions)
-    actions = {name: number for number, name in enumerate(env.action_mode.names())}
+    actions = {name: number for number, name in enumerate(env.get_action_meanings())}
     source = f"Source of the data: {env.cache.manifest['source']}."
     clips, over, said, total = "1", False, source, 0.0
     _, info = env.reset(seed=seed, options=None if qid is None else {"qid": qid})
@@ -76,7 +74,7 @@ def _screen(env: VMREnv, said: str, keys: Mapping[str, str], clips: str) -> str:
     """The episode, what there is to say, and the keys; as many proposals as the terminal has lines for."""
     width, height = shutil.get_terminal_size((TEXT_COLUMNS, 40))
     width = max(min(width, TEXT_COLUMNS), 60)
-    scene = Scene.of(env.episode, env.cache)
+    scene = Scene.of(env.episodes, env.trajectory)
     unbroken = [f"[{key}] {what}".replace(" ", "\xa0") for key, what in keys.items()]
     moves = f"({clips} now)".replace(" ", "\xa0")
     below = [*textwrap.wrap(said, width)] or [""]
@@ -100,9 +98,9 @@ def _name(key: str, clips: int, env: VMREnv, actions: Mapping[str, int]) -> str 
         start, end = (clips * direction for direction in _DIRECTIONS[key])
         return f"start {start:+g}, end {end:+g} clips"
     if key in _SWITCHES:
-        count = int(env.cache.counts[env.episode.sample])
-        shown = min(count, len(env.episode.proposals))
-        return f"switch to proposal {(env.episode.source + _SWITCHES[key]) % shown + 1}"
+        count = int(env.cache.counts[env.episodes.samples[0]])
+        shown = min(count, env.episodes.task.proposals)
+        return f"switch to proposal {(int(env.episodes.sources[0]) + _SWITCHES[key]) % shown + 1}"
     return None
 
 

@@ -38,7 +38,7 @@ from vmr_env.agents.ppo import PPO, PPOConfig
 from vmr_env.agents.sb3.vec_env import SB3PPO
 
 from vmr_env.caches.reader import DecoderStateCache
-from vmr_env.envs.actions import DiscreteActions
+from vmr_env.envs.actions import get_action_mode
 from vmr_env.envs.config import PROPOSALS
 from vmr_env.envs.env import VMREnv
 from vmr_env.envs.sources import simulated_source
@@ -49,7 +49,7 @@ from vmr_env.programs import run_program
 
 Work = Callable[[], object]
 
-ACTIONS = DiscreteActions(PROPOSALS).size
+ACTIONS = get_action_mode("discrete", PROPOSALS, None).size
 STEPS = {"native": 40, "native, copy=False": 40, "gathering rows": 40, "observations": 40, "SyncVectorEnv": 1}
 """Steps of a turn."""
 

@@ -1,8 +1,8 @@
 """Action modes: what an action of an environment means. What it does is in `vmr_env.envs.kernel`.
 
-All modes move the boundaries of a span by offsets, counted in clips from where the boundary is; the observation
-shows what is known of each candidate position, so an agent sees where a move leads before it takes it. A span
-never leaves the video and no move makes it shorter than one clip.
+All modes move the boundaries of a span by offsets, counted in clips from where the boundary is. Observations
+show what is known of each candidate, so an agent sees where a move leads before it takes it. A span never
+leaves the video and no move makes it shorter than one clip.
 
 A mode is data (`Moves`); `register_action_mode` adds one of your own.
 """
@@ -42,11 +42,11 @@ class Moves:
     """An action mode as data.
 
     Attributes:
-        form: "listed": `Discrete`, every pair of offsets of start and end but that of staying, a switch to each
-            proposal, and stop; "paired": `MultiDiscrete`, an offset of the start and one of the end;
+        form: "listed": `Discrete`, every pair of offsets of start and end but that of staying, a switch to
+            each proposal, and stop; "paired": `MultiDiscrete`, an offset of the start and one of the end;
             "continuous": `Box`, shifts of start and end as shares of the longest offset.
-        offsets: K offsets for each step, in clips, rising, with 0 at the same place; the last ones hold for all
-            later steps.
+        offsets: K offsets for each step, in clips, rising, with 0 at the same place; the last ones hold for
+            all later steps.
         horizon: steps of an episode, unless an environment is told otherwise.
 
     Raises:
@@ -136,7 +136,7 @@ class ActionMode:
         pairs = [(start, end) for start in every for end in every if (start, end) != (stay, stay)]
         moves = [(_KINDS["move"], *pair) for pair in pairs]
         switches = [(_KINDS["switch"], proposal, 0) for proposal in range(self.proposals)]
-        return np.array([*moves, *switches, (_KINDS["stop"], 0, 0)])
+        return np.array([*moves, *switches, (_KINDS["stop"], stay, stay)])
 
     @cached_property
     def groups(self) -> dict[str, slice]:
@@ -184,7 +184,11 @@ class ActionMode:
         """
         form = self.moves.form
         kinds = "fiu" if form == "continuous" else "iu"
-        if not actions.ndim or actions.shape[1:] != (() if form == "listed" else (2,)) or actions.dtype.kind not in kinds:
+        if (
+            not actions.ndim
+            or actions.shape[1:] != (() if form == "listed" else (2,))
+            or actions.dtype.kind not in kinds
+        ):
             found = f"an action has shape {actions.shape[1:]} and type {actions.dtype}"
             raise ValueError(f"{found}, expected a member of {self.space}")
         if form == "continuous":

@@ -23,7 +23,11 @@ if sys.platform != "win32":
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_OPTIONS = {"_nrt": False, "nogil": True, "error_model": "numpy"}  # a division by 0 gives inf or NaN, as in NumPy
+_OPTIONS = {
+    "_nrt": False,
+    "nogil": True,
+    "error_model": "numpy",
+}  # a division by 0 gives inf or NaN, as in NumPy
 _SOURCES = ("envs", "caches", "metrics")  # folders that compiled code, or a constant in it, comes from
 
 _READY = False

@@ -61,7 +61,7 @@ class Task:
 
     Raises:
         ValueError: an argument is none of those expected.
-        DataError: the source is no cache of the data set, or has no such samples; derived tables cannot be kept.
+        DataError: the source is no cache of the data set, or has no such samples; tables cannot be kept.
     """
 
     def __init__(self, config: EnvConfig) -> None:
@@ -166,7 +166,7 @@ class Task:
 
 
 def _tables(cache: DecoderStateCache, components: Collection[str]) -> kernel.Tables:
-    """The arrays of a cache, and those derived from it; clip sums, a large table, where they are shown only."""
+    """The arrays of a cache and those derived from it; clip sums, a large table, where they are shown."""
     features = timelines_of(cache)
     clips = None if {"point_clips", "proposal_clips"}.isdisjoint(components) else clip_sums_of(cache)
     states, half_states = _by_precision(cache.states, 3)
@@ -179,7 +179,7 @@ def _tables(cache: DecoderStateCache, components: Collection[str]) -> kernel.Tab
         moments=_fixed(cache.moments.values, np.float32, 2),
         moment_offsets=_fixed(cache.moments.offsets, np.int64, 1),
         points=_fixed(features.points, np.float32, 3),
-        proposals=_fixed(features.proposals, np.float32, 3),
+        proposals=_fixed(features.proposals.reshape(len(cache), -1), np.float32, 2),
         states=states,
         half_states=half_states,
         text=text,

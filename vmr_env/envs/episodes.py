@@ -50,12 +50,14 @@ class Episodes:
         self.task = task
         self.state = np.zeros(n, kernel.EPISODE)
         self.mask = np.zeros((n, task.mode.size), bool)
-        self._positions = np.zeros((n, 2, task.mode.probes), np.float32)
-        self._reached = np.zeros(self._positions.shape, bool)
         self.streams = np.zeros(n, np.uint64)
         self._numbers, self._shares = np.zeros((n, 2), np.int64), np.zeros((n, 2), np.float32)
         self._none = np.empty((0, task.observer.width), np.float32)
-        self._threads = min(threads, n)
+        k = task.mode.probes
+        self._candidates = [
+            kernel.Candidates(np.zeros(k, np.float32), np.zeros((2, k), np.float32), np.zeros((2, k), bool))
+            for _ in range(min(threads, n))
+        ]
         self._potentials: Array = np.zeros(n)
         self._set_rules(task.config.stage)
         with first_call():
@@ -96,7 +98,7 @@ class Episodes:
         )
 
     def act(self, orders: NDArray[np.uint8], actions: Array, out: Floats | None = None) -> Outcome:
-        """Carry out orders (N,), with the actions (N,) or (N, 2), as `ActionMode.checked` gives them, of steps."""
+        """Carry out orders (N,) with the actions (N,) or (N, 2) of steps, checked by `ActionMode`."""
         form = self.task.mode.moves.form
         if form == "listed":
             self._numbers[:, 0] = actions
@@ -115,22 +117,19 @@ class Episodes:
         n = len(self)
         observations = np.empty((n, self.task.observer.width), np.float32) if out is None else out
         outcome = Outcome(observations, np.zeros(n), np.zeros(n, bool))
-        arguments = (
-            *(self.task.tables, self.rules, self.state, self._positions, self._reached, self.mask),
-            *(orders, self._numbers, self._shares),
-        )
-        if self._threads == 1:
-            kernel.advance(*arguments, *outcome, 0, n)
-        else:
-            borders = np.linspace(0, n, self._threads + 1).astype(int).tolist()
-            pool = _pool(self._threads - 1, os.getpid())
-            others = [
-                pool.submit(kernel.advance, *arguments, *outcome, first, last)
-                for first, last in zip(borders[1:], borders[2:], strict=False)
-            ]
-            kernel.advance(*arguments, *outcome, 0, borders[1])
-            for other in others:
-                other.result()
+
+        def lead_on(part: int) -> None:
+            kernel.advance(
+                *(self.task.tables, self.rules, self.state, self._candidates[part], self.mask),
+                *(orders, self._numbers, self._shares, *outcome),
+                *(part * n // parts, (part + 1) * n // parts),
+            )
+
+        parts = len(self._candidates)
+        others = [_pool(parts - 1, os.getpid()).submit(lead_on, part) for part in range(1, parts)]
+        lead_on(0)
+        for other in others:
+            other.result()
         if self._reward.potential is not None:
             before, self._potentials = self._potentials, np.asarray(self._reward.potential(self), np.float64)
             steps = orders == kernel.STEP
@@ -192,7 +191,9 @@ class Episodes:
             TypeError: the actions cannot be listed.
         """
         if self.task.mode.moves.form != "listed":
-            raise TypeError(f"actions are {self.task.action_space}, expected listed ones, as 'discrete' has them")
+            raise TypeError(
+                f"actions are {self.task.action_space}, expected listed ones, as 'discrete' has them"
+            )
         out = np.empty(self.mask.shape, np.float32)
         kernel.gains(self.task.tables, self.rules, self.state, self.mask, out)
         return out

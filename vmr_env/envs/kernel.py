@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.caches import boundary_features
-from vmr_env.caches.boundary_features import CELLS, CURVES, FLOOR, INTEGRALS, SHORTEST
+from vmr_env.caches.boundary_features import (
+    CELLS,
+    CURVES,
+    FLOOR,
+    INTEGRALS,
+    POINT_FEATURES,
+    SHORTEST,
+    SPAN_FEATURES,
+)
 from vmr_env.caches.clip_sums import EDGE_CLIPS
 from vmr_env.envs.compilation import entry, scalar
 from vmr_env.metrics import spans
@@ -45,10 +53,10 @@ EPISODE = np.dtype(
 """The state of an episode."""
 
 SKIP, LOOK, BEGIN, STEP = range(4)
-"""Orders to an episode: nothing, look again (the rules may be new), begin where the record says, take a step."""
+"""Orders to an episode: nothing, look again (rules may be new), begin where the record says, take a step."""
 
 LISTED, PAIRED, CONTINUOUS = range(3)
-"""Forms of actions: the number of a choice; numbers of two offsets; two shifts in units of the longest offset."""
+"""Forms of actions: the number of a choice; numbers of two offsets; two shares of the longest offset."""
 
 MOVE, SWITCH, STOP = range(3)
 """Kinds of choices."""
@@ -75,6 +83,7 @@ _HALF = np.float32(0.5)
 _BONUSES = tuple(np.float32(bonus) for bonus in (0.1, 0.2, 0.3))
 _CELLS = np.float32(CELLS)
 _N_CURVES, _INTEGRALS = len(CURVES), INTEGRALS.start
+_POINT_WIDTH, _SPAN_WIDTH = len(POINT_FEATURES), len(SPAN_FEATURES)
 _HALF_FLOAT = np.float32(2.0**112)
 
 _log_length = scalar(boundary_features.log_length)
@@ -82,7 +91,7 @@ _reaches = scalar(spans.reaches)
 
 
 class Tables(NamedTuple):
-    """What is frozen of all S samples: a cache's arrays and the tables derived from it; empty where it has none.
+    """What is frozen of all S samples: a cache's arrays and derived tables; empty where it has none.
 
     Arrays are read-only and C-contiguous, always of these types, so that they are compiled for once.
     """
@@ -102,7 +111,7 @@ class Tables(NamedTuple):
     points: Floats
     """(S, CELLS + 1, `POINT_FEATURES`) float32, boundary features of every point."""
     proposals: Floats
-    """(S, Q, `SPAN_FEATURES`) float32."""
+    """(S, Q * `SPAN_FEATURES`) float32."""
     states: Floats
     """(S, Q, D) float32, decoder states."""
     half_states: NDArray[np.uint16]
@@ -153,6 +162,17 @@ class Rules(NamedTuple):
     """(`COMPONENTS`,), where each component begins in a flat observation; -1 where it is left out."""
 
 
+class Candidates(NamedTuple):
+    """Where the boundaries of one span can go; memory that is used for one episode after the other."""
+
+    shifts: Floats
+    """(K,) float32."""
+    positions: Floats
+    """(2, K) float32, of start and end; where a boundary is if it cannot go there while the other stays."""
+    reached: Bools
+    """(2, K), whether it can."""
+
+
 # Judging
 
 
@@ -166,7 +186,7 @@ def overlap(start: np.float32, end: np.float32, low: np.float32, high: np.float3
 
 @scalar
 def generalised_overlap(start: np.float32, end: np.float32, low: np.float32, high: np.float32) -> np.float32:
-    """tIoU - (hull - union) / hull, the hull being the shortest span around both (Rezatofighi et al., 2019)."""
+    """TIoU - (hull - union) / hull, the hull is the shortest span around both (Rezatofighi et al., 2019)."""
     common = max(min(high, end) - max(low, start), _ZERO)
     union = (high - low) + (end - start) - common
     hull = max(end, high) - min(start, low)
@@ -234,7 +254,7 @@ def least_width(episode: np.record) -> np.float32:
 
 @scalar
 def start_candidate(episode: np.record, shift: np.float32) -> tuple[np.float32, bool]:
-    """Where the start goes by a shift while the end stays, and whether it can; where it is if it cannot."""
+    """Where the start goes by a shift while the end stays, and whether it can; else where it is."""
     moved = episode.start + shift
     if shift < _ZERO:
         return max(moved, _ZERO), episode.start > TINY
@@ -261,32 +281,38 @@ def shift_of(rules: Rules, episode: np.record, number: int) -> np.float32:
 
 
 @scalar
-def find_candidates(rules: Rules, episode: np.record, positions: Floats, reached: Bools) -> None:
-    """Candidates of start and end (2, K), and whether the boundary can go there while the other stays."""
-    for k in range(positions.shape[1]):
-        shift = shift_of(rules, episode, k)
-        positions[0, k], reached[0, k] = start_candidate(episode, shift)
-        positions[1, k], reached[1, k] = end_candidate(episode, shift)
+def find_candidates(rules: Rules, episode: np.record, candidates: Candidates) -> None:
+    """Where each boundary can go while the other stays."""
+    shifts, positions, reached = candidates
+    for k in range(len(shifts)):
+        shifts[k] = shift_of(rules, episode, k)
+        positions[0, k], reached[0, k] = start_candidate(episode, shifts[k])
+        positions[1, k], reached[1, k] = end_candidate(episode, shifts[k])
 
 
 @scalar
-def find_possible(tables: Tables, rules: Rules, episode: np.record, reached: Bools, mask: Bools) -> None:
-    """Which choices (A,) are possible: both boundaries can go there, or there is another span to switch to."""
-    least = least_width(episode)
+def find_possible(
+    tables: Tables, rules: Rules, episode: np.record, candidates: Candidates, mask: Bools
+) -> None:
+    """Which choices (A,) are possible: both boundaries can go there, or there is another span to switch to.
+
+    Conditions are joined by `&`: branches that no processor foresees cost more than they save.
+    """
+    shifts, _, reached = candidates
+    start, end, least = episode.start, episode.end, least_width(episode)
+    moves, switches = rules.moves == 1, rules.switches == 1
     proposals = min(tables.counts[episode.sample], rules.proposals)
     for a in range(len(mask)):
         kind, first, second = rules.choices[a, 0], rules.choices[a, 1], rules.choices[a, 2]
         if kind == MOVE:
-            on, back = shift_of(rules, episode, first), shift_of(rules, episode, second)
+            on, back = shifts[first], shifts[second]
             if on > _ZERO and back < _ZERO:  # from both sides
-                possible = (episode.end + back) - (episode.start + on) >= least
+                mask[a] = moves & ((end + back) - (start + on) >= least)
             else:
-                possible = reached[0, first] and reached[1, second]
-            mask[a] = possible and rules.moves == 1
+                mask[a] = moves & reached[0, first] & reached[1, second]
         elif kind == SWITCH:
-            span = tables.spans[episode.sample, first]
-            differs = span[0] != episode.start or span[1] != episode.end
-            mask[a] = differs and first < proposals and rules.switches == 1
+            low, high = tables.spans[episode.sample, first, 0], tables.spans[episode.sample, first, 1]
+            mask[a] = switches & (first < proposals) & ((low != start) | (high != end))
         else:
             mask[a] = True
 
@@ -364,7 +390,7 @@ def copy(row: Floats, out: Floats) -> None:
 
 @scalar
 def copy_half(bits: NDArray[np.uint16], out: Floats) -> None:
-    """Write a row (K,) of finite float16 numbers, of which there are the bits: sign, exponent (5), fraction (10).
+    """Write a row (K,) of finite float16 numbers, given as bits: sign, exponent (5), fraction (10).
 
     As a float32 the same exponent means 2**112 times less.
     """
@@ -451,11 +477,16 @@ def observe_models(models: NDArray[np.uint8], count: int, among: int, out: Float
 
 @scalar
 def observe(
-    tables: Tables, rules: Rules, episode: np.record, positions: Floats, mask: Bools, out: Floats
+    tables: Tables, rules: Rules, episode: np.record, candidates: Candidates, mask: Bools, out: Floats
 ) -> None:
     """Write the flat observation: every component that has a column."""
     at, sample, start, end = rules.columns, episode.sample, episode.start, episode.end
-    points, proposals, count = tables.points[sample], tables.spans[sample, : rules.proposals], tables.counts[sample]
+    positions = candidates.positions
+    points, proposals, count = (
+        tables.points[sample],
+        tables.spans[sample, : rules.proposals],
+        tables.counts[sample],
+    )
     if at[_REMAINING] >= 0:
         out[at[_REMAINING]] = max(rules.horizon - episode.step, 0) / rules.horizon
     if at[_VIDEO] >= 0:
@@ -480,17 +511,16 @@ def observe(
         part = out[at[_POINTS] :]
         for side in range(2):
             for k in range(positions.shape[1]):
-                copy(points[cell_of(positions[side, k])], part)
-                part = part[points.shape[1] :]
+                cell = cell_of(positions[side, k])
+                for f in range(_POINT_WIDTH):
+                    part[f] = points[cell, f]
+                part = part[_POINT_WIDTH:]
     if at[_WHOLE] >= 0:
         copy(points[CELLS, _INTEGRALS:], out[at[_WHOLE] :])
     if at[_INSIDE] >= 0:
         observe_inside(points, start, end, out[at[_INSIDE] :])
     if at[_PROPOSALS] >= 0:
-        part, features = out[at[_PROPOSALS] :], tables.proposals[sample]
-        for p in range(len(proposals)):
-            copy(features[p], part)
-            part = part[features.shape[1] :]
+        copy(tables.proposals[sample, : rules.proposals * _SPAN_WIDTH], out[at[_PROPOSALS] :])
     if at[_MODELS] >= 0:
         observe_models(tables.models[sample, : rules.proposals], count, rules.models, out[at[_MODELS] :])
     if at[_DECODER_STATE] >= 0:
@@ -524,8 +554,7 @@ def advance(
     tables: Tables,
     rules: Rules,
     episodes: Array,
-    positions: Floats,
-    reached: Bools,
+    candidates: Candidates,
     masks: Bools,
     orders: NDArray[np.uint8],
     numbers: Integers,
@@ -542,8 +571,7 @@ def advance(
         tables: see there.
         rules: see there.
         episodes: (N,) EPISODE, changed.
-        positions: (N, 2, K) float32, candidates of start and end, written.
-        reached: (N, 2, K), where they can go, written.
+        candidates: memory for them; of its own for every thread.
         masks: (N, A), which choices are possible, changed.
         orders: (N,), SKIP, LOOK, BEGIN or STEP.
         numbers: (N, 2), see `apply`.
@@ -564,10 +592,10 @@ def advance(
             begin(tables, rules, episode)
         judge(tables, rules, episode)
         rewards[i] = episode.potential - before if steps else _ZERO
-        find_candidates(rules, episode, positions[i], reached[i])
-        find_possible(tables, rules, episode, reached[i], mask)
+        find_candidates(rules, episode, candidates)
+        find_possible(tables, rules, episode, candidates, mask)
         if len(observations) > 0:
-            observe(tables, rules, episode, positions[i], mask, observations[i])
+            observe(tables, rules, episode, candidates, mask, observations[i])
 
 
 @entry

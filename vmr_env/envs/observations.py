@@ -21,8 +21,8 @@
 
 All values are finite float32 inside the declared bounds. The features are described in
 `vmr_env.caches.boundary_features` and `vmr_env.caches.clip_sums`; `vmr_env.envs.kernel` writes them.
-`register_component` adds one of your own. Clip features are worth having, and make observations wide: 23,552 numbers of
-C = 256 channels and P = 10 proposals. Naming the other components leaves them out.
+`register_component` adds one of your own. Clip features are worth having, and make observations wide: 23,552
+numbers of C = 256 channels and P = 10 proposals. Naming the other components leaves them out.
 """
 
 import math
@@ -103,7 +103,9 @@ class Observer:
             components = [name for name in known if name not in UNASKED]
         if not components:
             raise ValueError(f"components is empty, expected some of {', '.join(known)}")
-        chosen = {_key(name): known[name] if name in known else COMPONENTS.get(name, known) for name in components}
+        chosen = {
+            _key(name): known[name] if name in known else COMPONENTS.get(name, known) for name in components
+        }
         if len(chosen) != len(components):
             raise ValueError(f"components names one twice: {', '.join(components)}")
         self._components = chosen

@@ -34,9 +34,9 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
             the next call.
         threads: how many threads lead the episodes on; results do not depend on it.
 
-    Infos of every step: `tiou` (N,) and `action_mask` (N, A) int8; where an episode has ended also `span` (N, 2)
-    in seconds and `proposal` (N,); of a reset: `sample` (N,), rows of the cache (`env.cache.sample(row)` has
-    names and texts). Entries beginning with `_` say which episodes an entry is for, as in Gymnasium.
+    Infos of every reset and step: `sample` (N,), rows of the cache (`env.cache.sample(row)` has texts), `qid`
+    (N,), `vid` (N,), `tiou` (N,), `span` (N, 2) in seconds, `proposal` (N,), and `action_mask` (N, A) int8.
+    Entries beginning with `_` say which episodes an entry is for, as in Gymnasium.
 
     Resets accept `options` as `VMREnv` does, with one value for all or a sequence of N.
     """

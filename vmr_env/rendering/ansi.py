@@ -58,7 +58,7 @@ class Scene:
 
     @classmethod
     def of(cls, episodes: "Episodes", trajectory: Sequence[Span]) -> "Scene":
-        """The scene of the first of the running episodes, whose spans so far, in shares of the video, are given."""
+        """The scene of the first of the episodes; its spans so far are given, as shares of the video."""
         cache, row = episodes.task.cache, int(episodes.samples[0])
         sample = cache.sample(row)
         shown = min(int(cache.counts[row]), episodes.task.proposals, SHOWN_PROPOSALS)
