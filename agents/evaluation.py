@@ -117,7 +117,7 @@ def _trace_batch(
         actions = act(observations, infos["action_mask"].astype(bool))
         observations, _, _, _, infos = env.step(actions)
         among = np.flatnonzero(running)
-        windows[among], proposals[among] = episodes.seconds(among), episodes.sources[among]
+        windows[among], proposals[among] = episodes.seconds()[among], episodes.sources[among]
         after[among] = infos["tiou"][among]
         if "final_info" in infos:  # an episode restarts when it ends; only its first end counts
             final, ended = infos["final_info"], infos["_final_info"] & running

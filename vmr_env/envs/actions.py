@@ -157,10 +157,10 @@ class ActionMode:
         """What each entry of the mask does, in words; of `Box` what each number of an action does."""
         if self.moves.form == "continuous":
             return [f"{side}, in units of {self.moves.offsets[0][-1]:g} clips" for side in ("start", "end")]
-        names = []
+        names: list[str] = []
         for kind, first, second in self.choices.tolist():
             if kind == _KINDS["move"]:
-                pair = (("start", first), ("end", second))
+                pair: tuple[tuple[str, int], ...] = (("start", first), ("end", second))
                 if self.moves.form == "paired":
                     pair = (pair[0],) if len(names) < self.probes else (pair[1],)
                 moved = [f"{side} {self._words(number)}" for side, number in pair]

@@ -23,13 +23,14 @@ if sys.platform != "win32":
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_OPTIONS = {
-    "_nrt": False,
+_OPTIONS: dict[str, Any] = {
     "nogil": True,
-    "error_model": "numpy",
-}  # a division by 0 gives inf or NaN, as in NumPy
+    "error_model": "numpy",  # a division by 0 gives inf or NaN, as in NumPy
+    "_nrt": False,  # compiled code makes no arrays, so it need not count references, which threads would share
+}
 _SOURCES = ("envs", "caches", "metrics")  # folders that compiled code, or a constant in it, comes from
 
+_CONFIG: Any = numba.config
 _READY = False
 
 
@@ -41,12 +42,12 @@ def scalar(function: Function) -> Function:
 
 def entry(function: Function) -> Function:
     """Compile a function that Python calls; what is compiled is kept on disk."""
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(_folder())  # is read by the decorator alone
+    before = _CONFIG.CACHE_DIR
+    _CONFIG.CACHE_DIR = str(_folder())  # is read by the decorator alone
     try:
         compiled: Function = njit(cache=True, **_OPTIONS)(function)
     finally:
-        numba.config.CACHE_DIR = before
+        _CONFIG.CACHE_DIR = before
     return compiled
 
 
@@ -60,7 +61,7 @@ def _folder() -> Path:
     digest = hashlib.sha256(f"{numba.__version__} {sys.version} {binding.get_host_cpu_name()}".encode())
     for path in sorted(path for folder in _SOURCES for path in (package / folder).glob("*.py")):
         digest.update(path.read_bytes())
-    chosen = numba.config.CACHE_DIR
+    chosen = _CONFIG.CACHE_DIR
     return (Path(chosen) if chosen else user_cache_folder() / "compiled") / digest.hexdigest()[:32]
 
 
@@ -72,7 +73,7 @@ def first_call() -> Iterator[None]:
     wait, and load what it made.
     """
     global _READY
-    if _READY or numba.config.DISABLE_JIT:
+    if _READY or _CONFIG.DISABLE_JIT:
         yield
         return
     folder = _folder()

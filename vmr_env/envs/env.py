@@ -148,7 +148,8 @@ class VMREnv(gymnasium.Env[Any, Any]):
         return self._masks
 
     def _masks(self) -> Bools:
-        return self.episodes.mask[0].copy()
+        mask: Bools = self.episodes.mask[0].copy()
+        return mask
 
     def get_action_meanings(self) -> list[str]:
         """What each entry of the action mask does, in words; of `Box` what each number of an action does."""

@@ -120,9 +120,19 @@ class Episodes:
 
         def lead_on(part: int) -> None:
             kernel.advance(
-                *(self.task.tables, self.rules, self.state, self._candidates[part], self.mask),
-                *(orders, self._numbers, self._shares, *outcome),
-                *(part * n // parts, (part + 1) * n // parts),
+                self.task.tables,
+                self.rules,
+                self.state,
+                self._candidates[part],
+                self.mask,
+                orders,
+                self._numbers,
+                self._shares,
+                outcome.observations,
+                outcome.rewards,
+                outcome.ended,
+                part * n // parts,
+                (part + 1) * n // parts,
             )
 
         parts = len(self._candidates)

@@ -11,7 +11,7 @@ Spans and positions are shares of the video, so 0 and 1 are its ends; offsets ar
 offsets times the length of a clip. A span never leaves the video, and no move makes it shorter than one clip.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,10 @@ from vmr_env.envs.compilation import entry, scalar
 from vmr_env.metrics import spans
 
 Integers = NDArray[np.int64]
+Number = Any
+"""A float32; NumPy's types cannot say that operators keep it."""
+Record = Any
+"""One `EPISODE`."""
 
 EPISODE = np.dtype(
     (
@@ -147,9 +151,9 @@ class Rules(NamedTuple):
     """1 where switches are free, else 0."""
     start_k: int
     """An episode starts at one of so many best proposals."""
-    clip_seconds: np.float32
+    clip_seconds: Number
     """Length of a clip."""
-    longest: np.float32
+    longest: Number
     """The longest offset."""
     offsets: Floats
     """(H, K) float32, where the candidates of a boundary are at each step, the last row at all later ones."""
@@ -177,7 +181,7 @@ class Candidates(NamedTuple):
 
 
 @scalar
-def overlap(start: np.float32, end: np.float32, low: np.float32, high: np.float32) -> np.float32:
+def overlap(start: Number, end: Number, low: Number, high: Number) -> Number:
     """tIoU of two spans; 0 where both are empty, or where one ends before it starts."""
     common = max(min(high, end) - max(low, start), _ZERO)
     union = (high - low) + (end - start) - common
@@ -185,7 +189,7 @@ def overlap(start: np.float32, end: np.float32, low: np.float32, high: np.float3
 
 
 @scalar
-def generalised_overlap(start: np.float32, end: np.float32, low: np.float32, high: np.float32) -> np.float32:
+def generalised_overlap(start: Number, end: Number, low: Number, high: Number) -> Number:
     """TIoU - (hull - union) / hull, the hull is the shortest span around both (Rezatofighi et al., 2019)."""
     common = max(min(high, end) - max(low, start), _ZERO)
     union = (high - low) + (end - start) - common
@@ -194,7 +198,7 @@ def generalised_overlap(start: np.float32, end: np.float32, low: np.float32, hig
 
 
 @scalar
-def best_overlap(start: np.float32, end: np.float32, moments: Floats) -> np.float32:
+def best_overlap(start: Number, end: Number, moments: Floats) -> Number:
     """Highest tIoU with any of the moments (M, 2)."""
     best = _ZERO
     for m in range(len(moments)):
@@ -203,15 +207,13 @@ def best_overlap(start: np.float32, end: np.float32, moments: Floats) -> np.floa
 
 
 @scalar
-def bonus(tiou: np.float32, threshold: float, earned: np.float32) -> np.float32:
+def bonus(tiou: Number, threshold: float, earned: Number) -> Number:
     """What is earned from a threshold on."""
     return earned if _reaches(tiou, threshold) else _ZERO
 
 
 @scalar
-def potential_of(
-    kind: int, tiou: np.float32, start: np.float32, end: np.float32, moments: Floats
-) -> np.float32:
+def potential_of(kind: int, tiou: Number, start: Number, end: Number, moments: Floats) -> Number:
     """A potential of a span whose highest tIoU with the moments (M, 2) is known."""
     value = tiou
     if kind == GIOU:
@@ -226,7 +228,7 @@ def potential_of(
 
 
 @scalar
-def judge(tables: Tables, rules: Rules, episode: np.record) -> None:
+def judge(tables: Tables, rules: Rules, episode: Record) -> None:
     """Compare the current span with the moments."""
     first, last = tables.moment_offsets[episode.sample], tables.moment_offsets[episode.sample + 1]
     moments = tables.moments[first:last]
@@ -238,7 +240,7 @@ def judge(tables: Tables, rules: Rules, episode: np.record) -> None:
 
 
 @scalar
-def begin(tables: Tables, rules: Rules, episode: np.record) -> None:
+def begin(tables: Tables, rules: Rules, episode: Record) -> None:
     """Start at the proposal `source` of `sample`."""
     episode.start = tables.spans[episode.sample, episode.source, 0]
     episode.end = tables.spans[episode.sample, episode.source, 1]
@@ -247,13 +249,13 @@ def begin(tables: Tables, rules: Rules, episode: np.record) -> None:
 
 
 @scalar
-def least_width(episode: np.record) -> np.float32:
+def least_width(episode: Record) -> Number:
     """What a move must leave: one clip; a span that is already shorter may only grow."""
     return min(episode.end - episode.start, episode.clip) - TINY
 
 
 @scalar
-def start_candidate(episode: np.record, shift: np.float32) -> tuple[np.float32, bool]:
+def start_candidate(episode: Record, shift: Number) -> tuple[Number, bool]:
     """Where the start goes by a shift while the end stays, and whether it can; else where it is."""
     moved = episode.start + shift
     if shift < _ZERO:
@@ -264,7 +266,7 @@ def start_candidate(episode: np.record, shift: np.float32) -> tuple[np.float32, 
 
 
 @scalar
-def end_candidate(episode: np.record, shift: np.float32) -> tuple[np.float32, bool]:
+def end_candidate(episode: Record, shift: Number) -> tuple[Number, bool]:
     """The same for the end while the start stays."""
     moved = episode.end + shift
     if shift > _ZERO:
@@ -275,13 +277,13 @@ def end_candidate(episode: np.record, shift: np.float32) -> tuple[np.float32, bo
 
 
 @scalar
-def shift_of(rules: Rules, episode: np.record, number: int) -> np.float32:
+def shift_of(rules: Rules, episode: Record, number: int) -> Number:
     """The shift that the offset of that number is at the episode's step."""
     return rules.offsets[min(episode.step, len(rules.offsets) - 1), number] * episode.clip
 
 
 @scalar
-def find_candidates(rules: Rules, episode: np.record, candidates: Candidates) -> None:
+def find_candidates(rules: Rules, episode: Record, candidates: Candidates) -> None:
     """Where each boundary can go while the other stays."""
     shifts, positions, reached = candidates
     for k in range(len(shifts)):
@@ -291,9 +293,7 @@ def find_candidates(rules: Rules, episode: np.record, candidates: Candidates) ->
 
 
 @scalar
-def find_possible(
-    tables: Tables, rules: Rules, episode: np.record, candidates: Candidates, mask: Bools
-) -> None:
+def find_possible(tables: Tables, rules: Rules, episode: Record, candidates: Candidates, mask: Bools) -> None:
     """Which choices (A,) are possible: both boundaries can go there, or there is another span to switch to.
 
     Conditions are joined by `&`: branches that no processor foresees cost more than they save.
@@ -318,9 +318,7 @@ def find_possible(
 
 
 @scalar
-def chosen_span(
-    tables: Tables, rules: Rules, episode: np.record, choice: int
-) -> tuple[np.float32, np.float32]:
+def chosen_span(tables: Tables, rules: Rules, episode: Record, choice: int) -> tuple[Number, Number]:
     """The span to which a choice leads."""
     kind, first, second = rules.choices[choice, 0], rules.choices[choice, 1], rules.choices[choice, 2]
     start, end = episode.start, episode.end
@@ -334,7 +332,7 @@ def chosen_span(
 
 @scalar
 def apply(
-    tables: Tables, rules: Rules, episode: np.record, mask: Bools, numbers: Integers, shares: Floats
+    tables: Tables, rules: Rules, episode: Record, mask: Bools, numbers: Integers, shares: Floats
 ) -> bool:
     """Take an action and its step; an impossible one changes nothing else.
 
@@ -376,7 +374,7 @@ def apply(
 
 
 @scalar
-def cell_of(position: np.float32) -> int:
+def cell_of(position: Number) -> int:
     """The point of the table nearest to a position."""
     return int(np.rint(position * _CELLS))
 
@@ -400,7 +398,7 @@ def copy_half(bits: NDArray[np.uint16], out: Floats) -> None:
 
 
 @scalar
-def observe_inside(points: Floats, start: np.float32, end: np.float32, out: Floats) -> None:
+def observe_inside(points: Floats, start: Number, end: Number, out: Floats) -> None:
     """Mean of each curve inside a span, and shares of the first three that lie there (`INSIDE_FEATURES`)."""
     first, last = cell_of(start), cell_of(end)
     width = max(end - start, SHORTEST)
@@ -477,7 +475,7 @@ def observe_models(models: NDArray[np.uint8], count: int, among: int, out: Float
 
 @scalar
 def observe(
-    tables: Tables, rules: Rules, episode: np.record, candidates: Candidates, mask: Bools, out: Floats
+    tables: Tables, rules: Rules, episode: Record, candidates: Candidates, mask: Bools, out: Floats
 ) -> None:
     """Write the flat observation: every component that has a column."""
     at, sample, start, end = rules.columns, episode.sample, episode.start, episode.end

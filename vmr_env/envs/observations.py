@@ -126,7 +126,7 @@ class Observer:
 
     def space(self, flat: bool) -> spaces.Space[Any]:
         """Observation space of one episode: a `Box`, or a one-level `Dict` with a key per component."""
-        boxes = {
+        boxes: dict[str, spaces.Space[Any]] = {
             name: spaces.Box(part.low, part.high, part.shape, np.float32)
             for name, part in self._components.items()
         }

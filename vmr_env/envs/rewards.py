@@ -63,6 +63,6 @@ def potentials(name: str, spans: Floats, moments: Floats) -> Floats:
     if name not in BUILT_IN:
         raise ValueError(f"reward is {name!r}, expected one of {', '.join(BUILT_IN)}")
     out = np.empty(len(spans), np.float32)
-    both = (np.ascontiguousarray(part, np.float32) for part in (spans, moments))
-    kernel.potentials(BUILT_IN.index(name), *both, out)
+    spans, moments = np.ascontiguousarray(spans, np.float32), np.ascontiguousarray(moments, np.float32)
+    kernel.potentials(BUILT_IN.index(name), spans, moments, out)
     return out
