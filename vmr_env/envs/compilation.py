@@ -26,7 +26,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",  # a division by 0 gives inf or NaN, as in NumPy
-    "_nrt": False,  # compiled code makes no arrays, so it need not count references, which threads would share
+    "_nrt": False,  # no array is made in compiled code: no references to count, which threads would share
 }
 _SOURCES = ("envs", "caches", "metrics")  # folders that compiled code, or a constant in it, comes from
 
