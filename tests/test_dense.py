@@ -1,17 +1,20 @@
 """The policy over all spans against slow, obvious implementations."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from vmr_env.agents.dense.decoding import answers, best_utility
+from vmr_env.agents.dense import DensePolicy, Evidence, load_policy, refine_rows, save_policy
+from vmr_env.agents.dense.decoding import answers, best_utility, with_relevance
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.spans import all_spans, best_overlap, span_numbers
-from vmr_env.agents.dense.timeline import Grid, NoEvidence, Timelines
+from vmr_env.agents.dense.timeline import Draw, Timelines
 from vmr_env.agents.dense.trainer import (
     DenseConfig,
-    distribution,
+    believe,
     expected_gain,
     policy_loss,
     train,
@@ -20,8 +23,9 @@ from vmr_env.agents.dense.trainer import (
 from vmr_env.benchmarks.experiment.dense import report
 
 from vmr_env.data.annotations import Annotation
-from vmr_env.data.predictions import Prediction
+from vmr_env.data.predictions import Prediction, write_predictions
 from vmr_env.data.profiles import get_profile
+from vmr_env.data.timelines import Grid, NoEvidence
 from vmr_env.errors import DataError
 from vmr_env.metrics import spans as metric_spans
 
@@ -87,7 +91,7 @@ def slow_tiou(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 
 def slow_vote(timelines: Timelines, row: int) -> dict[tuple[int, int], float]:
-    """Sum of the eight numbers of each span inside the video, window by window."""
+    """Sum of the six numbers of each span inside the video, window by window."""
     windows = timelines.models[0][row].windows
     total = sum(score for *_, score in windows)
     clips = round(timelines.annotations[row].duration / 2)
@@ -99,7 +103,6 @@ def slow_vote(timelines: Timelines, row: int) -> dict[tuple[int, int], float]:
                 overlap = slow_tiou((start, end), (low / 2, high / 2))
                 soft = sum(1 / (1 + np.exp(-(overlap - t) / 0.05)) for t in (0.5, 0.7))
                 value += (score / total + (rank == 0)) * (overlap + soft)
-                value += score / total * (int(low / 2 == start) + int(high / 2 == end))
             result[start, end] = value
     return result
 
@@ -114,7 +117,7 @@ def test_initial_weights_answer_as_the_slow_vote() -> None:
     timelines = problem(20)
     network = DenseNetwork(DIM, GRID.clips, 16).eval()
     logits = network(timelines.batch(range(20))).logits
-    listed = answers(timelines, distribution([network], timelines), first="mode")
+    listed = answers(timelines, believe([network], timelines).probabilities, first="mode")
     spans = [tuple(span) for span in timelines.spans.tolist()]
     for row in range(20):
         votes = slow_vote(timelines, row)
@@ -180,7 +183,7 @@ def test_nothing_beyond_the_video_counts() -> None:
     timelines = problem(30)
     network = train(timelines, 0, DenseConfig(channels=16, epochs=1, batch_size=16))
     short = [row for row in range(30) if timelines.clips[row] < GRID.clips]
-    probabilities = distribution([network], timelines)
+    probabilities = believe([network], timelines).probabilities
     batch = timelines.batch(short)
     for row in short:
         beyond = timelines.spans[:, 1] > int(timelines.clips[row])
@@ -235,10 +238,10 @@ def test_it_learns_what_evidence_tells_and_nothing_from_noise(told: bool) -> Non
     def mean_tiou(probabilities: torch.Tensor) -> float:
         return float(overlaps.gather(1, best_utility(timelines, probabilities)[:, None]).mean())
 
-    learnt = mean_tiou(distribution([network], timelines, held_out))
+    learnt = mean_tiou(believe([network], timelines, held_out).probabilities)
     zeros = {qid: np.zeros((1, DIM), np.float32) for qid in timelines._queries}
     blind = Timelines(timelines.models, timelines.annotations, NoEvidence(DIM), zeros, GRID)
-    without = mean_tiou(distribution([train(blind, 0, CONFIG, rows=range(160))], blind, held_out))
+    without = mean_tiou(believe([train(blind, 0, CONFIG, rows=range(160))], blind, held_out).probabilities)
     if told:
         assert learnt > without + 0.2
     else:
@@ -259,7 +262,7 @@ def test_wide_vectors_of_length_1_are_learnt_from_few_queries() -> None:
         queries[str(annotation.qid)] = vector[None].astype(np.float32)
     timelines = Timelines(narrow.models, narrow.annotations, rows, queries, GRID)
     held_out = list(range(120, 180))
-    probabilities = distribution([train(timelines, 0, CONFIG, rows=range(120))], timelines, held_out)
+    probabilities = believe([train(timelines, 0, CONFIG, rows=range(120))], timelines, held_out).probabilities
     overlaps = best_overlap(timelines.spans, timelines.moments(held_out))
     found = overlaps.gather(1, best_utility(timelines, probabilities)[:, None])
     assert float(found.mean()) > 0.94  # 0.99; with the vectors times sqrt(384) 0.88
@@ -274,13 +277,12 @@ def test_bad_input_is_one_clear_error() -> None:
     with pytest.raises(DataError, match="0 models"):
         Timelines([], timelines.annotations, NoEvidence(DIM), {})
     with pytest.raises(ValueError, match="networks is empty"):
-        distribution([], timelines)
+        believe([], timelines)
 
 
 def test_numbers_are_between_0_and_1() -> None:
     timelines = problem(5)
-    painted = timelines.batch(range(5)).channels
-    numbers = span_numbers(timelines.spans, timelines.windows(range(5)), painted[..., 6], painted[..., 7])
+    numbers = span_numbers(timelines.spans, timelines.windows(range(5)))
     assert float(numbers.min()) >= 0
     assert float(numbers.max()) <= 1 + 1e-6
 
@@ -295,3 +297,89 @@ def test_the_report_compares_policy_vote_and_detector() -> None:
     assert {"detector", "vote", "dense policy", "vote - detector", "dense policy - vote"} <= set(rows)
     assert rows["dense policy"].split("|")[2:] == rows["detector"].split("|")[2:]
     assert "+0.00" in rows["dense policy - detector"] or " 0.00" in rows["dense policy - detector"]
+
+
+def test_a_training_sample_shows_a_random_few_of_the_models() -> None:
+    detectors = [problem(4, seed=2).models[0]]
+    for shift in (1.0, 2.0):
+        moved = [
+            Prediction(one.qid, one.vid, one.query, np.array([[0, 2 + shift, 0.5]])) for one in detectors[0]
+        ]
+        detectors.append(moved)
+    base = problem(4, seed=2)
+    many = Timelines(detectors, base.annotations, base._features, base._queries, GRID)
+    rows = [0] * 60
+    drawn = many.batch(rows, Draw(np.random.default_rng(0), models_shown=2, evidence_dropout=0.25))
+    expected = {}
+    for shown in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2)):
+        pool = Timelines([detectors[m] for m in shown], base.annotations, base._features, base._queries, GRID)
+        expected[shown] = pool.batch([0])
+    seen = set()
+    for i in range(len(rows)):
+        found = [
+            shown
+            for shown, one in expected.items()
+            if torch.allclose(one.numbers[0], drawn.numbers[i], atol=1e-6)
+            and torch.allclose(one.channels[0, :, 3:], drawn.channels[i, :, 3:], atol=1e-6)
+        ]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert seen == set(expected)
+    blind = (drawn.clips == 0).all(dim=(1, 2))
+    assert torch.equal(blind, (drawn.query == 0).all(dim=1))
+    assert 5 <= int(blind.sum()) <= 27
+    assert float(drawn.channels[blind][..., :3].abs().max()) == 0
+
+
+def test_a_policy_answers_alike_after_its_disk_and_needs_no_ground_truth(tmp_path: Path) -> None:
+    timelines = problem(12)
+    networks = tuple(train(timelines, seed, DenseConfig(channels=16, epochs=1)) for seed in (0, 1))
+    policy = DensePolicy(networks, GRID, 16)
+    save_policy(tmp_path / "policy", policy, {"made": "for a test"})
+    write_predictions(tmp_path / "detector.jsonl", timelines.models[0])
+    asked = [{"qid": one.qid, "vid": one.vid, "duration": one.duration} for one in timelines.annotations]
+    evidence = Evidence(timelines._features, timelines._queries)
+    refined = refine_rows(load_policy(tmp_path / "policy"), asked, [tmp_path / "detector.jsonl"], evidence)
+    beliefs = believe(networks, timelines)
+    expected = answers(timelines, beliefs.probabilities, relevance=beliefs.relevance)
+    for one, other in zip(refined, expected, strict=True):
+        np.testing.assert_allclose(one.windows, other.windows, atol=1e-6)
+        np.testing.assert_allclose(one.saliency, other.saliency, atol=1e-3)
+    # Without evidence the detector's saliency stays.
+    blind = refine_rows(policy, asked, [tmp_path / "detector.jsonl"], None)
+    for one, model in zip(blind, timelines.models[0], strict=True):
+        np.testing.assert_allclose(one.saliency, model.saliency, atol=1e-4)
+
+
+def test_a_damaged_or_unsuitable_policy_is_one_clear_error(tmp_path: Path) -> None:
+    timelines = problem(2)
+    policy = DensePolicy((DenseNetwork(DIM, GRID.clips, 16),), GRID, 16)
+    with pytest.raises(DataError, match=r"row 2.*duration.*is -3"):
+        refine_rows(
+            policy, [{"qid": 0, "vid": "v", "duration": 9}, {"qid": 1, "vid": "v", "duration": -3}], [], None
+        )
+    wide = Rows({})
+    wide.dim = 5
+    with pytest.raises(DataError, match="width 5; expected 12"):
+        policy.answer(timelines.models, timelines.annotations, Evidence(wide, {}))
+    save_policy(tmp_path / "policy", policy)
+    described = json.loads((tmp_path / "policy" / "policy.json").read_text())
+    (tmp_path / "policy" / "policy.json").write_text(json.dumps({**described, "channels": 8}))
+    with pytest.raises(DataError, match=r"policy\.json.*does not describe the weights"):
+        load_policy(tmp_path / "policy")
+    (tmp_path / "policy" / "policy.json").write_text(json.dumps({**described, "format": "other"}))
+    with pytest.raises(DataError, match="format 'other'"):
+        load_policy(tmp_path / "policy")
+    save_policy(tmp_path / "policy", policy)
+    weights = tmp_path / "policy" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"1234")
+    with pytest.raises(DataError, match="sha256"):
+        load_policy(tmp_path / "policy")
+
+
+def test_relevance_moves_saliency_by_its_clip() -> None:
+    saliency = np.array([0.0, 0, 0, 0, 1, 1], np.float32)
+    found = with_relevance(saliency, np.array([1.0, 0.0, 0.0]))  # a grid clip holds two feature clips
+    curve = np.repeat([1.0, 0.0, 0.0], 2)
+    expected = (saliency - 1 / 3) / saliency.std() + 0.3 * (curve - 1 / 3) / curve.std()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -8,12 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from vmr_env.agents.dense.spans import tiou, utility_table
-from vmr_env.agents.dense.timeline import Timelines, z_scores
+from vmr_env.agents.dense.timeline import Timelines
 
 from vmr_env.data.predictions import Prediction
+from vmr_env.data.timelines import z_scores
 
 SUPPRESSION = 0.6
 WINDOWS = 10
+RELEVANCE_WEIGHT = 0.3
 
 First = Literal["utility", "mode"]
 
@@ -24,8 +26,9 @@ def answers(
     rows: Sequence[int] | None = None,
     *,
     first: First = "utility",
+    relevance: Tensor | None = None,
 ) -> list[Prediction]:
-    """Ranked windows of each query, with probabilities as scores; saliency is the detector's.
+    """Ranked windows of each query, with probabilities as scores.
 
     The list goes by falling probability, without spans that overlap a better one by a tIoU above 0.6. The
     first window is the span of highest expected utility under the distribution (`spans.gain`), or the most
@@ -36,19 +39,24 @@ def answers(
         probabilities: (n, S), zero beyond the video.
         rows: which queries these are; all by default.
         first: rule of the first window. "mode" leaves the list as it is.
+        relevance: (n, L), of each clip; it is added to the detector's saliency. Without it that stays.
     """
     chosen = list(range(len(timelines))) if rows is None else list(rows)
     overlaps = tiou(timelines.spans, timelines.spans[None].float())[0]
     best = best_utility(timelines, probabilities) if first == "utility" else probabilities.argmax(dim=1)
     result = []
-    for row, scores, head in zip(chosen, probabilities, best.tolist(), strict=True):
+    for i, (row, head) in enumerate(zip(chosen, best.tolist(), strict=True)):
+        scores = probabilities[i]
         ranked = suppress(scores, overlaps)
         order = [head, *(span for span in ranked if span != head)][:WINDOWS]
-        annotation = timelines.annotations[row]
+        duration = timelines.annotations[row].duration
         seconds = timelines.spans[order].numpy() * timelines.seconds[row]
-        windows = np.column_stack([seconds.clip(max=annotation.duration), scores[order].double().numpy()])
+        windows = np.column_stack([seconds.clip(max=duration), scores[order].double().numpy()])
         models = [model[row] for model in timelines.models]
         saliency = pooled_saliency([model.saliency for model in models])
+        if saliency is not None and relevance is not None:
+            curve = relevance[i, : int(timelines.clips[row])].double().numpy()
+            saliency = with_relevance(saliency, curve)
         result.append(Prediction(models[0].qid, models[0].vid, models[0].query, windows, saliency))
     return result
 
@@ -83,3 +91,12 @@ def pooled_saliency(curves: Sequence[NDArray[np.float32] | None]) -> NDArray[np.
         return given[0]
     mean: NDArray[np.float32] = np.mean([z_scores(curve) for curve in given], axis=0).astype(np.float32)
     return mean
+
+
+def with_relevance(saliency: NDArray[np.float32], relevance: NDArray[np.float64]) -> NDArray[np.float32]:
+    """z(saliency) + 0.3 z(relevance) of its grid clip: (T,), (L,) -> (T,)."""
+    cells = np.arange(len(saliency)) * len(relevance) // len(saliency)
+    better: NDArray[np.float32] = (z_scores(saliency) + RELEVANCE_WEIGHT * z_scores(relevance)[cells]).astype(
+        np.float32
+    )
+    return better

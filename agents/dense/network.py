@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from vmr_env.agents.dense.spans import NUMBERS, all_spans
-from vmr_env.agents.dense.timeline import CHANNELS, Batch
+from vmr_env.agents.dense.timeline import Batch
+
+from vmr_env.data.timelines import CHANNELS
 
 HEADS = 4
 
@@ -26,7 +28,7 @@ class DenseNetwork(nn.Module):
     Maps of clip vector, query, their product and the channels; residual convolutions and one transformer
     layer; of each span the score of its start, of its end, a bilinear form of both, the mean of a score
     inside, and one of its length. This counts half at first (a learnt factor), beside a linear map of the
-    detector's eight numbers that begins at ones and a small network of them. What is learnt begins at zero:
+    detector's six numbers that begins at ones and a small network of them. What is learnt begins at zero:
     with initial weights the logits are the detector's vote.
     """
 
@@ -40,6 +42,7 @@ class DenseNetwork(nn.Module):
             dropout: probability.
         """
         super().__init__()
+        self.dim = dim
         self.clip_map = nn.Linear(dim, channels)
         self.query_map = nn.Linear(dim, channels, bias=False)
         self.product_map = nn.Linear(dim, channels, bias=False)
@@ -50,6 +53,7 @@ class DenseNetwork(nn.Module):
         self.transformer = nn.TransformerEncoderLayer(
             channels, HEADS, 2 * channels, dropout, activation="gelu", batch_first=True, norm_first=True
         )
+        self.transformer.self_attn.dropout = 0.0
         self.clip_scores = nn.Linear(channels, 3)  # as a start, as an end, inside
         self.bilinear_start = nn.Linear(channels, channels)
         self.bilinear_end = nn.Linear(channels, channels)
@@ -57,7 +61,7 @@ class DenseNetwork(nn.Module):
         self.relevance = nn.Linear(channels, 1)
         self.factor = nn.Parameter(torch.tensor(0.5))
         self.vote = nn.Parameter(torch.ones(len(NUMBERS)))
-        self.number_network = nn.Sequential(nn.Linear(len(NUMBERS), 16), nn.GELU(), nn.Linear(16, 1))
+        self.number_network = nn.Sequential(nn.Linear(len(NUMBERS), 8), nn.ReLU(), nn.Linear(8, 1))
         for layer in (self.clip_scores, self.bilinear_end, self.number_network[-1]):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)

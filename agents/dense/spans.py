@@ -16,10 +16,8 @@ NUMBERS = (
     "first tIoU",
     "first hit at 0.5",
     "first hit at 0.7",
-    "starts",
-    "ends",
 )
-"""The eight numbers of a span, each from 0 to 1; their sum is the detector's vote."""
+"""The six numbers of a span, each from 0 to 1; their sum is the detector's vote."""
 
 HITS = (0.5, 0.7)
 SOFTNESS = 0.05
@@ -60,25 +58,16 @@ def soft_hit(overlaps: Tensor, threshold: float) -> Tensor:
     return torch.sigmoid((overlaps - threshold) / SOFTNESS)
 
 
-def span_numbers(spans: Tensor, windows: Windows, starts: Tensor, ends: Tensor) -> Tensor:
-    """What the detector says about each span: `NUMBERS`, (B, S, 8).
-
-    Args:
-        spans: (S, 2).
-        windows: the detector's, or those of all models of a pool.
-        starts: (B, L), how much of the scores starts at a clip.
-        ends: (B, L), how much of the scores ends with a clip.
-    """
+def span_numbers(spans: Tensor, windows: Windows) -> Tensor:
+    """What the detector, or the models of a pool, say about each span: `NUMBERS`, (S, 2) -> (B, S, 6)."""
     overlaps = tiou(spans, windows.spans)
     weights = torch.stack([windows.shares, windows.first], dim=2)  # (B, K, 2)
     tables = [overlaps, *(soft_hit(overlaps, threshold) for threshold in HITS)]
-    expected = torch.stack([table @ weights for table in tables], dim=3)  # (B, S, 2, 3)
-    borders = torch.stack([starts[:, spans[:, 0]], ends[:, spans[:, 1] - 1]], dim=2)
-    return torch.cat([expected.flatten(2), borders], dim=2)
+    return torch.cat([(table @ weights).unsqueeze(3) for table in tables], dim=3).flatten(2)
 
 
 def vote(numbers: Tensor) -> Tensor:
-    """The detector's own vote on each span, the sum of its eight numbers: (B, S, 8) -> (B, S)."""
+    """The detector's own vote on each span, the sum of its six numbers: (B, S, 6) -> (B, S)."""
     return numbers.sum(dim=-1)
 
 

@@ -1,18 +1,19 @@
 """Training of the policy over all spans by the exact expected gain, and what trained ones say together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.spans import best_overlap, gain, vote
-from vmr_env.agents.dense.timeline import Timelines
-from vmr_env.agents.settings import Settings
+from vmr_env.agents.dense.timeline import Draw, Timelines
+from vmr_env.agents.settings import BELOW_1, COUNT_OR_0, Range, Settings
 
 TARGET_TEMPERATURE = 0.08
+MIXTURE_RATE = 10.0
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,13 @@ class DenseConfig(Settings):
         dropout: probability.
         epochs: passes over the training queries.
         batch_size: queries of a step.
-        learning_rate: highest of the one cycle.
+        learning_rate: highest of the one cycle; ten times that for the weights of the detector's vote.
         weight_decay: of matrices; what the detector's vote is weighted with does not decay.
+        models_shown: a training sample shows a random few of the models, at most so many; 0: all, a pool.
+        evidence_dropout: share of the training samples that show neither clips nor query.
     """
+
+    ranges: ClassVar[Mapping[str, Range]] = {"models_shown": COUNT_OR_0, "evidence_dropout": BELOW_1}
 
     channels: int = 64
     dropout: float = 0.3
@@ -34,6 +39,8 @@ class DenseConfig(Settings):
     batch_size: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
+    models_shown: int = 0
+    evidence_dropout: float = 0.0
 
 
 def expected_gain(logits: Tensor, overlaps: Tensor) -> Tensor:
@@ -79,18 +86,18 @@ def train(
     order = np.arange(len(timelines)) if rows is None else np.asarray(rows)
     steps = config.epochs * -(-len(order) // config.batch_size)
     rng = np.random.default_rng(seed)
+    draw = Draw(rng, config.models_shown, config.evidence_dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = DenseNetwork(timelines.dim, timelines.grid.clips, config.channels, config.dropout)
-        matrices = [one for one in network.parameters() if one.ndim > 1]
-        others = [one for one in network.parameters() if one.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps)
+        groups = _groups(network, config)
+        optimizer = torch.optim.AdamW(groups)
+        rates = [group["lr"] for group in groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
         step = 0
         for _ in range(config.epochs):
             for chosen in np.array_split(rng.permutation(order), -(-len(order) // config.batch_size)):
-                batch = timelines.batch(chosen.tolist(), rng)
+                batch = timelines.batch(chosen.tolist(), draw)
                 moments = timelines.moments(chosen.tolist())
                 outputs = network(batch)
                 overlaps = best_overlap(timelines.spans, moments)
@@ -105,11 +112,33 @@ def train(
     return network.eval()
 
 
+def _groups(network: DenseNetwork, config: DenseConfig) -> list[dict[str, Any]]:
+    """Parameters by what is decayed and how fast it learns: in some 300 steps Adam moves a weight little."""
+    mixture = [network.vote, network.factor]
+    rest = [one for one in network.parameters() if one is not mixture[0] and one is not mixture[1]]
+    matrices, others = [one for one in rest if one.ndim > 1], [one for one in rest if one.ndim <= 1]
+    rate = config.learning_rate
+    return [
+        {"params": matrices, "lr": rate, "weight_decay": config.weight_decay},
+        {"params": others, "lr": rate, "weight_decay": 0.0},
+        {"params": mixture, "lr": MIXTURE_RATE * rate, "weight_decay": 0.0},
+    ]
+
+
+class Beliefs(NamedTuple):
+    """What networks together say about n queries."""
+
+    probabilities: Tensor
+    """(n, S), zero beyond the video."""
+    relevance: Tensor
+    """(n, L), probability of each clip being part of a moment; zero beyond the video."""
+
+
 @torch.no_grad()
-def distribution(
+def believe(
     networks: Sequence[DenseNetwork], timelines: Timelines, rows: Sequence[int] | None = None
-) -> Tensor:
-    """Mean probability of each span over the networks (seeds): float32 (n, S).
+) -> Beliefs:
+    """Mean probabilities over the networks (seeds), of all queries or of some.
 
     Raises:
         ValueError: no network.
@@ -117,13 +146,14 @@ def distribution(
     if not networks:
         raise ValueError("networks is empty; expected one or more")
     chosen = list(range(len(timelines))) if rows is None else list(rows)
-    parts = []
+    probabilities, relevance = [], []
     for at in range(0, len(chosen), 64):
         batch = timelines.batch(chosen[at : at + 64])
-        parts.append(
-            torch.stack([network.eval()(batch).logits.softmax(dim=1) for network in networks]).mean(dim=0)
-        )
-    return torch.cat(parts)
+        outputs = [network.eval()(batch) for network in networks]
+        probabilities.append(torch.stack([one.logits.softmax(dim=1) for one in outputs]).mean(dim=0))
+        relevant = torch.stack([one.relevance.sigmoid() for one in outputs]).mean(dim=0)
+        relevance.append(relevant * batch.clip_mask)
+    return Beliefs(torch.cat(probabilities), torch.cat(relevance))
 
 
 @torch.no_grad()

@@ -12,17 +12,18 @@ pool, its first model) and from the vote, with 95 % intervals over videos.
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from vmr_env.agents.dense.decoding import answers
 from vmr_env.agents.dense.network import DenseNetwork
-from vmr_env.agents.dense.timeline import ClipFeatures, NoEvidence, Timelines
-from vmr_env.agents.dense.trainer import distribution, train, vote_distribution
+from vmr_env.agents.dense.policy import DensePolicy, save_policy
+from vmr_env.agents.dense.timeline import Timelines
+from vmr_env.agents.dense.trainer import Beliefs, DenseConfig, believe, train, vote_distribution
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.features.text import SentenceCache, SentenceEncoder, read_sentences
 from vmr_env.benchmarks.experiment.results import differences, figures, query_scores, table
@@ -31,7 +32,9 @@ from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
 from vmr_env.data.profiles import PROFILES, DatasetProfile, get_profile
 from vmr_env.data.splits import video_folds
+from vmr_env.data.timelines import ClipFeatures, NoEvidence
 from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.metrics.moments import evaluate
 from vmr_env.programs import run_program
 
 Floats = NDArray[np.float32]
@@ -93,12 +96,24 @@ def report(
     """Official figures of detector, vote and policy, and differences of the policy, as Markdown tables."""
     lists = {"detector": detector, "vote": voted, "dense policy": answered}
     scores = {name: query_scores(rows, annotations, profile) for name, rows in lists.items()}
-    shown = table({name: figures(rows, annotations) for name, rows in lists.items()})
+    shown = table(
+        {
+            name: {**figures(rows, annotations), **_highlights(rows, annotations)}
+            for name, rows in lists.items()
+        }
+    )
     gains = {
         f"{name} - {reference}": differences([scores[name]], scores[reference])
         for name, reference in (("vote", "detector"), ("dense policy", "detector"), ("dense policy", "vote"))
     }
     return f"{shown}\n\n{table(gains)}"
+
+
+def _highlights(rows: Sequence[Prediction], annotations: Sequence[Annotation]) -> dict[str, float]:
+    """Official figures of highlights where the data have them."""
+    brief = evaluate(rows, annotations)["brief"]
+    names = {"HL mAP": "HL-min-VeryGood-mAP", "HIT@1": "HL-min-VeryGood-Hit1"}
+    return {name: brief[official] for name, official in names.items() if official in brief}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -117,23 +132,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-evidence", action="store_true", help="control: clips and queries are zero")
     parser.add_argument("--seeds", type=int, default=3, help="networks whose probabilities are averaged")
     parser.add_argument("--folds", type=int, default=5, help="folds by video where there is no --test")
+    parser.add_argument("--epochs", type=int, default=DenseConfig.epochs, help="passes over the queries")
+    parser.add_argument(
+        "--models-shown",
+        type=int,
+        default=DenseConfig.models_shown,
+        help="each training sample shows a random few of the models, at most so many, so that "
+        "the policy suits detectors that it never saw; 0 (default) shows all, a pool",
+    )
+    parser.add_argument(
+        "--evidence-dropout",
+        type=float,
+        default=DenseConfig.evidence_dropout,
+        help="share of training samples without clips and query, so that none are needed (default: 0)",
+    )
     parser.add_argument("--out", type=Path, help="prediction file to write")
+    parser.add_argument("--save", type=Path, help="folder for the policy learnt on --train; needs --test")
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}; expected 1 or more")
+    if options.save is not None and options.test is None:
+        parser.error("--save keeps a policy learnt on all of --train; expected --test beside it")
     for name in ("train", "test"):
         if getattr(options, name) is not None and len(getattr(options, name)) < 2:
             parser.error(f"--{name} names one file; expected an annotation file and prediction files")
+    try:
+        config = DenseConfig(
+            epochs=options.epochs,
+            models_shown=options.models_shown,
+            evidence_dropout=options.evidence_dropout,
+        )
+    except ValueError as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
     clips = Stores([FeatureStore(path) for path in options.clips])
     profile = get_profile(options.dataset)
     learn = _timelines(options.train, clips, options.paraphrases, options.no_evidence)
     if options.test is None:
-        judge, probabilities = learn, _out_of_fold(learn, profile, options.folds, options.seeds)
+        judge, beliefs = learn, _out_of_fold(learn, profile, options.folds, options.seeds, config)
     else:
         judge = _timelines(options.test, clips, [], options.no_evidence)
-        probabilities = distribution([_train(learn, seed) for seed in range(options.seeds)], judge)
-    answered = answers(judge, probabilities)
+        networks = tuple(_train(learn, seed, config) for seed in range(options.seeds))
+        if options.save is not None:
+            notes = {"train": [path.name for path in options.train], "config": asdict(config)}
+            save_policy(options.save, DensePolicy(networks, learn.grid, config.channels), notes)
+        beliefs = believe(networks, judge)
+    relevance = None if options.no_evidence else beliefs.relevance
+    answered = answers(judge, beliefs.probabilities, relevance=relevance)
     voted = answers(judge, vote_distribution(judge), first="mode")
     print(report(answered, voted, judge.models[0], judge.annotations, profile))
     if options.out is not None:
@@ -151,21 +196,28 @@ def _timelines(
     return Timelines(models, annotations, clips, encode_queries(annotations, paraphrases))
 
 
-def _out_of_fold(timelines: Timelines, profile: DatasetProfile, folds: int, seeds: int) -> Tensor:
+def _out_of_fold(
+    timelines: Timelines, profile: DatasetProfile, folds: int, seeds: int, config: DenseConfig
+) -> Beliefs:
     videos = [profile.source_video(annotation.vid) for annotation in timelines.annotations]
     parts = video_folds(videos, folds, seed=0)
-    probabilities = torch.zeros(len(timelines), len(timelines.spans))
+    result = Beliefs(
+        torch.zeros(len(timelines), len(timelines.spans)), torch.zeros(len(timelines), timelines.grid.clips)
+    )
     for fold in range(folds):
         rows = np.flatnonzero(parts != fold).tolist()
-        networks = [_train(timelines, seed, rows) for seed in range(seeds)]
+        networks = [_train(timelines, seed, config, rows) for seed in range(seeds)]
         held_out = np.flatnonzero(parts == fold)
-        probabilities[torch.from_numpy(held_out)] = distribution(networks, timelines, held_out.tolist())
-    return probabilities
+        for whole, part in zip(result, believe(networks, timelines, held_out.tolist()), strict=True):
+            whole[torch.from_numpy(held_out)] = part
+    return result
 
 
-def _train(timelines: Timelines, seed: int, rows: Sequence[int] | None = None) -> DenseNetwork:
+def _train(
+    timelines: Timelines, seed: int, config: DenseConfig, rows: Sequence[int] | None = None
+) -> DenseNetwork:
     begun = perf_counter()
-    network = train(timelines, seed, rows=rows)
+    network = train(timelines, seed, config, rows)
     print(f"seed {seed}: {perf_counter() - begun:.0f} s", flush=True)
     return network
 
