@@ -82,6 +82,18 @@ def test_evaluate_prints_a_table_or_the_official_json(truth: Path, predictions: 
     assert run("evaluate", predictions, other, truth, "--out", tmp_path / "o.json").exit_code == 2
 
 
+def test_evaluate_warns_of_windows_that_are_not_by_score(truth: Path, predictions: Path) -> None:
+    """The official evaluation takes the first window; a file in the decoder's order scores low there."""
+    windows = [[[0, 10, 0.9]], [[0, 3, 0.1], [5, 11, 0.8]]]
+    turned = write(predictions.parent / "turned.jsonl", queries(pred_relevant_windows=windows))
+    said = run("evaluate", turned, truth, "--json")
+    assert (
+        "turned.jsonl, row 2, pred_relevant_windows: of 1 of 2 rows are not by falling score" in said.stderr
+    )
+    assert json.loads(said.stdout)["brief"]["MR-full-mIoU"] == 50.0
+    assert "falling score" not in run("evaluate", predictions, truth, "--json").stderr
+
+
 def test_evaluate_tells_problems_and_exits_with_1(truth: Path, predictions: Path) -> None:
     one = write(predictions.parent / "one.jsonl", queries(pred_relevant_windows=[[[0, 10, 1]]] * 2)[:1])
     refused = run("evaluate", one, truth)

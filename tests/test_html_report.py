@@ -17,7 +17,7 @@ from vmr_env.agents.tprl.head_policy import head_policy_config
 from vmr_env.benchmarks.cli import main as cli
 from vmr_env.benchmarks.report import plots
 from vmr_env.benchmarks.report.figures import CHANGES, _changes, stage_lengths, staged_curve
-from vmr_env.benchmarks.report.html import PAGE_FILE, render, write_report
+from vmr_env.benchmarks.report.html import FROM_POOL, PAGE_FILE, POOL_NOTE, render, write_report
 
 from vmr_env.envs.curriculum import get_schedule
 from vmr_env.errors import DataError
@@ -65,13 +65,17 @@ class Reader(HTMLParser):
             self.rows[-1][-1] += data
 
 
-@pytest.fixture(scope="module")
-def read() -> Reader:
+def read_of(text: str) -> Reader:
     reader = Reader()
-    reader.feed(TEXT)
+    reader.feed(text)
     reader.close()
     assert reader.open == []
     return reader
+
+
+@pytest.fixture(scope="module")
+def read() -> Reader:
+    return read_of(TEXT)
 
 
 def test_everything_is_in_the_file_and_no_request_leaves_it(read: Reader) -> None:
@@ -99,6 +103,24 @@ def test_table_has_every_row_with_its_interval(read: Reader) -> None:
     assert rows["tp & rl"][4] == "+0.50 [-1.00, +2.00]"  # not told from zero
     assert rows["ppo"][8] == "2 seeds; 1 of 2 trainings kept the detector"
     assert [len(row) for row in read.rows[:5]] == [10] * 5
+
+
+def test_a_pool_s_page_shows_what_learning_did_to_its_map() -> None:
+    """Most of a pool's difference from one file is the other files' windows."""
+    data = page()
+    said = {"mean": 0.75, "low": 0.5, "high": 1.0}
+    data["record"]["agents"]["ppo"]["change_from_pool"] = said
+    found = read_of(render(data))
+    head, *rows = found.rows[:5]
+    assert head[9] == FROM_POOL == "Δ mAP from the pool unlearnt"
+    assert {row[0]: row[9] for row in rows} == {
+        "one, as published": "",
+        "random": "",
+        "ppo": "▲ +0.75 [+0.50, +1.00]",
+        "tp & rl": "",
+    }
+    assert POOL_NOTE in found.text
+    assert POOL_NOTE not in read_of(TEXT).text
 
 
 def test_readers_of_screens_find_their_way(read: Reader) -> None:

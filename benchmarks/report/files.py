@@ -52,7 +52,7 @@ from vmr_env.benchmarks.experiment.results import (
     table,
 )
 from vmr_env.benchmarks.report.curves import draw_changes, draw_curves
-from vmr_env.benchmarks.report.html import PAGE_FILE, Given, gather, write_report
+from vmr_env.benchmarks.report.html import FROM_POOL, PAGE_FILE, POOL_NOTE, Given, gather, write_report
 from vmr_env.benchmarks.report.trajectories import Trajectory, trajectories
 from vmr_env.benchmarks.report.verdicts import lines
 
@@ -67,11 +67,6 @@ from vmr_env.files.text import write_text
 from vmr_env.metrics.baselines import OBJECTIVES
 
 STOP = "stop"
-FROM_POOL = "Δ mAP from the pool unlearnt"
-POOL_NOTE = (
-    "Of a pool, the difference in mAP from the detector is mostly the other files' windows, which answers "
-    "keep; what learning did to it is the difference from the pool unlearnt."
-)
 
 
 def truth_of(folds: Sequence[Fold]) -> list[Annotation]:
@@ -202,9 +197,13 @@ def report(
     for name, answers in standing.items():
         row = {"figures": figures(answers, truth)}
         change = differences([query_scores(answers, truth, profile)], detector)
-        record["references"][name] = row | {"change": _plain(change)}
+        pool = from_pool([answers])
+        record["references"][name] = row | {
+            "change": _plain(change),
+            "change_from_pool": _plain(pool).get(FROM_POOL),
+        }
         rows[name] = row["figures"] | {f"Δ {measure}": change[measure] for measure in measures()}
-        rows[name] = {**rows[name], **from_pool([answers])}
+        rows[name] = {**rows[name], **pool}
 
     for agent in experiment.agents:
         results = {seed: experiment.results(agent, seed) for seed in range(experiment.seeds)}

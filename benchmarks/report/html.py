@@ -23,6 +23,11 @@ from vmr_env.metrics.moments import per_query
 
 Page = dict[str, Any]
 
+FROM_POOL = "Δ mAP from the pool unlearnt"
+POOL_NOTE = (
+    "Of a pool, the difference in mAP from the detector is mostly the other files' windows, which answers "
+    "keep; what learning did to it is the difference from the pool unlearnt."
+)
 PAGE_FILE = "page.json"
 REPORT_FILE = "report.html"
 
@@ -191,20 +196,31 @@ def _measures(record: Mapping[str, Any]) -> list[str]:
 
 
 def _table(page: Page) -> str:
-    """Results: figures, and differences from the detector with their intervals."""
-    measures = _measures(page["record"])
+    """Results: figures, and differences from the detector with their intervals; of pools also from the pool."""
+    record = page["record"]
+    measures = _measures(record)
+    from_pool = {
+        name: row["change_from_pool"]
+        for name, row in {**record["references"], **record["agents"]}.items()
+        if row.get("change_from_pool")
+    }
     head = "".join(f'<th scope="col">{escape(m)}</th>' for m in measures)
     head += "".join(f'<th scope="col">Δ {escape(m)}</th>' for m in measures)
+    if from_pool:
+        head += f'<th scope="col">{escape(FROM_POOL)}</th>'
     lines = []
     for name, kind, figures, change, remark in _rows(page):
         cells = "".join(f"<td>{figures[m]:.2f}</td>" for m in measures)
         cells += "".join(_change(change[m]) if change else "<td></td>" for m in measures)
+        if from_pool:
+            cells += _change(from_pool[name]) if name in from_pool else "<td></td>"
         lines.append(
             f'<tr class="{kind}"><th scope="row">{escape(name)}</th>{cells}<td>{escape(remark)}</td></tr>'
         )
+    note = f'<p class="note">{escape(POOL_NOTE)}</p>' if from_pool else ""
     return (
         f'<table><caption>Results on test queries</caption><thead><tr><th scope="col">answers</th>{head}'
-        f'<th scope="col">remarks</th></tr></thead><tbody>{"".join(lines)}</tbody></table>'
+        f'<th scope="col">remarks</th></tr></thead><tbody>{"".join(lines)}</tbody></table>{note}'
     )
 
 

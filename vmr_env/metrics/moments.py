@@ -30,7 +30,7 @@ from vmr_env.data.annotations import (
     annotations_from,
     parse_annotations,
 )
-from vmr_env.data.predictions import BeforeStart, Prediction, parse_predictions, predictions_from
+from vmr_env.data.predictions import BeforeStart, Prediction, is_unsorted, parse_predictions, predictions_from
 from vmr_env.data.profiles import LENGTH_RANGES
 from vmr_env.data.validation import qid_mismatches, video_mismatches
 from vmr_env.errors import DataError, DataWarning, Problem, check_choice, conclude
@@ -84,6 +84,8 @@ def evaluate(
 
     Raises:
         DataError: unreadable or broken input, qid sets that differ, a video that differs for one qid.
+
+    A `DataWarning` counts the rows of a prediction file whose windows are not by falling score.
     """
     joined = join(predictions, ground_truth, match_number, missing, past_end)
     result = _official(_score(joined))
@@ -201,6 +203,14 @@ def _read_answers(predictions: Predictions, before_start: BeforeStart, partial: 
         return predictions_from(predictions, "predictions", before_start=before_start, unanswered=unanswered)
     problems: list[Problem] = []
     rows = parse_predictions(predictions, problems, before_start=before_start, unanswered=unanswered)
+    if unsorted := [number for number, row in rows.items() if is_unsorted(row)]:
+        message = (
+            f"of {len(unsorted)} of {len(rows)} rows are not by falling score, "
+            "and the first is taken for the answer, as in the official evaluation"
+        )
+        problems.append(
+            Problem(name_of(predictions), unsorted[0], "pred_relevant_windows", message, "warning")
+        )
     conclude(problems, stacklevel=5)
     return list(rows.values())
 
