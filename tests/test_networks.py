@@ -148,6 +148,21 @@ def test_impossible_actions_have_probability_zero(env: VMRVectorEnv, kind: str) 
     assert torch.equal(network(observed(env), masks).logits.argmax(1), torch.full((STATES,), len(PAIRS) + 4))
 
 
+def test_the_value_looks_at_possible_actions_alone(env: VMRVectorEnv) -> None:
+    """It is of the mean hidden layer over them, that of stopping, and the context."""
+    torch.manual_seed(0)
+    network = RefinementNetwork(env.observer, 16)
+    seen: list[torch.Tensor] = []
+    network.hidden.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    network.value.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    masks = torch.from_numpy(env.episodes.mask.copy())
+    network(observed(env), masks)
+    hidden, pooled = seen
+    for i, possible in enumerate(masks):
+        torch.testing.assert_close(pooled[i, :16], hidden[i][possible].mean(0))
+        torch.testing.assert_close(pooled[i, 16:32], hidden[i, -1])
+
+
 def test_standardised_features_have_mean_zero_and_deviation_one() -> None:
     rows = torch.from_numpy(np.random.default_rng(0).normal(3, 5, (10, 20, 4))).float()
     rows[..., 3] = 2.0  # constant: only shifted

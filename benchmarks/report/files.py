@@ -195,13 +195,11 @@ def report(
         return {FROM_POOL: differences(scores, unlearnt)["mAP"]} if pooled else {}
 
     for name, answers in standing.items():
-        row = {"figures": figures(answers, truth)}
+        row: dict[str, Any] = {"figures": figures(answers, truth)}
         change = differences([query_scores(answers, truth, profile)], detector)
         pool = from_pool([answers])
-        record["references"][name] = row | {
-            "change": _plain(change),
-            "change_from_pool": _plain(pool).get(FROM_POOL),
-        }
+        row |= {"change": _plain(change), "change_from_pool": _plain(pool).get(FROM_POOL)}
+        record["references"][name] = row
         rows[name] = row["figures"] | {f"Δ {measure}": change[measure] for measure in measures()}
         rows[name] = {**rows[name], **pool}
 

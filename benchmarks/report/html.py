@@ -196,7 +196,7 @@ def _measures(record: Mapping[str, Any]) -> list[str]:
 
 
 def _table(page: Page) -> str:
-    """Results: figures, and differences from the detector with their intervals; of pools also from the pool."""
+    """Results: figures, and differences from the detector, of pools also from the pool, with intervals."""
     record = page["record"]
     measures = _measures(record)
     from_pool = {
