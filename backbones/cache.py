@@ -13,6 +13,10 @@ import hashlib
 import json
 import random
 import shutil
+import struct
+import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -35,7 +39,7 @@ from vmr_env.caches.batch import CacheBatch
 from vmr_env.caches.format import Ragged
 from vmr_env.caches.writer import CacheWriter
 from vmr_env.data.annotations import Annotation
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, DataWarning, Problem
 from vmr_env.files.text import PathLike
 from vmr_env.files.writing import new_file, writing_errors
 from vmr_env.programs import run_program
@@ -44,6 +48,7 @@ Arrays = dict[str, NDArray[Any]]
 
 PART_SAMPLES = 512
 """Samples of a part at most, unless a single batch is larger."""
+_DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error)
 RAGGED = ("saliency", "clips")
 """Arrays of a part that have one row per clip, the samples one after the other."""
 
@@ -98,7 +103,7 @@ def build_cache(
     starts = range(0, len(dataset), share)
     chosen = range(shard[0], len(starts), shard[1])
     for index in tqdm(chosen, desc="cache", unit="part", disable=not progress):
-        if not parts.file(index).exists():
+        if not parts.is_done(index):
             parts.write(index, range(starts[index], min(starts[index] + share, len(dataset))))
     if shard[1] > 1:
         return None
@@ -159,13 +164,28 @@ class _Parts:
         with new_file(self.file(index)) as file:
             np.savez(file, allow_pickle=False, clipped=clipped, **joined)
 
+    def is_done(self, index: int) -> bool:
+        """Whether a part is there and undamaged; a damaged one is told, and done again."""
+        if not self.file(index).exists():
+            return False
+        try:
+            self.read(index)
+        except DataError as error:
+            warnings.warn(f"{error}; it is done again", DataWarning, stacklevel=2)
+            return False
+        return True
+
     def read(self, index: int) -> Arrays:
+        """The arrays of a part; the archive's checksums are compared."""
         try:
             with np.load(self.file(index), allow_pickle=False) as file:
-                return dict(file)
-        except (OSError, ValueError) as error:
-            message = f"cannot be read ({error}); remove it and build again"
+                arrays = dict(file)
+            if "clipped" not in arrays or "scores" not in arrays:
+                raise ValueError(f"it holds {sorted(arrays)}")
+        except (OSError, ValueError, EOFError, KeyError, NotImplementedError, *_DAMAGES) as error:
+            message = f"is no undamaged part of a cache ({error})"
             raise DataError(Problem(str(self.file(index)), None, None, message)) from error
+        return arrays
 
     def remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

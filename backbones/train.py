@@ -43,9 +43,10 @@ from vmr_env.backbones.recipes import Recipe, get_recipe
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.data.splits import split_by_video
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.objects import read_sealed, write_sealed
-from vmr_env.files.text import write_text
+from vmr_env.files.text import read_lines, write_text
+from vmr_env.files.writing import only_writer, writing_errors
 from vmr_env.metrics.moments import evaluate
 from vmr_env.programs import run_program
 
@@ -248,9 +249,24 @@ class Trainer:
 
 
 def cut_history(path: Path, epochs: int) -> None:
-    """Drop lines of an epoch that was logged but not saved before a kill; the file is replaced whole."""
-    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-    write_text(path, "".join(lines[:epochs]))
+    """Drop lines of an epoch that was logged but not saved before a kill; the file is replaced whole.
+
+    Raises:
+        DataError: there are not so many epochs in it, one after the other.
+    """
+    lines = read_lines(path)[:epochs]
+    for row, line in enumerate(lines, 1):
+        try:
+            epoch = json.loads(line)["epoch"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            epoch = None
+        if epoch != row:
+            message = f"is {shorten(line)}; expected the figures of epoch {row}, or remove the run"
+            raise DataError(Problem(str(path), row, None, message))
+    if len(lines) < epochs:
+        message = f"has {len(lines)} epochs; expected the {epochs} of last.pt, or remove the run"
+        raise DataError(Problem(str(path), None, None, message))
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def recipe_without_length(text: str) -> dict[str, Any]:
@@ -351,6 +367,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.behaviour is not None:
         recipe = recipe.with_options({"behaviour": options.behaviour})
     rows = read_samples(options.annotations, options.past_end)
+    with writing_errors(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+    with only_writer(options.out):
+        train_all(rows, recipe, options)
+
+
+def train_all(rows: Sequence[Annotation], recipe: Recipe, options: argparse.Namespace) -> None:
+    """Train one backbone on the samples, or the members of a cross-fitted one."""
     if options.cross_fit is None:
         train_on(rows, recipe, options, options.out)
         return

@@ -154,14 +154,14 @@ def edit(name: str, value: object) -> Callable[[Path], None]:
         ("values.npy", truncate, "bytes; the manifest says"),
         ("offsets.npy", Path.unlink, "cannot be read"),
         ("keys.npy", lambda path: path.write_bytes(bytes(path.stat().st_size)), "no readable array"),
-        ("manifest.json", Path.unlink, "expected a feature store"),
-        ("manifest.json", truncate, "expected a feature store"),
-        ("manifest.json", lambda path: path.write_text("[]"), "does not describe a feature store"),
+        ("manifest.json", Path.unlink, r"manifest\.json does not exist"),
+        ("manifest.json", truncate, "is not JSON"),
+        ("manifest.json", lambda path: path.write_text("[]"), "expected a JSON object"),
         ("manifest.json", edit("version", 2), "does not describe a feature store"),
-        ("manifest.json", edit("dim", "3"), "dim: is '3'; expected int"),
-        ("manifest.json", edit("rows", 1), r"has shape \(9, 3\); the manifest says \(1, 3\)"),
-        ("manifest.json", edit("arrays", 2), r"offsets.npy: has shape \(6,\)"),
-        ("manifest.json", edit("files", {}), "files: lists"),
+        ("manifest.json", edit("dim", "3"), "dim: is '3'; expected an integer from 1"),
+        ("manifest.json", edit("rows", 1), r"holds <f4 \(9, 3\); expected <f4 \(1, 3\)"),
+        ("manifest.json", edit("arrays", 2), r"offsets.npy: holds <i8 \(6,\)"),
+        ("manifest.json", edit("files", {}), "files: is"),
     ],
 )
 def test_a_damaged_store_is_refused(
@@ -203,3 +203,38 @@ def test_import_lists_every_missing_key_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
     copy = import_features(tmp_path / "t", store, ["b", "7"], source="simulated", origin={})
     np.testing.assert_array_equal(copy.read("7"), arrays["7"].astype(np.float16))
+
+
+MANIFESTS: list[tuple[str, Any]] = [
+    ("arrays", True),
+    ("rows", 0),
+    ("dim", -1),
+    ("source", "guessed"),
+    ("source", []),
+    ("dtype", "int64"),
+    ("origin", None),
+    ("files", {}),
+    ("files", {"values.npy": 1, "offsets.npy": 2, "keys.npy": 3}),
+    ("more", 1),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), MANIFESTS)
+def test_every_key_of_a_manifest_is_checked(tmp_path: Path, key: str, value: Any) -> None:
+    with FeatureStoreWriter(tmp_path / "s", source="real", origin={}) as writer:
+        writer.add("a", np.ones((2, 3), np.float32))
+    path = tmp_path / "s" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(DataError, match=rf"manifest\.json, {key}"):
+        FeatureStore(tmp_path / "s")
+
+
+def test_offsets_beyond_the_values_are_refused(tmp_path: Path) -> None:
+    with FeatureStoreWriter(tmp_path / "s", source="real", origin={}) as writer:
+        for key in "abc":
+            writer.add(key, np.ones((2, 3), np.float32))
+    path = tmp_path / "s" / "offsets.npy"
+    for offsets, says in (([0, 2, 4, 7], "runs from 0 to 7; expected 0 to 6"), ([0, 9, 4, 6], "rows 0 to 9")):
+        np.save(path, np.array(offsets))
+        with pytest.raises(DataError, match=says):
+            FeatureStore(tmp_path / "s").read("a")

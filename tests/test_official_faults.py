@@ -71,3 +71,13 @@ def test_keys_do_not_leave_the_folder(tmp_path: Path, absolute: bool) -> None:
     assert features.read("v_60.0_210.0").shape == (2, 2)
     with pytest.raises(DataError, match="file name"):
         features.read(str(tmp_path / "secret") if absolute else "../secret")
+
+
+def test_a_damaged_archive_beside_a_good_array_says_how_to_read_that(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.ones((2, 3), np.float32))
+    (tmp_path / "v.npz").write_bytes(b"PK damaged")
+    features = OfficialFeatures((tmp_path,), normalise=False)
+    with pytest.raises(DataError, match=r"v\.npz: is no readable array file .*; remove it to read v\.npy"):
+        features.read("v")
+    (tmp_path / "v.npz").unlink()
+    assert features.read("v").tolist() == [[1, 1, 1], [1, 1, 1]]

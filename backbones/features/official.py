@@ -127,8 +127,11 @@ class OfficialFeatures:
             path, array = folder, read_hdf5(folder, name, self.array)
         else:
             paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
-            path = next((path for path in paths if path.exists()), paths[0])
-            array = read_array(path, self.array)
+            path, *others = [path for path in paths if path.exists()] or paths[:1]
+            try:
+                array = read_array(path, self.array)
+            except DataError as error:
+                raise (error.advised(f"remove it to read {others[0].name}") if others else error) from error
         if problem := array_problem(array):
             raise _fail(path, problem)
         return array

@@ -74,7 +74,7 @@ def open_sources(recipe: Recipe, options: argparse.Namespace, rows: Sequence[Ann
             normalise,
         )
     else:
-        text = FeatureStore(_required(options.text, "--text or --features"))
+        text = FeatureStore(_required(options.text, "--text or --features"), checksums=True)
     if recipe.blind:
         durations = {row.vid: row.duration for row in rows}
         return Sources(EmptyClips(durations, recipe.data.clip_seconds), text, "real", ())
@@ -83,7 +83,7 @@ def open_sources(recipe: Recipe, options: argparse.Namespace, rows: Sequence[Ann
             tuple(options.features / name for name in recipe.video_folders), normalise=normalise
         )
         return Sources(clips, text, "real", recipe.video_folders)
-    store = FeatureStore(_required(options.clips, "--clips or --features"))
+    store = FeatureStore(_required(options.clips, "--clips or --features"), checksums=True)
     return Sources(
         store, text, store.source, (str(store.manifest["origin"].get("features", store.path.name)),)
     )

@@ -13,7 +13,7 @@ processes that open the store, and a store pickles as its path.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.files.objects import read_object
 from vmr_env.files.text import PathLike
 from vmr_env.files.writing import NewFolder, writing_errors
 
@@ -106,14 +107,18 @@ class FeatureStore:
         for name, facts in self.manifest["files"].items():
             _check_file(self.path / name, facts, checksums)
         self._values, self._offsets, self._keys = (_map(self.path / f"{name}.npy") for name in _ARRAYS)
-        expected = {
-            "values": (self._values.shape, (self.manifest["rows"], self.manifest["dim"])),
-            "offsets": (self._offsets.shape, (self.manifest["arrays"] + 1,)),
-            "keys": (self._keys.shape, (self.manifest["arrays"],)),
-        }
-        for name, (found, wanted) in expected.items():
-            if found != wanted:
-                raise _fail(self.path / f"{name}.npy", f"has shape {found}; the manifest says {wanted}")
+        arrays, rows, dim = (self.manifest[key] for key in ("arrays", "rows", "dim"))
+        for name, array, kind, shape in (
+            ("values", self._values, np.dtype(self.manifest["dtype"]).str, (rows, dim)),
+            ("offsets", self._offsets, "<i8", (arrays + 1,)),
+            ("keys", self._keys, "|S", (arrays,)),
+        ):
+            if array.shape != shape or not array.dtype.str.startswith(kind):
+                message = f"holds {array.dtype.str} {array.shape}; expected {kind} {shape}"
+                raise _fail(self.path / f"{name}.npy", message)
+        if self._offsets[0] != 0 or self._offsets[-1] != rows:
+            message = f"runs from {self._offsets[0]} to {self._offsets[-1]}; expected 0 to {rows}"
+            raise _fail(self.path / "offsets.npy", message)
 
     @property
     def dim(self) -> int:
@@ -133,7 +138,13 @@ class FeatureStore:
         return len(self._keys)
 
     def __iter__(self) -> Iterator[str]:
-        return (key.decode() for key in self._keys)
+        return (self._text(key) for key in self._keys)
+
+    def _text(self, key: bytes) -> str:
+        try:
+            return key.decode()
+        except UnicodeDecodeError as error:
+            raise _fail(self.path / "keys.npy", f"holds {shorten(key)}, which is no UTF-8 text") from error
 
     def __contains__(self, key: str) -> bool:
         return self._find(key) is not None
@@ -143,7 +154,11 @@ class FeatureStore:
         index = self._find(key)
         if index is None:
             raise _fail(self.path, f"has no features for {shorten(key)}; it has {len(self)} keys")
-        return self._values[self._offsets[index] : self._offsets[index + 1]]
+        start, stop = self._offsets[index : index + 2].tolist()
+        if not 0 <= start < stop <= len(self._values):
+            message = f"has rows {start} to {stop} for {shorten(key)}; expected a range of the values"
+            raise _fail(self.path / "offsets.npy", message)
+        return self._values[start:stop]
 
     def read(self, key: str) -> NDArray[np.float32]:
         """One array as float32, ``(T, D)``."""
@@ -317,7 +332,7 @@ def _fail(path: Path, message: str) -> DataError:
 def _map(path: Path) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged headers raise half a dozen kinds: tokens, overflow, end of file, ...
         raise _fail(path, f"is no readable array ({error})") from error
     return array
 
@@ -341,21 +356,44 @@ def _check_file(path: Path, facts: Mapping[str, Any], checksums: bool) -> None:
         raise _fail(path, "does not have the sha256 that the manifest lists: its content was changed")
 
 
+_IS_COUNT = (lambda value: type(value) is int and value >= 1, "an integer from 1")
+_RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "arrays": _IS_COUNT,
+    "rows": _IS_COUNT,
+    "dim": _IS_COUNT,
+    "source": (lambda value: value in SOURCES, f"one of {', '.join(SOURCES)}"),
+    "dtype": (lambda value: value in DTYPES, f"one of {', '.join(DTYPES)}"),
+    "origin": (lambda value: isinstance(value, dict), "an object"),
+    "files": (
+        lambda value: isinstance(value, dict) and set(value) == {f"{name}.npy" for name in _ARRAYS},
+        f"an object of {', '.join(f'{name}.npy' for name in _ARRAYS)}",
+    ),
+}
+"""What holds for a good value of each key of a manifest, and how the error names it."""
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise _fail(path, f"cannot be read ({error}); expected a feature store") from error
+    manifest = read_object(path)
     wanted = {"format": FORMAT, "version": VERSION}
-    if not isinstance(manifest, dict) or any(manifest.get(key) != value for key, value in wanted.items()):
+    if any(manifest.get(key) != value for key, value in wanted.items()):
         raise _fail(path, f"does not describe a feature store of version {VERSION} (format {FORMAT!r})")
-    types = {"arrays": int, "rows": int, "dim": int, "source": str, "files": dict}
-    for name, kind in types.items():
-        if not isinstance(manifest.get(name), kind):
-            raise DataError(
-                Problem(str(path), None, name, f"is {shorten(manifest.get(name))}; expected {kind.__name__}")
-            )
-    if set(manifest["files"]) != {f"{name}.npy" for name in _ARRAYS}:
-        raise DataError(Problem(str(path), None, "files", f"lists {shorten(sorted(manifest['files']))}"))
+    problems = [
+        Problem(str(path), None, key, f"is {shorten(manifest.get(key))}; expected {expected}")
+        for key, (holds, expected) in _RULES.items()
+        if not holds(manifest.get(key))
+    ]
+    problems += [
+        Problem(str(path), None, key, "is no known key")
+        for key in manifest
+        if key not in {**_RULES, **wanted}
+    ]
+    problems += [
+        Problem(str(path), None, f"files.{name}", f"is {shorten(facts)}; expected sha256 and bytes")
+        for name, facts in ({} if problems else manifest["files"]).items()
+        if not isinstance(facts, dict)
+        or {key: type(value) for key, value in facts.items()} != {"sha256": str, "bytes": int}
+    ]
+    if problems:
+        raise DataError(problems)
     return manifest

@@ -55,7 +55,7 @@ def open_data(options: Options) -> list[Fold]:
     if train is None:
         train = DecoderStateCache.open(simulated_source(options.dataset, "train"))
         test = DecoderStateCache.open(simulated_source(options.dataset, "test"))
-    select = DecoderStateCache.open(options.select_cache) if options.select_cache else None
+    select = DecoderStateCache.open(options.select_cache, checksums=True) if options.select_cache else None
     for cache in (train, test, select):
         if cache is not None and cache.manifest["dataset"] != options.dataset:
             message = f"is {options.dataset}, expected {cache.manifest['dataset']} as in {cache.path}"
@@ -69,7 +69,7 @@ def _cache(
 ) -> DecoderStateCache | None:
     """The cache that is named, or is built from the prediction files that are named."""
     if cache:
-        return DecoderStateCache.open(cache)
+        return DecoderStateCache.open(cache, checksums=True)  # quick beside what is learnt from it
     if not predictions or annotations is None:
         return None
     path = options.out / f"cache-{split}"
