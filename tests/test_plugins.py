@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from caches import ARGUMENTS, random_batch
 
 import vmr_env
+from vmr_env.caches.reader import Ragged, write_cache
 from vmr_env.data.profiles import PROFILES, DatasetProfile, add_profile
 
 PLUGIN = """
@@ -53,6 +57,52 @@ if __name__ == "__main__":
 """
 
 
+PARTS = """
+import numpy as np
+import vmr_env
+
+
+def nearness(episodes):
+    return -abs(episodes.spans - episodes.moments[:, 0]).sum(axis=1)
+
+
+vmr_env.register_reward("near", nearness, lambda episodes, ended: np.where(ended, 2.0, -0.5))
+vmr_env.register_component("clock", (2,), lambda them: np.stack([them.steps / 4, them.tiou], axis=1))
+vmr_env.register_action_mode("hour", "listed", ((-600.0, -60.0, 0.0, 60.0, 600.0),), horizon=4)
+"""
+
+USE_PARTS = """
+import json, multiprocessing, sys
+import gymnasium
+import numpy as np
+import vmr_env
+
+OPTIONS = {"reward": "near", "actions": "hour", "components": ["clock", "span"], "source": sys.argv[1]}
+TAKEN = ("start +0, end -60 clips", "switch to proposal 2", "stop")
+
+
+def walk(options):
+    env = gymnasium.make("VMR-Charades-v0", **options)
+    env.reset(seed=0)
+    names = env.unwrapped.get_action_meanings()
+    steps = [env.step(names.index(name))[:3] for name in TAKEN]
+    return [[*seen[:2].tolist(), reward, over] for seen, reward, over in steps]
+
+
+if __name__ == "__main__":
+    found = [walk(OPTIONS)]
+    for method in multiprocessing.get_all_start_methods():
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            found.append(pool.apply(walk, (OPTIONS,)))
+    envs = gymnasium.make_vec("VMR-Charades-v0", num_envs=1, **OPTIONS)
+    envs.reset(seed=0)
+    names = envs.unwrapped.get_action_meanings()
+    steps = [envs.step(np.array([names.index(name)]))[:3] for name in TAKEN]
+    found.append([[*seen[0, :2].tolist(), float(reward[0]), bool(over[0])] for seen, reward, over in steps])
+    print(json.dumps(found))
+"""
+
+
 def _outside(folder: Path, module: str) -> None:
     """What `pip install` of a package with a plugin leaves behind: its module and its entry point."""
     (folder / "cooking_plugin.py").write_text(module)
@@ -62,10 +112,12 @@ def _outside(folder: Path, module: str) -> None:
     (info / "entry_points.txt").write_text("[vmr_env.plugins]\ncooking = cooking_plugin\n")
 
 
-def _run(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+def _run(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     script = folder / "use.py"  # beside the plugin, so that its folder is on the path of every process
     script.write_text(code)
-    return subprocess.run([sys.executable, str(script)], cwd=folder, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(script), *arguments], cwd=folder, capture_output=True, text=True
+    )
 
 
 def test_a_data_set_from_outside_exists_in_every_kind_of_process(tmp_path: Path) -> None:
@@ -75,6 +127,34 @@ def test_a_data_set_from_outside_exists_in_every_kind_of_process(tmp_path: Path)
     tious = json.loads(done.stdout)
     assert len(tious) >= 3
     assert tious == pytest.approx([0.5] * len(tious))  # [10, 20] against [10, 30]
+
+
+def test_reward_component_and_action_mode_from_outside(tmp_path: Path) -> None:
+    """In an hour-long video, in every kind of process and in the vector environment."""
+    batch = random_batch(1, q=2)
+    seconds = 3600.0
+    batch = replace(
+        batch,
+        durations=np.array([seconds]),
+        n_clips=np.array([3600], np.int32),
+        counts=np.array([2], np.int32),
+        moments=Ragged.from_rows([np.array([[1000.0, 1800.0]])]),
+        spans=np.array([[[1000, 2000], [600, 1500]]], np.float32) / np.float32(seconds),
+        saliency=None,
+    )
+    source = write_cache(tmp_path / "cache", batch, **ARGUMENTS)
+    _outside(tmp_path, PARTS)
+    done = _run(tmp_path, USE_PARTS, str(source))
+    assert done.returncode == 0, done.stderr
+    walks = json.loads(done.stdout)
+    expected = [  # share of the steps, tIoU, change of nearness and the term, whether it is over
+        [0.25, 800 / 940, 60 / seconds - 0.5, False],
+        [0.5, 500 / 1200, (140 - 700) / seconds - 0.5, False],
+        [0.75, 500 / 1200, 2.0, True],
+    ]
+    assert len(walks) >= 3
+    for walk in walks:
+        np.testing.assert_allclose(walk, expected, atol=1e-4)
 
 
 def test_a_broken_plugin_is_named_and_does_not_stop_the_import(tmp_path: Path) -> None:

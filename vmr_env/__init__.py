@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from vmr_env.caches.from_predictions import build_prediction_cache
     from vmr_env.caches.reader import DecoderStateCache
     from vmr_env.data.profiles import DatasetProfile, VideoStatistics, get_profile
+    from vmr_env.envs.actions import register_action_mode
     from vmr_env.envs.env import VMREnv
+    from vmr_env.envs.observations import register_component
+    from vmr_env.envs.rewards import register_reward
     from vmr_env.envs.sources import open_cache
     from vmr_env.envs.vector_env import VMRVectorEnv
     from vmr_env.errors import DataError
@@ -34,8 +37,11 @@ __all__ = [
     "get_profile",
     "open_cache",
     "refine",
+    "register_action_mode",
+    "register_component",
     "register_dataset",
     "register_metric",
+    "register_reward",
 ]
 
 _MODULES = {
@@ -49,6 +55,9 @@ _MODULES = {
     "evaluate": "vmr_env.metrics.moments",
     "get_profile": "vmr_env.data.profiles",
     "open_cache": "vmr_env.envs.sources",
+    "register_action_mode": "vmr_env.envs.actions",
+    "register_component": "vmr_env.envs.observations",
+    "register_reward": "vmr_env.envs.rewards",
     "refine": "vmr_env.agents.refinement",
     "register_metric": "vmr_env.metrics.registry",
 }

@@ -89,6 +89,23 @@ ACTION_MODES: Registry[Moves] = Registry(
 """Modes by the names that the environments' argument `actions` takes."""
 
 
+def register_action_mode(
+    name: str,
+    form: Literal["listed", "paired", "continuous"],
+    offsets: tuple[tuple[float, ...], ...],
+    horizon: int = 3,
+) -> None:
+    """Add a mode that the environments' argument `actions` can name; arguments are those of `Moves`.
+
+    Worker processes know it too where the call stands in a plugin (`vmr_env.plugins`). Without one, `actions`
+    takes `"module:name"` of a `Moves`.
+
+    Raises:
+        ValueError: another mode has that name, or the arguments are not as `Moves` wants them.
+    """
+    ACTION_MODES.add(name, Moves(form, offsets, horizon))
+
+
 @dataclass(frozen=True)
 class ActionMode:
     """The actions of an environment.

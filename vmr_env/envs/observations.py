@@ -69,6 +69,25 @@ class Component:
 COMPONENTS: Registry[Component] = Registry("observation component", {}, Component)
 """Components from outside of the package; `components` names them beside those of the package."""
 
+
+def register_component(
+    name: str,
+    shape: tuple[int, ...],
+    look_up: Callable[["Episodes"], Any],
+    low: float = -1.0,
+    high: float = 1.0,
+) -> None:
+    """Add a component that the environments' argument `components` can name; arguments are `Component`'s.
+
+    Worker processes know it too where the call stands in a plugin (`vmr_env.plugins`). Without one,
+    `components` takes `"module:name"` of a `Component`.
+
+    Raises:
+        ValueError: another component has that name.
+    """
+    COMPONENTS.add(name, Component(shape, low, high, look_up))
+
+
 UNASKED = ("action_mask",)
 """Components that are shown only where `components` names them."""
 
@@ -99,6 +118,10 @@ class Observer:
         components: Sequence[str] | None = None,
     ) -> None:
         known = _components_of(cache, mode, proposals)
+        if taken := sorted(known.keys() & set(COMPONENTS)):
+            raise ValueError(
+                f"observation component {taken[0]!r} is the package's own, register another name"
+            )
         if components is None:
             components = [name for name in known if name not in UNASKED]
         if not components:

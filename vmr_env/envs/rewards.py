@@ -52,6 +52,22 @@ POTENTIALS: Registry[Reward] = Registry("reward", {name: Reward() for name in BU
 """Names that the environments' argument `reward` and the stages of the curriculum use."""
 
 
+def register_reward(
+    name: str,
+    potential: Callable[["Episodes"], Any] | None = None,
+    term: Callable[["Episodes", Any], Any] | None = None,
+) -> None:
+    """Add a reward that the environments' argument `reward` and stages can name; arguments are `Reward`'s.
+
+    Worker processes know it too where the call stands in a plugin (`vmr_env.plugins`). Without one, `reward`
+    takes `"module:name"` of a `Reward`.
+
+    Raises:
+        ValueError: another reward has that name.
+    """
+    POTENTIALS.add(name, Reward(potential, term))
+
+
 def potentials(name: str, spans: Floats, moments: Floats) -> Floats:
     """A compiled potential of each of the spans (K, 2) with its own moments (K, M, 2): (K,).
 
