@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 FOLDER = Path(__file__).parent / "images"
-SAMPLES = {"VMR-Charades-v0": 3, "VMR-Charades-Continuous-v0": 3, "VMR-Charades-MultiDiscrete-v0": 3}
-"""Environments, and the sample of the validation split that each shows."""
+SAMPLE = 91
+"""Row of the validation split that the pictures show."""
+NAMES = ("VMR-Charades-v0", "VMR-Charades-Continuous-v0", "VMR-Charades-MultiDiscrete-v0")
 TRIES = 60
 MILLISECONDS = (1200, 2500)
 """How long a step is shown, and the last one."""
@@ -61,8 +62,8 @@ def picture(name: str, sample: int) -> list[Image.Image]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    for name, sample in SAMPLES.items():
-        first, *others = picture(name, sample)
+    for name in NAMES:
+        first, *others = picture(name, SAMPLE)
         durations = [MILLISECONDS[0]] * len(others) + [MILLISECONDS[1]]
         first.save(FOLDER / f"{name}.gif", save_all=True, append_images=others, duration=durations, loop=0)
         print(name, 1 + len(others), "frames")
