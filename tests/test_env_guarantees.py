@@ -421,7 +421,10 @@ def test_stage_masks(make: Make, source: str, stage: int, free: set[str]) -> Non
     assert free_groups(env, info["action_mask"]) == free
     np.testing.assert_array_equal(env.action_masks(), info["action_mask"])
     env.set_stage(4 - stage)
-    changed = env.step(20)[4]["action_mask"]
+    assert env.stage == 4 - stage
+    for same in (env.step(20)[4]["action_mask"], env.action_masks()):  # a running episode keeps its rules
+        assert ("switch" in free_groups(env, same)) == (stage == 3)
+    changed = env.reset(seed=0, options={"sample": row})[1]["action_mask"]
     assert ("switch" in free_groups(env, changed)) == (env.stage == 3)
 
 

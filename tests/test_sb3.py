@@ -118,6 +118,7 @@ def test_methods_and_attributes_are_those_of_single_environments(cache: DecoderS
     env.reset()
     assert env.get_attr("stage") == [3] * N
     assert env.env_method("set_stage", 1) == [None] * N
+    env.reset()
     assert env.get_attr("stage", [0, 2]) == [1, 1]
     assert env.get_attr("action_space", 0) == [env.action_space]
     assert env.get_attr("observation_space", 0) == [env.observation_space]

@@ -11,6 +11,7 @@ from vmr_env.arrays import Bools
 from vmr_env.envs import kernel
 from vmr_env.envs.config import EnvConfig, Source, Task
 from vmr_env.envs.episodes import Episodes
+from vmr_env.envs.specification import Specified
 from vmr_env.rendering.ansi import Scene, render_ansi
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _METADATA: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 1
 _BEGIN, _STEP = (np.array([order], np.uint8) for order in (kernel.BEGIN, kernel.STEP))
 
 
-class VMREnv(gymnasium.Env[Any, Any]):
+class VMREnv(Specified, gymnasium.Env[Any, Any]):
     """Refine the moment that a sentence describes in a video, starting from a frozen detector's proposals.
 
     ## Description
@@ -129,7 +130,7 @@ class VMREnv(gymnasium.Env[Any, Any]):
         self.set_stage(stage)
 
     def set_stage(self, stage: int) -> None:
-        """Change the stage; a running episode goes on under the new rules.
+        """Change the stage, from the next episode on.
 
         Raises:
             ValueError: there is no such stage.

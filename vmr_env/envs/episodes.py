@@ -39,7 +39,7 @@ class Episodes:
         state: (N,) `vmr_env.envs.kernel.EPISODE`.
         mask: (N, A) bool, which actions are possible.
         streams: (N,) uint64, state of each episode's random numbers, to be set before the first draw.
-        stage: the curriculum's stage.
+        stage: the curriculum's stage, of episodes that begin.
         rules: what holds in it.
     """
 
@@ -59,6 +59,7 @@ class Episodes:
             for _ in range(min(threads, n))
         ]
         self._potentials: Array = np.zeros(n)
+        self._older: list[tuple[kernel.Rules, Bools]] = []
         self._set_rules(task.config.stage)
         with first_call():
             self.advance(np.full(n, kernel.BEGIN, np.uint8), self._none)
@@ -68,13 +69,23 @@ class Episodes:
         return len(self.state)
 
     def set_stage(self, number: int) -> None:
-        """Change the stage; running episodes go on under the new rules.
+        """Change the stage of episodes that begin from now on.
+
+        Running ones end under the rules that they began under, so that their rewards add up to the gain in
+        one potential.
 
         Raises:
             ValueError: there is no such stage.
         """
+        before = self.rules
         self._set_rules(number)
-        self.advance(np.full(len(self), kernel.LOOK, np.uint8), self._none)
+        running = ~self._under_older()
+        if running.any():
+            self._older.append((before, running))
+
+    def _under_older(self) -> Bools:
+        """Which episodes (N,) began in a stage before the current one."""
+        return np.any([np.zeros(len(self), bool), *(rows for _, rows in self._older)], axis=0)
 
     def _set_rules(self, number: int) -> None:
         self.rules, self._reward = self.task.rules(number), self.task.reward(number)
@@ -117,11 +128,37 @@ class Episodes:
         n = len(self)
         observations = np.empty((n, self.task.observer.width), np.float32) if out is None else out
         outcome = Outcome(observations, np.zeros(n), np.zeros(n, bool))
+        for rules, theirs in self._by_rules(orders):
+            self._lead_on(rules, theirs, outcome)
+        if self._reward.potential is not None:
+            before, self._potentials = self._potentials, np.asarray(self._reward.potential(self), np.float64)
+            steps = orders == kernel.STEP
+            outcome.rewards[steps] = (self._potentials - before)[steps]
+        if self._reward.term is not None:
+            steps = orders == kernel.STEP
+            outcome.rewards[steps] += np.asarray(self._reward.term(self, outcome.ended))[steps]
+        if len(observations):
+            self.task.observer.look_up(self, observations)
+        return outcome
+
+    def _by_rules(self, orders: NDArray[np.uint8]) -> list[tuple[kernel.Rules, NDArray[np.uint8]]]:
+        """The orders (N,) to the episodes under each rules, SKIP to all others."""
+        if not self._older:
+            return [(self.rules, orders)]
+        run_on = [(rules, rows & (orders != kernel.BEGIN)) for rules, rows in self._older]
+        self._older = [(rules, rows) for rules, rows in run_on if rows.any()]
+        each = [(rules, np.where(rows, orders, kernel.SKIP).astype(np.uint8)) for rules, rows in self._older]
+        rest = np.where(self._under_older(), kernel.SKIP, orders).astype(np.uint8)
+        return [*each, (self.rules, rest)]
+
+    def _lead_on(self, rules: kernel.Rules, orders: NDArray[np.uint8], outcome: Outcome) -> None:
+        """Carry out orders (N,) under one stage's rules."""
+        n = len(self)
 
         def lead_on(part: int) -> None:
             kernel.advance(
                 self.task.tables,
-                self.rules,
+                rules,
                 self.state,
                 self._candidates[part],
                 self.mask,
@@ -140,16 +177,6 @@ class Episodes:
         lead_on(0)
         for other in others:
             other.result()
-        if self._reward.potential is not None:
-            before, self._potentials = self._potentials, np.asarray(self._reward.potential(self), np.float64)
-            steps = orders == kernel.STEP
-            outcome.rewards[steps] = (self._potentials - before)[steps]
-        if self._reward.term is not None:
-            steps = orders == kernel.STEP
-            outcome.rewards[steps] += np.asarray(self._reward.term(self, outcome.ended))[steps]
-        if len(observations):
-            self.task.observer.look_up(self, observations)
-        return outcome
 
     def observe(self) -> Floats:
         """Flat observations of all episodes as they are now: (N, width), fresh."""

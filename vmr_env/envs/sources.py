@@ -11,6 +11,9 @@ from vmr_env.errors import DataError, Problem
 DATA_VARIABLE = "VMR_ENV_DATA"
 """Environment variable: a folder with caches at `<data set>/<split>`."""
 
+_TOLD = "VMR_ENV_TOLD"
+"""Environment variable: the warnings that this process or one before it has given, line by line."""
+
 _SHIPPED = Path(__file__).parents[1] / "assets"
 
 
@@ -51,10 +54,9 @@ def open_source(
         cache = DecoderStateCache.open(Path(folder) / profile.name / chosen)
     else:
         cache = DecoderStateCache.open(simulated_source(dataset, chosen))
-        warnings.warn(
+        _tell_once(
             f"no cache given for {profile.env_name} {chosen}: using simulated data ({cache.path.name}). "
-            f"Pass source=<cache folder> or set {DATA_VARIABLE} to use real ones.",
-            stacklevel=4,
+            f"Pass source=<cache folder> or set {DATA_VARIABLE} to use real ones."
         )
     if cache.manifest["dataset"] != profile.name:
         message = f"is a cache of {cache.manifest['dataset']}, expected {profile.name}"
@@ -62,6 +64,14 @@ def open_source(
     check_split(cache, split)
     cache.require_ground_truth()
     return cache
+
+
+def _tell_once(message: str) -> None:
+    """Warn, but not again in this process nor in those that it starts, which inherit its variables."""
+    told = os.environ.get(_TOLD, "")
+    if message not in told.split("\n"):
+        os.environ[_TOLD] = f"{told}\n{message}"
+        warnings.warn(message, stacklevel=5)
 
 
 def check_split(cache: DecoderStateCache, split: str | None) -> None:

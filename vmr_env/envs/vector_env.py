@@ -15,13 +15,14 @@ from vmr_env.envs import kernel
 from vmr_env.envs.config import EnvConfig, Source, Task
 from vmr_env.envs.episodes import Episodes
 from vmr_env.envs.gymnasium_vector import AutoresetMode
+from vmr_env.envs.specification import Specified
 from vmr_env.errors import check_count
 from vmr_env.seeding import slot_seeds
 
 Info = dict[str, Any]
 
 
-class VMRVectorEnv(VectorEnv[Any, Any, Any]):
+class VMRVectorEnv(Specified, VectorEnv[Any, Any, Any]):
     """N environments like `VMREnv` that step together, with nothing per episode in Python.
 
     Arguments are those of `VMREnv`, and:
@@ -33,6 +34,8 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         copy: whether every call returns a fresh observation array. False reuses one, whose contents change at
             the next call.
         threads: how many threads lead the episodes on; results do not depend on it.
+        max_episode_steps: steps after which episodes are `truncated`, as by Gymnasium's `TimeLimit`; None for
+            no limit.
 
     Infos of every reset and step: `sample` (N,), rows of the cache (`env.cache.sample(row)` has texts), `qid`
     (N,), `vid` (N,), `tiou` (N,), `span` (N, 2) in seconds, `proposal` (N,), and `action_mask` (N, A) int8.
@@ -52,6 +55,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         copy: bool = True,
         threads: int = 1,
+        max_episode_steps: int | None = None,
         **options: Any,
     ) -> None:
         check_count("num_envs", num_envs)
@@ -60,6 +64,9 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(
                 f"render_mode is {render_mode!r}, expected None: only single environments render"
             )
+        if max_episode_steps is not None:
+            check_count("max_episode_steps", max_episode_steps)
+        self._limit = max_episode_steps
         self._task = Task(EnvConfig(dataset, split, source, **options))
         self.num_envs = num_envs
         self.render_mode = None
@@ -87,7 +94,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
         self.set_stage(stage)
 
     def set_stage(self, stage: int) -> None:
-        """Change the stage of all environments; running episodes go on under the new rules.
+        """Change the stage of all environments, for episodes that begin from now on.
 
         Raises:
             ValueError: there is no such stage.
@@ -171,7 +178,11 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
             )
         # NextStep: episodes that ended begin, whatever their actions are.
         orders = self._orders(kernel.STEP, self._ended)
-        flat, rewards, ended = self.episodes.act(orders, actions, self._out)
+        flat, rewards, terminated = self.episodes.act(orders, actions, self._out)
+        truncated = (
+            np.zeros(self.num_envs, bool) if self._limit is None else self.episodes.steps >= self._limit
+        )
+        ended = terminated | truncated
         infos = self._infos()
         self._ended = ended
         if mode is AutoresetMode.SAME_STEP:
@@ -180,7 +191,7 @@ class VMRVectorEnv(VectorEnv[Any, Any, Any]):
                 final = self._final(ended, flat, infos)
                 self.episodes.advance(self._orders(kernel.SKIP, ended), flat)
                 infos = self._infos() | final
-        return self._task.formed(flat), rewards, ended, np.zeros(self.num_envs, bool), infos
+        return self._task.formed(flat), rewards, terminated, truncated, infos
 
     def render(self) -> None:
         """None, with a warning: only single environments render, but some trainers always ask."""

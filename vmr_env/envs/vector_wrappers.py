@@ -2,7 +2,7 @@
 
     env = VectorCurriculumWrapper(gymnasium.make_vec("VMR-Charades-v0", num_envs=256), Plateau(window=5000))
 
-Episodes that run when a stage begins go on under its rules.
+Episodes that run when a stage begins end under the rules that they began under.
 """
 
 from typing import Any
