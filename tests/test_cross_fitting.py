@@ -94,6 +94,28 @@ class Scripted(Agent):
         self.round = state["round"]
 
 
+class Live(Scripted):
+    """Its state is the memory that it learns in, as networks' states are."""
+
+    def __init__(self, env: VMRVectorEnv, seed: int) -> None:
+        self.memory = {"rounds": [0]}
+        super().__init__(env, seed)
+
+    @property
+    def round(self) -> int:
+        return self.memory["rounds"][0]
+
+    @round.setter
+    def round(self, value: int) -> None:
+        self.memory["rounds"][0] = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.memory
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.round = state["rounds"][0]
+
+
 class Worse(Scripted):
     script = (EARLIER,) * 5
 
@@ -120,9 +142,10 @@ def _fit(make: type[Agent], cache: DecoderStateCache, **options: Any) -> Any:
     return cross_fit(make, cache, np.arange(len(cache)), **arguments)
 
 
-def test_the_best_round_out_of_fold_is_kept(late: DecoderStateCache) -> None:
+@pytest.mark.parametrize("make", [Scripted, Live])
+def test_the_best_round_out_of_fold_is_kept(late: DecoderStateCache, make: type[Scripted]) -> None:
     seen: list[Progress] = []
-    ensemble, selection = _fit(Scripted, late, watch=seen.append)
+    ensemble, selection = _fit(make, late, watch=seen.append)
     # tIoU 9/11, then 1, or 8/12, which no longer reaches 0.7
     better, worse = (1 - 9 / 11) / 3, (8 / 12 - 9 / 11 - 1) / 3
     assert selection.rounds == (1, 2, 3, 4)

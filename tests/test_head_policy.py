@@ -3,17 +3,20 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from test_tprl import new_head, same, write_states
+from vmr_env.agents.tprl import head_training
 from vmr_env.agents.tprl.data import Batch, StateBatches
 from vmr_env.agents.tprl.head_policy import (
     Drawn,
     HeadPolicy,
     HeadPolicyConfig,
     HeadPolicyTrainer,
+    bounds_of,
     head_policy_config,
     potentials,
 )
@@ -127,6 +130,69 @@ def test_draws_follow_the_table_of_stages(caches: Pair, number: int) -> None:
         np.testing.assert_allclose(drawn.rewards[row], expected, atol=1e-4)
 
 
+def test_rewards_are_gains_over_the_detector_s_span_and_not_the_policy_s(caches: Pair) -> None:
+    batch = batch_of(caches)
+    trainer = HeadPolicyTrainer(new_head(), config("grpo", group=2))
+    came = trainer.came(batch.states, batch.references)
+    with torch.no_grad():
+        for weight in trainer.head.get_submodule("span_embed").parameters():
+            weight.add_(0.05)
+    drawn = trainer.draw(batch, STAGES[1])
+    now = trainer.policy(batch.states, batch.references)
+    centre, width = (part.numpy() for part in came.spans.unbind(-1))
+    for row, start in enumerate(now.log_pi.argmax(1).tolist()):
+        moments = caches[0].sample(row).moments / caches[0].sample(row).duration
+        ends = [
+            (centre[row, start] - width[row, start] / 2, centre[row, start] + width[row, start] / 2),
+            drawn.bounds[row, 0].numpy(),
+        ]
+        before, after = (giou(np.sort(np.clip(span, 0, 1)), moments) for span in ends)
+        assert drawn.rewards[row, 0].item() == pytest.approx(after - before, abs=1e-4)
+    assert (now.bounds - bounds_of(came.spans)).abs().max() > 0.01  # otherwise this shows nothing
+
+
+def giou(span: np.ndarray, moments: np.ndarray) -> float:
+    """The highest generalised IoU with a moment, from boundaries."""
+    values = []
+    for low, high in moments:
+        common = max(0.0, min(span[1], high) - max(span[0], low))
+        union = span[1] - span[0] + high - low - common
+        hull = max(span[1], high) - min(span[0], low)
+        values.append(common / union - (hull - union) / hull)
+    return float(max(values))
+
+
+def test_divergence_of_spans_equals_pytorch_s(caches: Pair) -> None:
+    """In every stage; the deviations of both policies are the current one's."""
+    batch = batch_of(caches)
+    trainer = HeadPolicyTrainer(new_head(), config("grpo", group=3))
+    drawn = trainer.draw(batch, STAGES[3])
+    came = trainer._first(batch.states, batch.references)
+    with torch.no_grad():
+        trainer.policy.log_std.copy_(torch.tensor([-1.0, -2.0]))
+        for weight in trainer.head.get_submodule("span_embed").parameters():
+            weight.add_(0.05)
+    said = trainer.policy(batch.states, batch.references)
+    std = torch.tensor([math.exp(-1), math.exp(-2)]) * drawn.scale[..., None]
+    rows = torch.arange(12)[:, None]
+    now, then = (torch.distributions.Normal(of.bounds[rows, drawn.choice], std) for of in (said, came))
+    expected = torch.distributions.kl_divergence(now, then).sum(-1).mean().item()
+    assert expected > 1e-3
+    assert trainer._divergence(said, came, drawn, False).item() == pytest.approx(expected, rel=1e-4)
+    assert trainer._divergence(said, came, drawn, True).item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "grpo"])
+def test_a_batch_of_one_teaches_and_breaks_nothing(caches: Pair, algorithm: str) -> None:
+    trainer = HeadPolicyTrainer(new_head(), config(algorithm))
+    before = new_head().span_embed.layers[0].weight
+    for row in range(3):
+        trainer.start_epoch(9)
+        trainer.step(StateBatches(caches[0]).take(np.array([row])), STAGES[3])
+    assert all(bool(weight.isfinite().all()) for weight in trainer.policy.parameters())
+    assert not torch.equal(trainer.head.get_submodule("span_embed").layers[0].weight, before)
+
+
 def test_advantages_of_a_group_are_standardised_rewards(caches: Pair) -> None:
     trainer = HeadPolicyTrainer(new_head(), config("grpo", group=6))
     drawn = trainer.draw(batch_of(caches), STAGES[3])
@@ -230,6 +296,34 @@ def test_cross_fitting_judges_every_sample_once_and_averages_the_members(caches:
         mean = sum(trainer.averaged.state_dict()[name] for trainer in made) / 3
         torch.testing.assert_close(value, mean, atol=1e-6, rtol=1e-5)
     assert torch.equal(result.head["iou_embed.layers.0.weight"], new_head().iou_embed.layers[0].weight)
+
+
+def test_members_learn_from_no_video_that_they_are_judged_on(
+    caches: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, learnt, judged = caches[0], [], []
+    train, propose_ = HeadPolicyTrainer.train, head_training.propose
+
+    def watched(self: HeadPolicyTrainer, batches: StateBatches, *args: Any, **options: Any) -> Any:
+        learnt.append(set(batches.rows.tolist()))
+        return train(self, batches, *args, **options)
+
+    def noted(head: Any, batches: StateBatches) -> Any:
+        judged.append(set(batches.rows.tolist()))
+        return propose_(head, batches)
+
+    monkeypatch.setattr(HeadPolicyTrainer, "train", watched)
+    monkeypatch.setattr(head_training, "propose", noted)
+    rows = np.arange(4, len(cache))
+    cross_fit_head(
+        lambda seed: HeadPolicyTrainer(new_head(), config("ppo", epochs=(1, 0, 0)), seed),
+        cache, rows, members=3, seed=0,
+    )  # fmt: skip
+    assert len(learnt) == 3
+    for member, of_member in enumerate(learnt):
+        for held_out in judged[2 * member : 2 * member + 2]:  # as it came, and after its only epoch
+            assert held_out | of_member == set(rows.tolist())
+            assert not held_out & of_member
 
 
 def test_a_pull_keeps_the_head_near_where_it_came_from(caches: Pair) -> None:

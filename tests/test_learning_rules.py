@@ -131,8 +131,10 @@ def test_every_agent_reaches_its_optimum(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_VALUES)
-def test_values_come_to_be_those_of_dynamic_programming(name: str) -> None:
-    agent = make_agent(name)
+@pytest.mark.parametrize("limit", [None, 2])
+def test_values_come_to_be_those_of_dynamic_programming(name: str, limit: int | None) -> None:
+    """Also where a time limit falls together with the end, after which nothing follows."""
+    agent = make_agent(name, Tree(N, limit=limit))
     losses = [row["losses/value"] for row in trained(agent)]
     assert np.mean(losses[-3:]) < 0.2 * np.mean(losses[:3])
     states = [ROOT_A, ROOT_B, VALLEY_A, VALLEY_B]
@@ -269,6 +271,13 @@ def test_groups_share_their_root_and_are_compared_within(monkeypatch: pytest.Mon
             wanted = (totals[slot] - group.mean()) / max(group.std(ddof=1), 1e-4)
             assert experience.advantages[row].item() == pytest.approx(wanted, abs=1e-4)
             row += 1
+
+
+def test_what_restarts_after_a_time_limit_is_no_part_of_a_group() -> None:
+    agent = make_agent("grpo", Tree(8, limit=1), group=4)
+    agent.collector.reset(3)
+    experience, _ = agent.collect(agent._members()[0].network)
+    assert len(experience.actions) == 8
 
 
 def test_groups_are_of_many_samples() -> None:

@@ -316,7 +316,11 @@ def test_training_gains_on_held_out_samples(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"memory": True, "iou_head": True}, {"actions": "continuous", "warm_up_epochs": 0, "algorithm": "ppo"}],
+    [
+        {"memory": True, "iou_head": True},
+        {"warm_up_epochs": 1, "epochs": 4},  # interrupted where the baseline has moved
+        {"actions": "continuous", "warm_up_epochs": 0, "algorithm": "ppo"},
+    ],
 )
 def test_resuming_equals_an_uninterrupted_run_bit_for_bit(
     caches: tuple[DecoderStateCache, DecoderStateCache],

@@ -246,6 +246,38 @@ def test_class_layer_rests_until_its_stage(caches: tuple[DecoderStateCache, Deco
         )
 
 
+def test_the_loss_is_the_weighted_sum_of_its_parts(
+    caches: tuple[DecoderStateCache, DecoderStateCache],
+) -> None:
+    trainer = TprlTrainer(new_head(), small_config(top1_coef=0.3, rank_coef=0.7))
+    out = trainer.losses(StateBatches(caches[0]).take(np.arange(20)), Coefficients(3, 0.2, 0.4))
+    parts = 0.3 * out.top1 + 0.4 * out.span + 0.2 * out.score + 0.7 * out.rank
+    assert min(abs(part.item()) for part in (out.top1, out.span, out.score, out.rank)) > 1e-4
+    torch.testing.assert_close(out.total, parts)
+
+
+def test_every_epoch_shows_all_samples_in_an_order_of_its_own(
+    caches: tuple[DecoderStateCache, DecoderStateCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = TprlTrainer(new_head(), small_config(schedule=three_stages(0.5, (1, 1, 1)), evaluate_every=1))
+    shown: list[list[float]] = []
+    start_epoch, step = trainer.start_epoch, trainer.step
+
+    def begun(epoch: int) -> Coefficients:
+        shown.append([])
+        return start_epoch(epoch)
+
+    def watched(batch: Batch, now: Coefficients) -> Any:
+        shown[-1] += batch.states[:, 0, 0].tolist()
+        return step(batch, now)
+
+    monkeypatch.setattr(trainer, "start_epoch", begun)
+    monkeypatch.setattr(trainer, "step", watched)
+    list(trainer.train(StateBatches(caches[0])))
+    assert [sorted(epoch) for epoch in shown] == [sorted(caches[0].states[:, 0, 0].tolist())] * 3
+    assert len({tuple(epoch) for epoch in shown}) == 3
+
+
 def test_own_learning_rate_makes_the_schedule_matter() -> None:
     """Adam cancels a coefficient on the loss; a rate that follows the schedule scales the step."""
 

@@ -64,7 +64,8 @@ class Tree:
     Args:
         n: N.
         roots: states in which episodes begin.
-        limit: steps after which an episode is cut off; None for never.
+        limit: steps after which an episode is `truncated`, ended or not, as by Gymnasium's `TimeLimit`; None
+            for never.
         tickets: whether observations have a number of their own in the last column.
     """
 
@@ -115,7 +116,7 @@ class Tree:
         edges = [TREE[s].get(int(a), TREE[s][STOP]) for s, a in zip(self.states, actions, strict=True)]
         self._steps += 1
         terminated = np.array([edge.state is None for edge in edges])
-        truncated = ~terminated & (self._steps == self._limit)
+        truncated = self._steps == (self._limit or np.inf)
         here = zip(self.states, edges, strict=True)
         self.states = np.array([state if edge.state is None else edge.state for state, edge in here])
         infos = self._infos()
