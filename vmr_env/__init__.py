@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmr_env.errors import DataError
     from vmr_env.metrics.moments import evaluate
     from vmr_env.metrics.registry import register_metric
+    from vmr_env.metrics.text_rewards import rewards_for_text
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "register_dataset",
     "register_metric",
     "register_reward",
+    "rewards_for_text",
 ]
 
 _MODULES = {
@@ -60,6 +62,7 @@ _MODULES = {
     "register_reward": "vmr_env.envs.rewards",
     "refine": "vmr_env.agents.refinement",
     "register_metric": "vmr_env.metrics.registry",
+    "rewards_for_text": "vmr_env.metrics.text_rewards",
 }
 
 
