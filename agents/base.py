@@ -73,7 +73,7 @@ class Agent(ABC):
         (N, …)."""
 
     def update(self) -> Metrics:
-        """One round of learning; returns figures to log, named `charts/…` or `losses/…`."""
+        """One round of learning; returns figures to log, named `charts/…`, `losses/…`, or `health/…`."""
         raise NotImplementedError(f"{type(self).__name__} has rounds > 0 but no update")
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from vmr_env.agents.base import Metrics
+from vmr_env.agents.health import UpdateHealth
 from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from vmr_env.agents.policy_gradient import entropy
@@ -64,10 +65,12 @@ class ExpectedGain(PolicyAgent):
         config = self.config
         observations, masks, gains = self.collector.collect_gains(network, config.steps)
         expected = spread = torch.zeros(())
+        health = UpdateHealth()
         for rows in torch.split(torch.randperm(len(gains), generator=self.generator), config.minibatch):
             said: PolicyValue = network(observations[rows], masks[rows])
             log_policy = said.logits.log_softmax(-1)
             expected = (log_policy.exp() * gains[rows]).sum(-1).mean()
             spread = entropy(log_policy)
-            descend(-expected, optimiser, config.max_norm)
-        return {"charts/expected_gain": expected.item(), "losses/entropy": spread.item()}
+            health.add(gradient_norm=descend(-expected, optimiser, config.max_norm))
+        figures = {"charts/expected_gain": expected.item(), "losses/entropy": spread.item()}
+        return figures | health.metrics()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from vmr_env.agents.base import Metrics
+from vmr_env.agents.health import UpdateHealth, approximate_kl, clip_fraction
 from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from vmr_env.agents.policy_gradient import clipped_gain, entropy
@@ -97,29 +98,41 @@ class GRPO(PolicyAgent):
         gathered = [self.collect(network) for _ in range(config.batches)]
         batch = Experience(*(torch.cat(column) for column in zip(*(one for one, _ in gathered), strict=True)))
         policy = spread = torch.zeros(())
+        health = UpdateHealth()
         for _ in range(config.epochs):
             order = torch.randperm(len(batch.actions), generator=self.generator)
             for rows in torch.split(order, config.minibatch):
                 part = Experience(*(column[rows] for column in batch))
                 said: PolicyValue = network(part.observations, part.masks)
                 log_policy = said.logits.log_softmax(-1)
-                ratio = (log_policy.gather(1, part.actions[:, None])[:, 0] - part.log_probs).exp()
-                policy = -clipped_gain(ratio, part.advantages, config.clip)
+                log_ratio = log_policy.gather(1, part.actions[:, None])[:, 0] - part.log_probs
+                policy = -clipped_gain(log_ratio.exp(), part.advantages, config.clip)
                 spread = entropy(log_policy)
                 loss = policy - config.entropy * spread
-                descend(loss, optimiser, config.max_norm, policy=policy, entropy=spread)
+                norm = descend(loss, optimiser, config.max_norm, policy=policy, entropy=spread)
+                health.add(
+                    gradient_norm=norm,
+                    approximate_kl=approximate_kl(log_ratio),
+                    clip_fraction=clip_fraction(log_ratio, config.clip),
+                )
         return {
-            "charts/episode_return": float(np.mean([returns for _, returns in gathered])),
+            "charts/episode_return": float(np.mean([returns.mean() for _, returns in gathered])),
+            "health/groups_without_spread": float(
+                np.mean([without_spread(returns, config.group) for _, returns in gathered])
+            ),
+            **health.metrics(),
             "losses/policy": policy.item(),
             "losses/entropy": spread.item(),
         }
 
     @torch.no_grad()
-    def collect(self, network: nn.Module) -> tuple[Experience, float]:
-        """Run an episode in every environment, those of a group from the same start; and the mean return."""
+    def collect(self, network: nn.Module) -> tuple[Experience, Tensor]:
+        """Run an episode in every environment, those of a group from the same start; and their returns
+        (N,)."""
         env, group = self.env, self.config.group
         _, infos = env.reset()
         samples, starts = (np.repeat(of[::group], group) for of in (infos["sample"], env.episodes.sources))
+        self.collector.seen.update(samples.tolist())
         observations, infos = env.reset(options={"sample": samples, "start": starts})
         returns, runs = torch.zeros(env.num_envs), torch.ones(env.num_envs, dtype=torch.bool)
         steps: list[tuple[Tensor, ...]] = []
@@ -138,4 +151,11 @@ class GRPO(PolicyAgent):
         spread = grouped.std(1, keepdim=True).clamp_min(_LEAST_STD)
         advantages = ((grouped - grouped.mean(1, keepdim=True)) / spread).flatten()
         parts = [(*(column[ran] for column in rest), advantages[ran]) for ran, *rest in steps]
-        return Experience(*(torch.cat(column) for column in zip(*parts, strict=True))), float(returns.mean())
+        return Experience(*(torch.cat(column) for column in zip(*parts, strict=True))), returns
+
+
+def without_spread(returns: Tensor, group: int) -> float:
+    """Share of groups (N / group) whose episodes all have one return (N,), so that nothing is learnt from
+    them."""
+    grouped = returns.view(-1, group)
+    return float((grouped.std(1) < _LEAST_STD).float().mean())

@@ -159,7 +159,7 @@ def _run(env: VMRVectorEnv, policy: Policy, quotas: list[int], seed: int) -> "li
     for slot, episode in enumerate(running):
         episode.see(observations[slot], infos, slot)
     while any(len(buffers) < quota for buffers, quota in zip(done, quotas, strict=True)):
-        probabilities = policy(observations, infos["action_mask"])
+        probabilities = policy(observations, infos["action_mask"].astype(bool))
         actions = _drawn(probabilities, rng)
         observations, rewards, terminated, truncated, infos = env.step(actions)
         for slot, episode in enumerate(running):

@@ -30,8 +30,8 @@ class Member(nn.Module):
         self.optimiser = torch.optim.AdamW(network.parameters(), lr, weight_decay=weight_decay, fused=True)
 
 
-def descend(loss: Tensor, optimiser: torch.optim.Optimizer, max_norm: float, **figures: Tensor) -> None:
-    """One step down a loss's gradient, scaled down where its norm is above `max_norm`.
+def descend(loss: Tensor, optimiser: torch.optim.Optimizer, max_norm: float, **figures: Tensor) -> Tensor:
+    """One step down a loss's gradient, scaled down where its norm is above `max_norm`: the norm before.
 
     Args:
         loss: scalar.
@@ -53,6 +53,7 @@ def descend(loss: Tensor, optimiser: torch.optim.Optimizer, max_norm: float, **f
     if not norm.isfinite():
         raise FloatingPointError(f"gradient norm is {norm.item()}, expected a finite number")
     optimiser.step()
+    return norm
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class PolicyAgent(Agent):
         lr = self._lr * 0.5 * (1 + math.cos(math.pi * self.round / self.rounds))
         before = self.collector.steps
         every: list[Metrics] = []
+        seen: set[int] = set()
         for number, member in enumerate(self._members()):
             # New episodes from a seed of their own: a resumed run sees what an uninterrupted one does.
             self.collector.reset(derived(self.seed, "episodes", self.round, number))
@@ -130,9 +132,14 @@ class PolicyAgent(Agent):
             except FloatingPointError as error:
                 where = f"{type(self).__name__}, round {self.round + 1}"
                 raise FloatingPointError(f"{where}: {error}") from None
+            seen |= self.collector.seen
         self.round += 1
         means = {name: float(np.mean([metrics[name] for metrics in every])) for name in every[0]}
-        return {**means, "charts/steps": float(self.collector.steps - before)}
+        return {
+            **means,
+            "charts/steps": float(self.collector.steps - before),
+            "charts/distinct_samples": float(len(seen)),
+        }
 
     @torch.no_grad()
     def probabilities(self, observations: Floats, masks: Masks) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from vmr_env.agents.base import Metrics
+from vmr_env.agents.health import UpdateHealth, approximate_kl, clip_fraction, explained_variance
 from vmr_env.agents.networks import NetworkKind, PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from vmr_env.agents.policy_gradient import clipped_gain, entropy, gae, standardised
@@ -83,14 +84,21 @@ class PPO(PolicyAgent):
         returns = advantages + rollout.values[:-1]
         columns = (*(column.flatten(0, 1) for column in rollout[:4]), advantages.flatten(), returns.flatten())
         losses: tuple[Tensor, ...] = ()
+        health = UpdateHealth()
         for _ in range(config.epochs):
             order = torch.randperm(len(columns[0]), generator=self.generator)
             minibatches = (torch.split(column[order], config.minibatch) for column in columns)
             for minibatch in zip(*minibatches, strict=True):
-                policy, value, spread = losses = self._losses(network, *minibatch)
+                policy, value, spread, log_ratio = losses = self._losses(network, *minibatch)
                 loss = policy + config.value * value - config.entropy * spread
-                descend(loss, optimiser, config.max_norm, policy=policy, value=value, entropy=spread)
-        return _metrics(rollout, losses)
+                norm = descend(loss, optimiser, config.max_norm, policy=policy, value=value, entropy=spread)
+                health.add(
+                    gradient_norm=norm,
+                    approximate_kl=approximate_kl(log_ratio),
+                    clip_fraction=clip_fraction(log_ratio, config.clip),
+                )
+        explained = explained_variance(rollout.values[:-1], returns)
+        return _metrics(rollout, losses) | health.metrics() | {"health/explained_variance": explained}
 
     def _losses(
         self,
@@ -101,17 +109,17 @@ class PPO(PolicyAgent):
         old_log_probs: Tensor,
         advantages: Tensor,
         returns: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Policy loss, value loss and entropy of a minibatch: scalars."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Policy loss, value loss and entropy of a minibatch, scalars; and the actions' log-ratios (B,)."""
         said: PolicyValue = network(observations, masks)
         log_policy = said.logits.log_softmax(-1)
-        ratio = (log_policy.gather(1, actions[:, None])[:, 0] - old_log_probs).exp()
-        policy = -clipped_gain(ratio, standardised(advantages), self.config.clip)
-        return policy, (said.values - returns).square().mean(), entropy(log_policy)
+        log_ratio = log_policy.gather(1, actions[:, None])[:, 0] - old_log_probs
+        policy = -clipped_gain(log_ratio.exp(), standardised(advantages), self.config.clip)
+        return policy, (said.values - returns).square().mean(), entropy(log_policy), log_ratio.detach()
 
 
 def _metrics(rollout: Rollout, losses: tuple[Tensor, ...]) -> Metrics:
-    policy, value, entropy_ = (loss.item() for loss in losses)
+    policy, value, entropy_ = (loss.item() for loss in losses[:3])
     return {
         "charts/episode_return": mean_episode_return(rollout),
         "losses/policy": policy,

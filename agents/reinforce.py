@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from vmr_env.agents.base import Metrics
+from vmr_env.agents.health import UpdateHealth, explained_variance
 from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from vmr_env.agents.policy_gradient import entropy, gae, standardised
@@ -69,6 +70,7 @@ class Reinforce(PolicyAgent):
         advantages = standardised(advantages).flatten()
         observations, masks, actions = (column.flatten(0, 1) for column in rollout[:3])
         policy = value = spread = torch.zeros(())
+        health = UpdateHealth()
         for rows in torch.split(torch.randperm(len(actions), generator=self.generator), config.minibatch):
             said: PolicyValue = network(observations[rows], masks[rows])
             log_policy = said.logits.log_softmax(-1)
@@ -77,10 +79,13 @@ class Reinforce(PolicyAgent):
             value = (said.values - returns[rows]).square().mean()
             spread = entropy(log_policy)
             loss = policy + config.value * value - config.entropy * spread
-            descend(loss, optimiser, config.max_norm, policy=policy, value=value, entropy=spread)
+            norm = descend(loss, optimiser, config.max_norm, policy=policy, value=value, entropy=spread)
+            health.add(gradient_norm=norm)
         return {
             "charts/episode_return": mean_episode_return(rollout),
             "losses/policy": policy.item(),
             "losses/value": value.item(),
             "losses/entropy": spread.item(),
+            "health/explained_variance": explained_variance(rollout.values[:-1].flatten(), returns),
+            **health.metrics(),
         }

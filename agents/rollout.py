@@ -64,12 +64,15 @@ class Collector:
         self.env, self._generator = env, generator
         self.steps = 0
         """Environment steps taken so far."""
+        self.seen: set[int] = set()
+        """Samples met since the last reset, rows of the cache."""
         self._observations: Floats
         self._masks: Masks
 
     def reset(self, seed: int) -> None:
         """Begin new episodes in all environments."""
         self._observations, infos = self.env.reset(seed=seed)
+        self.seen = set(infos["sample"].tolist())
         self._masks = infos["action_mask"].astype(bool)
 
     def _step(self, actions: Tensor) -> Stepped:
@@ -77,6 +80,7 @@ class Collector:
         self._observations, rewards, terminated, truncated, infos = self.env.step(actions.numpy())
         self._masks = infos["action_mask"].astype(bool)
         self.steps += len(rewards)
+        self.seen.update(infos["sample"].tolist())
         return Stepped(
             torch.from_numpy(rewards).float(),
             torch.from_numpy(terminated | truncated).float(),

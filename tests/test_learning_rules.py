@@ -249,7 +249,8 @@ def test_groups_share_their_root_and_are_compared_within(monkeypatch: pytest.Mon
         return result
 
     monkeypatch.setattr(tree, "step", watched)
-    experience, mean = agent.collect(agent._members()[0].network)
+    experience, returns = agent.collect(agent._members()[0].network)
+    mean = float(returns.mean())
     assert all(len(set(group)) == 1 for group in told[0][0].reshape(2, 4).tolist())
     # Slot by slot: the episode is over where it first ends; what restarts there is no part of it.
     totals, steps = np.zeros(8), np.zeros(8, int)

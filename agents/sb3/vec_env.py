@@ -186,6 +186,14 @@ def _rows(told: dict[str, Any], n: int) -> list[dict[str, Any]]:
     return [{key: column[i] for key, column in columns.items()} for i in range(n)]
 
 
+_HEALTH = {
+    "train/approx_kl": "approximate_kl",
+    "train/clip_fraction": "clip_fraction",
+    "train/explained_variance": "explained_variance",
+}
+"""Figures of Stable-Baselines3's log by our names."""
+
+
 class SB3Agent(Agent):
     """An on-policy algorithm of SB3 as an agent. It does not know which actions are possible.
 
@@ -247,6 +255,7 @@ class SB3Agent(Agent):
             "losses/policy": float(said[self.policy_loss]),
             "losses/value": float(said["train/value_loss"]),
             "losses/entropy": -float(said["train/entropy_loss"]),
+            **{f"health/{ours}": float(said[theirs]) for theirs, ours in _HEALTH.items() if theirs in said},
         }
 
     def _mean_return(self) -> float:

@@ -1,0 +1,43 @@
+"""Whether a training goes well: figures of its updates, for logs."""
+
+import torch
+from torch import Tensor
+from vmr_env.agents.base import Metrics
+
+
+def approximate_kl(log_ratio: Tensor) -> Tensor:
+    """Divergence of the policy from the one that acted, of the log-ratios of their probabilities: scalar, in
+    nats.
+
+    The mean of (r - 1) - log r, which is unbiased and never negative (Schulman, 2020, "Approximating KL
+    divergence").
+    """
+    return (log_ratio.exp() - 1 - log_ratio).mean()
+
+
+def clip_fraction(log_ratio: Tensor, clip: float) -> Tensor:
+    """Share of ratios that lie further from 1 than `clip`: scalar."""
+    return ((log_ratio.exp() - 1).abs() > clip).float().mean()
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns): 1 for perfect values, 0 for a constant; NaN where returns
+    are one."""
+    spread = returns.var(correction=0)
+    return float(1 - (returns - values).var(correction=0) / spread) if spread > 0 else float("nan")
+
+
+class UpdateHealth:
+    """Means over the updates of a round, by name."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, **figures: Tensor) -> None:
+        """Take down scalars of one update."""
+        for name, figure in figures.items():
+            self._values.setdefault(name, []).append(figure.detach())
+
+    def metrics(self) -> Metrics:
+        """`health/<name>` for each."""
+        return {f"health/{name}": float(torch.stack(values).mean()) for name, values in self._values.items()}
