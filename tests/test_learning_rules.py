@@ -326,8 +326,9 @@ def test_settings_reach_what_they_are_for(name: str, monkeypatch: pytest.MonkeyP
     agent = make_agent(name, lr=0.004, weight_decay=0.07, max_norm=0.3, hidden=8, members=3)
     norms = []
 
-    def watched(loss: Tensor, optimiser: Any, max_norm: float, **figures: Tensor) -> None:
+    def watched(loss: Tensor, optimiser: Any, max_norm: float, **figures: Tensor) -> Tensor:
         norms.append(max_norm)
+        return torch.zeros(())
 
     monkeypatch.setattr(f"vmr_env.agents.{type(agent).__module__.split('.')[-1]}.descend", watched)
     agent.update()
