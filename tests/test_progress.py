@@ -20,17 +20,11 @@ class Terminal(StringIO):
         return True
 
 
-@pytest.fixture(autouse=True)
-def _no_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = SimpleNamespace(add_scalar=lambda *_: None, close=lambda: None)
-    monkeypatch.setattr("vmr_env.benchmarks.experiment.progress._open_log", lambda folder: log)
-
-
 def watched(stream: StringIO, seconds: list[float]) -> Watcher:
     """A watcher of four runs, of which the first is done; the clock shows these times."""
     experiment: Any = SimpleNamespace(runs=lambda: iter(RUNS), is_done=lambda run: run.seed == 0)
     times = iter(seconds)
-    return Watcher(experiment, Path(), stream, lambda: next(times))
+    return Watcher(experiment, Path(), (), stream, lambda: next(times))
 
 
 def at(round_: int, member: int = 0, gain: float | None = None) -> Progress:

@@ -105,7 +105,7 @@ def in_folder(options: Options, words: Sequence[str]) -> bool:
 def do_runs(experiment: Experiment, options: Options) -> dict[Run, str] | None:
     """Do all runs that are not done; what went wrong in those that failed, or None if interrupted."""
     todo = [run for run in experiment.runs() if not experiment.is_done(run)]
-    with Watcher(experiment, experiment.folder / "tensorboard") as watcher:
+    with Watcher(experiment, experiment.folder, options.log) as watcher:
         try:
             if options.cluster is None:
                 jobs = options.jobs or available_processors()

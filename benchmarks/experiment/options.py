@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vmr_env.benchmarks.experiment.logs import KINDS, NEEDED
 from vmr_env.benchmarks.experiment.names import (
     AGENTS,
     BACKBONE_AGENTS,
@@ -140,6 +141,9 @@ class Options:
     )
     cpus_per_run: int = option(1, "processors that a run is given", group="cluster", least=1)
     gpus_per_run: float = option(0.0, "accelerators that a run is given, or a share of one", group="cluster")
+    log: tuple[str, ...] = option(
+        ("tensorboard",), "where figures of trainings are logged, in folders in --out", choices=KINDS
+    )
     out: Path = option(Path("runs/tprl"), "folder of the results")
     resume: bool = option(False, "go on with an interrupted run in --out")
 
@@ -203,7 +207,7 @@ def check(options: Options) -> None:
         problems.append(
             Problem("--gpus-per-run", None, None, f"is {options.gpus_per_run}, expected 0 or more")
         )
-    needed = {"matplotlib": "bench", "tensorboard": "bench"}
+    needed = {"matplotlib": "bench", **{kind: NEEDED[kind] for kind in options.log if kind in NEEDED}}
     if options.cluster is not None:
         needed["ray"] = "distributed"
     for package, extra in needed.items():

@@ -6,13 +6,14 @@ line every 30 seconds. Both tell what the running agents gain on samples that ar
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run
+from vmr_env.benchmarks.experiment.logs import Log, open_logs
 
 EVERY = 30.0
 """Seconds between two lines."""
@@ -21,11 +22,12 @@ _BAR = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left; {postfix}"
 
 
 class Watcher:
-    """Shows how far the runs are, and logs their figures for TensorBoard: a log of its own for each.
+    """Shows how far the runs are, and logs their figures: a log of its own for each.
 
     Args:
         experiment: what the runs are of.
-        folder: of the logs.
+        folder: of the experiment; logs have folders of their own in it.
+        kinds: ways to log, some of `logs.KINDS`.
         stream: where progress is shown.
         clock: tells the time in seconds.
     """
@@ -34,6 +36,7 @@ class Watcher:
         self,
         experiment: Experiment,
         folder: Path,
+        kinds: Sequence[str] = ("tensorboard",),
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -45,8 +48,8 @@ class Watcher:
         self._began = self._told = clock()
         self._running: dict[Run, Progress] = {}
         self._gains: dict[Run, float] = {}
-        self._folder = folder
-        self._logs: dict[Run, Any] = {}
+        self._folder, self._kinds = folder, kinds
+        self._logs: dict[Run, Log] = {}
         self._bar: tqdm[Any] | None = None
         if self._stream.isatty():
             self._bar = tqdm(
@@ -74,12 +77,10 @@ class Watcher:
             self._gains[run] = now.gain
         self._show()
         if run not in self._logs:
-            self._logs[run] = _open_log(self._folder / run.name)
+            self._logs[run] = open_logs(self._kinds, self._folder, run.name)
         at = now.member * now.rounds + now.round
-        for metric, value in now.metrics.items():
-            self._logs[run].add_scalar(metric, value, at)
-        if now.gain is not None:
-            self._logs[run].add_scalar("charts/held_out_gain", now.gain, at)
+        gain = {} if now.gain is None else {"charts/held_out_gain": now.gain}
+        self._logs[run].write(at, {**now.metrics, **gain})
 
     def finished(self, run: Run) -> None:
         """A run has its result."""
@@ -124,9 +125,3 @@ class Watcher:
 def _minutes(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole // 60}:{whole % 60:02}"
-
-
-def _open_log(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=0)  # hides what an interrupted run logged
