@@ -22,6 +22,8 @@ from vmr_env.backbones.features.store import FeatureStoreWriter
 from vmr_env.benchmarks.cli import main as cli
 
 from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.envs.sources import simulated_source
+from vmr_env.metrics.spans import best_tiou
 
 PROGRAMS = (
     ["train"],
@@ -207,6 +209,27 @@ def test_forwarded_commands_keep_their_options_and_their_codes(
     assert "absent.jsonl" in problem.output
 
 
+def test_demo_shows_an_episode_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    shown = run("demo")
+    assert shown.exit_code == 0, shown.output
+    found = re.findall(r"^(?:Before|After): .*tIoU (\d\.\d\d)$", shown.output, re.MULTILINE)
+    before, after = map(float, found)
+    assert before < 0.7 <= after
+    assert shown.output.count("“person ") == 2
+    cache = DecoderStateCache.open(simulated_source("charades", "test"))
+    first = [
+        best_tiou(cache.spans[row, :1].astype(float), cache.moments[row].astype(float))[0]
+        for row in range(len(cache))
+    ]
+    (shares,) = re.findall(r"1,000 test queries .*: (.*) % of moments .* before, (.*) % after", shown.output)
+    assert float(shares[0]) == pytest.approx(100 * np.mean(np.array(first) >= 0.7 - 1e-5), abs=0.05)
+    assert float(shares[1]) > float(shares[0]) + 5
+    other = run("demo", "--qid", str(cache.sample(3).qid))
+    assert cache.sample(3).query in other.output
+    assert run("demo", "--qid", "nothing").exit_code == 1
+
+
 def test_every_command_teaches() -> None:
     def walk(command: click.Command, name: str) -> None:
         assert command.help or command.short_help, name
@@ -218,7 +241,7 @@ def test_every_command_teaches() -> None:
     shown = run("--help")
     assert shown.exit_code == 0
     for name in (
-        *("train", "cache", "tprl", "predict", "graft", "evaluate", "validate", "encode"),
+        *("demo", "train", "cache", "tprl", "predict", "graft", "evaluate", "validate", "encode"),
         *("play", "report", "bench"),
     ):
         assert f"\n  {name} " in shown.output

@@ -6,6 +6,7 @@ Exit codes: 0 all is well, 1 the data have problems, 2 the command was wrong, 13
 import click
 from vmr_env.benchmarks.cli.cache import cache
 from vmr_env.benchmarks.cli.convert import convert
+from vmr_env.benchmarks.cli.demo import demo
 from vmr_env.benchmarks.cli.evaluate import evaluate
 from vmr_env.benchmarks.cli.measure import measure
 from vmr_env.benchmarks.cli.play import play
@@ -17,6 +18,7 @@ from vmr_env.benchmarks.cli.validate import validate
 import vmr_env
 
 COMMANDS = (
+    demo,
     train,
     cache,
     tprl,
@@ -39,6 +41,9 @@ COMMANDS = (
 def main() -> None:
     """Video moment retrieval as reinforcement-learning environments.
 
+    \b
+    An episode before and after a trained agent, in seconds:
+      vmr-env demo
     \b
     From nothing to a trained agent and an open report:
       vmr-env tprl --out runs/first
