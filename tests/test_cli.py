@@ -255,7 +255,7 @@ def completions(*words: str) -> list[str]:
 
 
 def test_shells_complete_commands_options_and_ids() -> None:
-    assert completions("re") == ["report"]
+    assert completions("rep") == ["report"]
     assert completions("validate", "cache", "--j") == ["--json"]
     assert completions("play", "VMR-TACoS-S") == [f"VMR-TACoS-Stage{number}-v0" for number in (1, 2, 3)]
     # Of options that belong to other parsers, too: those that their help tells.
