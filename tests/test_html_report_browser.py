@@ -58,13 +58,16 @@ def listed(tab: Any) -> list[str]:
 
 
 def test_search_finds_words_in_any_order(tab: Any) -> None:
-    assert tab.title() == "vmr-env report"
+    assert tab.title() == "charades, one: predictions · vmr-env"
     assert sorted(listed(tab)) == sorted(QUERIES)
     tab.get_by_label("Search queries").fill("OPENS a")
     assert sorted(listed(tab)) == ["a dog opens a box", "a person opens the door"]
     assert tab.locator("#count").text_content() == "2 episodes"
     tab.get_by_label("Search queries").fill("nothing like it")
     assert listed(tab) == []
+    assert tab.locator("#episode").is_hidden()  # what is not found is not shown
+    tab.get_by_label("Search queries").fill("runs")
+    assert tab.locator("#episode h3").text_content() == "“somebody runs”"
     tab.get_by_label("Search queries").fill("v0")  # by video
     assert sorted(listed(tab)) == ["a person opens the door", "somebody runs"]
 
@@ -164,22 +167,6 @@ def test_the_timeline_fits_the_width_of_its_place(tab: Any) -> None:
             " document.querySelector('#timeline svg').viewBox.baseVal.width]"
         )
         assert place == drawn  # so that its letters are as large as they say
-
-
-def test_pages_of_earlier_versions_open(browser: Any, tmp_path: Path) -> None:
-    old = page()
-    del old["start"], old["uses"]
-    for of_agent in old["agents"].values():
-        for answer in of_agent.values():
-            answer.pop("steps", None)
-            answer.pop("is_head")
-    path = tmp_path / "old.html"
-    path.write_text(render(old), encoding="utf-8")
-    tab = browser.new_page()
-    tab.goto(path.as_uri())
-    tab.get_by_role("button", name=QUERIES[0]).click()
-    assert steps(tab)[1][1] == "all steps (this run recorded no single ones): start +5.0 s"
-    tab.close()
 
 
 def test_the_first_stop_of_the_keyboard_skips_to_the_episodes(tab: Any) -> None:

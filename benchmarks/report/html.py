@@ -5,18 +5,24 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from importlib.resources import files
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from vmr_env.agents.ensemble.cross_fitting import Selection
+from vmr_env.benchmarks.experiment.results import compared
 from vmr_env.benchmarks.report.figures import all_figures, stage_lengths
 from vmr_env.benchmarks.report.trajectories import Trajectory
+from vmr_env.benchmarks.report.verdicts import MEASURE, lines
 
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
+from vmr_env.data.profiles import get_profile
 from vmr_env.errors import DataError, Problem
 from vmr_env.files.text import write_text
 from vmr_env.metrics.moments import per_query
@@ -28,6 +34,15 @@ POOL_NOTE = (
     "Of a pool, the difference in mAP from the detector is mostly the other files' windows, which answers "
     "keep; what learning did to it is the difference from the pool unlearnt."
 )
+EXPLAINED = {
+    "R1@0.5": "share of queries whose first window has a tIoU of at least 0.5 with a moment, in percent",
+    "R1@0.7": "share of queries whose first window has a tIoU of at least 0.7 with a moment, in percent",
+    "mIoU": "mean tIoU of the first windows, in percent; tIoU: overlap of two time spans over their union",
+    "mAP": "mean average precision over all windows of a query, in percent",
+    "Δ": "difference from the detector in points, with its 95 % interval",
+}
+"""Abbreviations of the page, and what they mean."""
+
 PAGE_FILE = "page.json"
 REPORT_FILE = "report.html"
 
@@ -142,22 +157,39 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 def render(page: Page) -> str:
     """The page as HTML."""
     folder = files("vmr_env.benchmarks.report") / "templates"
-    parts = {
-        "style": (folder / "report.css").read_text("utf-8"),
-        "script": (folder / "report.js").read_text("utf-8"),
-        "heading": escape(page["heading"]),
-        "table": _table(page),
-        "variants": _variants(page["record"]),
-        "plots": all_figures(page),
-        "facts": _facts(page),
-        "provenance": _provenance(page["record"]),
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    record = page["record"]
+    measures = _measures(record)
+    return environment.from_string((folder / "report.html").read_text("utf-8")).render(
+        style=Markup((folder / "report.css").read_text("utf-8")),
+        script=Markup((folder / "report.js").read_text("utf-8")),
+        title=_title(record["run"]),
+        heading=page["heading"],
+        verdicts=lines(record),
+        explained=EXPLAINED,
+        measures=measures,
+        from_pool=FROM_POOL if _changes_from_pool(record) else "",
+        pool_note=POOL_NOTE,
+        rows=_rows(page),
+        matrix=_matrix(page),
+        matrix_measure=MEASURE,
+        variants=_variants(record),
+        plots=Markup(all_figures(page)),
+        facts=_facts(page),
+        command=record["run"]["command"],
+        notes=record["run"].get("notes", ()),
+        run=_run(record["run"]),
+        agents=list(record["agents"]),
+        settings=_settings_of_agents(record["agents"]),
+        hashes=_hashes(record["agents"]),
         # "<" could end the element that the data stand in.
-        "data": json.dumps(_explored(page), separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    text = (folder / "report.html").read_text("utf-8")
-    for name, part in parts.items():
-        text = text.replace(f"<!-- {name} -->", part)
-    return text
+        data=Markup(json.dumps(_explored(page), separators=(",", ":")).replace("<", "\\u003c")),
+    )
+
+
+def _title(run: Mapping[str, Any]) -> str:
+    """What the page is called: the data set, the detector and the source of the data."""
+    return f"{run.get('dataset', '')}, {', '.join(run.get('models', ()))}: {run.get('source', '')}"
 
 
 def _explored(page: Page) -> Page:
@@ -170,24 +202,73 @@ def _explored(page: Page) -> Page:
     }
 
 
-def _rows(page: Page) -> list[tuple[str, str, Mapping[str, float], Mapping[str, Any] | None, str]]:
-    """Name, kind, figures, changes and remark of every row of the table."""
+class Row(NamedTuple):
+    """A row of the table of results."""
+
+    name: str
+    kind: str
+    """"detector", "reference" or "agent"."""
+    figures: Sequence[float]
+    """In the order of the measures."""
+    changes: Sequence[Mapping[str, float] | None]
+    """From the detector, and where there is a pool from the pool unlearnt."""
+    remark: str
+
+
+def _rows(page: Page) -> list[Row]:
+    """The rows of the table of results."""
     record = page["record"]
-    rows: list[tuple[str, str, Mapping[str, float], Mapping[str, Any] | None, str]] = [
-        (name, "detector", figures, None, "") for name, figures in record["detectors"].items()
-    ]
+    measures, from_pool = _measures(record), _changes_from_pool(record)
+
+    def row(name: str, kind: str, figures: Any, change: Any, remark: str = "") -> Row:
+        changes = [change[measure] if change else None for measure in measures]
+        if from_pool:
+            changes.append(from_pool.get(name))
+        return Row(name, kind, [figures[measure] for measure in measures], changes, remark)
+
+    rows = [row(name, "detector", figures, None) for name, figures in record["detectors"].items()]
     rows += [
-        (name, "reference", row["figures"], row["change"], "") for name, row in record["references"].items()
+        row(name, "reference", said["figures"], said["change"]) for name, said in record["references"].items()
     ]
-    for name, row in record["agents"].items():
-        means = {name: float(np.mean([one[name] for one in row["figures"]])) for name in _measures(record)}
-        kept = sum(chosen == 0 for chosen in row.get("chosen_rounds", []))
-        seeds = len(row["seeds"])
+    for name, said in record["agents"].items():
+        means = {measure: float(np.mean([one[measure] for one in said["figures"]])) for measure in measures}
+        kept = sum(chosen == 0 for chosen in said.get("chosen_rounds", []))
+        seeds = len(said["seeds"])
         remark = f"{seeds} seed{'s' if seeds > 1 else ''}"
         if kept:
-            remark += f"; {kept} of {len(row['chosen_rounds'])} trainings kept the detector"
-        rows.append((name, "agent", means, row["change"], remark))
+            remark += f"; {kept} of {len(said['chosen_rounds'])} runs fell back to the detector"
+        rows.append(row(name, "agent", means, said["change"], remark))
     return rows
+
+
+def _changes_from_pool(record: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Change in mAP from the pool unlearnt, by name; nothing where there is no pool."""
+    rows = {**record["references"], **record["agents"]}
+    return {name: row["change_from_pool"] for name, row in rows.items() if row.get("change_from_pool")}
+
+
+def _matrix(page: Page) -> list[tuple[str, list[Mapping[str, float] | None]]]:
+    """Every agent's difference in `verdicts.MEASURE` from every other; [] of a single agent."""
+    seeds = {agent: list(of_agent.values()) for agent, of_agent in page["agents"].items() if of_agent}
+    if len(seeds) < 2:
+        return []
+    try:
+        source = get_profile(page["record"]["run"]["dataset"]).source_video
+    except (KeyError, ValueError):  # a data set that is not registered here
+        source = str
+    videos = [source(vid) for vid in page["queries"]["vid"]]
+    scores = {
+        agent: [
+            pd.DataFrame({"video": videos, MEASURE: 100.0 * (np.array(seed["ious"]) >= 0.7)}) for seed in each
+        ]
+        for agent, each in seeds.items()
+    }
+    found: dict[tuple[str, str], Mapping[str, float]] = {}
+    for one, other in combinations(scores, 2):
+        change = compared(scores[one], scores[other])[MEASURE]
+        found[one, other] = change._asdict()
+        found[other, one] = {"mean": 0 - change.mean, "low": 0 - change.high, "high": 0 - change.low}
+    return [(one, [found.get((one, other)) for other in scores]) for one in scores]
 
 
 def _measures(record: Mapping[str, Any]) -> list[str]:
@@ -195,54 +276,15 @@ def _measures(record: Mapping[str, Any]) -> list[str]:
     return list(next(iter(record["detectors"].values())))
 
 
-def _table(page: Page) -> str:
-    """Results: figures, and differences from the detector, of pools also from the pool, with intervals."""
-    record = page["record"]
-    measures = _measures(record)
-    from_pool = {
-        name: row["change_from_pool"]
-        for name, row in {**record["references"], **record["agents"]}.items()
-        if row.get("change_from_pool")
-    }
-    head = "".join(f'<th scope="col">{escape(m)}</th>' for m in measures)
-    head += "".join(f'<th scope="col">Δ {escape(m)}</th>' for m in measures)
-    if from_pool:
-        head += f'<th scope="col">{escape(FROM_POOL)}</th>'
-    lines = []
-    for name, kind, figures, change, remark in _rows(page):
-        cells = "".join(f"<td>{figures[m]:.2f}</td>" for m in measures)
-        cells += "".join(_change(change[m]) if change else "<td></td>" for m in measures)
-        if from_pool:
-            cells += _change(from_pool[name]) if name in from_pool else "<td></td>"
-        lines.append(
-            f'<tr class="{kind}"><th scope="row">{escape(name)}</th>{cells}<td>{escape(remark)}</td></tr>'
-        )
-    note = f'<p class="note">{escape(POOL_NOTE)}</p>' if from_pool else ""
-    return (
-        f'<table><caption>Results on test queries</caption><thead><tr><th scope="col">answers</th>{head}'
-        f'<th scope="col">remarks</th></tr></thead><tbody>{"".join(lines)}</tbody></table>{note}'
-    )
-
-
-def _change(change: Mapping[str, float]) -> str:
-    low, high = change["low"], change["high"]
-    kind = "better" if low > 0 else "worse" if high < 0 else ""
-    said = {"better": "▲ ", "worse": "▼ "}.get(kind, "")
-    return (
-        f'<td class="{kind}">{said}{change["mean"]:+.2f} '
-        f'<span class="interval">[{low:+.2f}, {high:+.2f}]</span></td>'
-    )
-
-
-def _variants(record: Mapping[str, Any]) -> str:
-    """What agents of one kind differ in, and what came of it: ablations."""
+def _variants(record: Mapping[str, Any]) -> list[tuple[str, str, list[Mapping[str, float]]]]:
+    """Ablations: what agents of one kind differ in, and their differences from the detector."""
     agents, measures = record["agents"], _measures(record)
     kinds: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for agent, row in agents.items():
         if row.get("config"):
             settings = _settings(row["config"])
             kinds.setdefault(tuple(sorted(settings.keys() - {"unfrozen"})), {})[agent] = settings
-    lines = []
+    found = []
     for kind in kinds.values():
         (first, base), *others = kind.items()
         for agent, settings in kind.items() if others else ():
@@ -250,18 +292,8 @@ def _variants(record: Mapping[str, Any]) -> str:
                 f"{name} {value}" for name, value in settings.items() if base.get(name) != value
             )
             said = differing or ("what the next ones are compared with" if agent == first else "nothing")
-            cells = "".join(_change(agents[agent]["change"][m]) for m in measures)
-            lines.append(f'<tr><th scope="row">{escape(agent)}</th><td>{escape(said)}</td>{cells}</tr>')
-    if not lines:
-        return ""
-    head = "".join(f'<th scope="col">Δ {escape(m)}</th>' for m in measures)
-    return (
-        '<h3 id="variants">Ablations</h3><div class="scroll" role="region" tabindex="0" '
-        'aria-labelledby="variants"><table class="variants"><caption>Variants of one method: the '
-        "settings that are not those of the first, and differences from the detector</caption><thead><tr>"
-        f'<th scope="col">variant</th><th scope="col">other settings</th>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+            found.append((agent, said, [agents[agent]["change"][measure] for measure in measures]))
+    return found
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
@@ -274,11 +306,11 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     return dict(_flat(settings))
 
 
-def _facts(page: Page) -> str:
+def _facts(page: Page) -> dict[str, str]:
     """What the test data are."""
     queries, run = page["queries"], page["record"]["run"]
     lengths = [end - start for moments in queries["moments"] for start, end in moments]
-    facts = {
+    return {
         "data set": run.get("dataset", ""),
         "source of the data": run.get("source", ""),
         "models": ", ".join(run.get("models", ())),
@@ -289,46 +321,43 @@ def _facts(page: Page) -> str:
         "length of a moment, median": f"{np.median(lengths):.1f} s",
         "words of a query, mean": f"{np.mean([len(query.split()) for query in queries['query']]):.1f}",
     }
-    return _definitions(facts)
 
 
-def _provenance(record: Mapping[str, Any]) -> str:
-    """Everything that the run wrote down about itself."""
+def _run(run: Mapping[str, Any]) -> dict[str, str]:
+    """What the run wrote down about itself, but for what stands elsewhere on the page."""
     apart = ("command", "notes", "submission_times")  # the last is a setting
-    run = {name: value for name, value in record["run"].items() if name not in apart}
-    parts = [
-        f"<h3>Command</h3><pre>{escape(record['run']['command'])}</pre>",
-        *(f"<p>{escape(note)}</p>" for note in record["run"].get("notes", ())),
-        _definitions(dict(_flat(run))),
-    ]
-    shown: dict[str, str] = {}  # hashes -> the first agent that has them
-    for agent, row in record["agents"].items():
+    return dict(_flat({name: value for name, value in run.items() if name not in apart}))
+
+
+def _settings_of_agents(agents: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Settings by name, each with its value for every agent; empty where an agent has none of that name."""
+    columns = []
+    for row in agents.values():
         told = {name: row[name] for name in ("seeds", "steps", "seconds", "chosen_rounds") if name in row}
         told |= row.get("config", {})
-        frozen = row.get("frozen", {})
-        if frozen:
+        if frozen := row.get("frozen"):
             same = sum(tensor["after"] == [tensor["before"]] for tensor in frozen.values())
             told["frozen tensors with the same sha256 before and after"] = f"{same} of {len(frozen)}"
-        hashes = _hashes(frozen)
-        shown.setdefault(hashes, agent)
-        if frozen and shown[hashes] != agent:
-            hashes = f"<p>Hashes as those of {escape(shown[hashes])}.</p>"
-        parts.append(
-            f"<details><summary>{escape(agent)}</summary>{_definitions(dict(_flat(told)))}{hashes}</details>"
+        columns.append(dict(_flat(told)))
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [(name, [column.get(name, "") for column in columns]) for name in names]
+
+
+def _hashes(agents: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of frozen tensors by agent, each once where it stayed the same; whose they are if shared."""
+    shown: dict[str, str] = {}  # hashes -> the first agent that has them
+    result = {}
+    for agent, row in agents.items():
+        if not row.get("frozen"):
+            continue
+        text = "\n".join(
+            f"{tensor['before']}  {name}"
+            + ("" if tensor["after"] == [tensor["before"]] else f"  then {', '.join(tensor['after'])}")
+            for name, tensor in row["frozen"].items()
         )
-    return "".join(parts)
-
-
-def _hashes(frozen: Mapping[str, Any]) -> str:
-    """Hashes of frozen tensors, each once where it stayed the same."""
-    if not frozen:
-        return ""
-    lines = [
-        f"{tensor['before']}  {name}"
-        + ("" if tensor["after"] == [tensor["before"]] else f"  then {tensor['after']}")
-        for name, tensor in frozen.items()
-    ]
-    return f"<pre>{escape(chr(10).join(lines))}</pre>"
+        first = shown.setdefault(text, agent)
+        result[agent] = text if first == agent else f"Hashes as those of {first}."
+    return result
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -342,10 +371,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
                 (f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
             )
     return lines
-
-
-def _definitions(facts: Mapping[str, str]) -> str:
-    rows = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items()
-    )
-    return f"<dl>{rows}</dl>"

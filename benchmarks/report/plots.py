@@ -19,6 +19,8 @@ Classes = Mapping[str, str]
 
 _WIDTH, _HEIGHT = 400, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 44
+_WIDEST = 170
+"""Pixels for names left of a plot, at most; longer ones are cut."""
 _COLOURS = 6
 """Colours beside the detector's; further series begin anew, with dotted lines."""
 
@@ -32,6 +34,7 @@ class _Axes:
         y: lowest and highest value shown.
         width: of the picture.
         height: of the picture.
+        left: of the plot; what is named at its left stands there.
         parts: elements so far.
     """
 
@@ -39,13 +42,14 @@ class _Axes:
     y: tuple[float, float]
     width: int = _WIDTH
     height: int = _HEIGHT
+    left: int = _LEFT
     parts: list[str] = field(default_factory=list)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Pixels of a point."""
         (x0, x1), (y0, y1) = self.x, self.y
-        inner = self.width - _LEFT - _RIGHT, self.height - _TOP - _BOTTOM
-        return _LEFT + (x - x0) / (x1 - x0) * inner[0], _TOP + (y1 - y) / (y1 - y0) * inner[1]
+        inner = self.width - self.left - _RIGHT, self.height - _TOP - _BOTTOM
+        return self.left + (x - x0) / (x1 - x0) * inner[0], _TOP + (y1 - y) / (y1 - y0) * inner[1]
 
     def line(self, xs: Sequence[float] | Floats, ys: Sequence[float] | Floats, name: str) -> None:
         """A line through points."""
@@ -75,6 +79,12 @@ class _Axes:
         left, top = self.at(self.x[0], y)
         self.parts.append(f'<text class="name" x="{left + 2:.1f}" y="{top:.1f}">{escape(text)}</text>')
 
+    def label(self, text: str, y: float) -> None:
+        """What stands left of the plot, beside a row."""
+        _, top = self.at(self.x[0], y)
+        place = f'x="{self.left - 8}" y="{top + 4:.1f}" text-anchor="end"'
+        self.parts.append(f'<text class="name" {place}>{escape(text)}</text>')
+
     def axes(self, x_label: str, y_label: str, x_names: Sequence[str] = ()) -> None:
         """Ticks, grid and labels; a scale without a label is left out.
 
@@ -94,9 +104,9 @@ class _Axes:
         for tick in _ticks(*self.y) if y_label else ():
             _, y = self.at(self.x[0], tick)
             right = self.width - _RIGHT
-            self.parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            self.parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-        middle = (_LEFT + self.width - _RIGHT) / 2, (_TOP + bottom) / 2
+            self.parts.append(f'<line class="grid" x1="{self.left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            self.parts.append(f'<text x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        middle = (self.left + self.width - _RIGHT) / 2, (_TOP + bottom) / 2
         self.parts.append(
             f'<text x="{middle[0]}" y="{self.height - 6}" text-anchor="middle">{escape(x_label)}</text>'
         )
@@ -111,6 +121,12 @@ class _Axes:
             f'<svg role="img" viewBox="0 0 {self.width} {self.height}" aria-label="{escape(title)}. '
             f'{escape(description)}">' + "".join(self.parts) + "</svg>"
         )
+
+
+def _scale(low: float, high: float) -> tuple[float, float]:
+    """Ends of a scale of points from low to high, with a margin: two points long at least."""
+    margin = max(0.05 * (high - low), 1 - (high - low) / 2, 0.1)
+    return low - margin, high + margin
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -143,8 +159,7 @@ def learning_curves(
     """
     low = min(float(curve.low.min()) for curve in curves.values())
     high = max(float(curve.high.max()) for curve in curves.values())
-    margin = max(0.05 * (high - low), 0.1)
-    axes = _Axes((0, len(stages) or 100), (low - margin, high + margin))
+    axes = _Axes((0, len(stages) or 100), _scale(low, high))
     label = "stage of the curriculum" if stages else "training (% of rounds)"
     axes.axes(label, "gain on held-out samples (points)", stages)
     axes.line(list(axes.x), [0, 0], "dashed s0")
@@ -165,13 +180,17 @@ def differences(changes: Mapping[str, Mapping[str, float]], classes: Classes, me
     """
     low = min(0.0, *(change["low"] for change in changes.values()))
     high = max(0.0, *(change["high"] for change in changes.values()))
-    margin = max(0.05 * (high - low), 0.1)
-    axes = _Axes((low - margin, high + margin), (0, len(changes)), height=_TOP + _BOTTOM + 34 * len(changes))
+    axes = _Axes(
+        _scale(low, high),
+        (0, len(changes)),
+        height=_TOP + _BOTTOM + 26 * len(changes),
+        left=16 + min(max(7 * len(agent) for agent in changes), _WIDEST),
+    )
     axes.axes(f"change in {measure} (points)", "")
     axes.line([0, 0], axes.y, "dashed s0")
     for row, (agent, change) in zip(reversed(range(len(changes))), changes.items(), strict=True):
-        name, middle = classes[agent], row + 0.3
-        axes.name(agent, row + 0.66)
+        name, middle = classes[agent], row + 0.5
+        axes.label(agent if 7 * len(agent) <= _WIDEST else f"{agent[: _WIDEST // 7 - 1]}…", middle)
         axes.line([change["low"], change["high"]], [middle, middle], f"{name} solid")
         says = f"{change['mean']:+.2f} [{change['low']:+.2f}, {change['high']:+.2f}]"
         axes.dot(change["mean"], middle, 5, f"fill {name}", says)

@@ -50,6 +50,13 @@
     });
     order.sort((a, b) => key(b) - key(a) || a - b);
     shown = SHOWN;
+    // An episode that the search leaves out is not shown any longer: the first that it finds is, or none.
+    if (open >= 0 && !order.includes(open)) {
+      if (order.length) show(order[0]);
+      else open = -1;
+    }
+    else if (open < 0 && order.length && find("episode").hidden) show(order[0]);
+    find("episode").hidden = order.length === 0;
     fill();
   }
 
