@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import normalize
 from vmr_env.backbones.girl_detr.checkpoint import official_model
 from vmr_env.backbones.girl_detr.config import GirlDetrConfig
 from vmr_env.backbones.girl_detr.model import GirlDetr, GirlDetrOutput
@@ -81,11 +82,12 @@ def named(model: GirlDetr, output: GirlDetrOutput) -> dict[str, Tensor]:
     assert output.saliency_scores_neg is not None
     assert output.saliency_scores_mr is not None
     assert model.contrastive is not None
+    assert model.contrastive.video is not None
     same = ("pred_logits", "pred_spans", "pred_iou", "proj_txt_mem", "src_txt", "src_vid", "video_mask")
     result = {name: getattr(output, name) for name in same}
     result |= {
         "proj_queries": output.proj_layers[-1],
-        "proj_vid_mem": model.contrastive.clips(output.memory_local),
+        "proj_vid_mem": normalize(model.contrastive.video(output.memory_local), dim=-1),
         "saliency_scores": output.saliency_scores,
         "saliency_scores_neg": output.saliency_scores_neg,
         "saliency_scores_mr": output.saliency_scores_mr,

@@ -1,4 +1,4 @@
-"""Windows, post-processing, suppression and saliency: equal to the official submissions."""
+"""Windows, post-processingion and saliency: equal to the official submissions."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,6 @@ from vmr_env.backbones.girl_detr.inference import (
     WindowSettings,
     post_process,
     saliency_curves,
-    suppress,
     windows,
 )
 from vmr_env.backbones.girl_detr.model import GirlDetr, GirlDetrOutput
@@ -89,18 +88,6 @@ def test_submissions(goldens: Path, dataset: str, name: str, options: dict[str, 
             np.testing.assert_allclose(curve, row["pred_saliency_scores"], atol=SALIENCY)
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
-@pytest.mark.parametrize("threshold", [0.7, 0.3])
-def test_suppressed_submissions(goldens: Path, dataset: str, threshold: float) -> None:
-    folder = goldens / "dataset" / dataset
-    submitted = lines(folder / "submission_tiny_evalbsz4.jsonl")
-    for row, golden in zip(
-        submitted, json.loads((folder / "submission_tiny_evalbsz4_nms.json").read_text()), strict=True
-    ):
-        kept = suppress(np.array(row["pred_relevant_windows"]), threshold)
-        np.testing.assert_array_equal(kept, golden[f"nms_{threshold}"])
-
-
 def test_post_processing(goldens: Path) -> None:
     golden = json.loads((goldens / "dataset" / "postprocessing.json").read_text())
     rows = np.array(golden["input"])
@@ -110,7 +97,6 @@ def test_post_processing(goldens: Path) -> None:
         ("tacos (clip 1)", "tacos"),
     ):
         np.testing.assert_array_equal(post_process(rows, 1e9, DATASETS[dataset]), golden[name])
-    np.testing.assert_array_equal(suppress(rows, 0.5), golden["nms 0.5 on input"])
 
 
 @given(
@@ -123,32 +109,6 @@ def test_inside_the_video(rows: list[tuple[float, float, float]], length: float)
     assert ((times >= 0) & (times <= length)).all()
     on_clip = np.isclose(times % 2, 0) | np.isclose(times, length)
     assert on_clip.all()
-
-
-@given(
-    st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50), st.floats(0, 1)), min_size=2, max_size=12),
-    st.floats(0.05, 0.95),
-)
-def test_suppression_against_pairs(rows: list[tuple[float, float, float]], threshold: float) -> None:
-    """Kept windows overlap by no more than the threshold; each removed one overlaps a better one by more."""
-    ordered = [(min(a, b), max(a, b) + 1, score) for a, b, score in rows]
-    kept = suppress(np.array(ordered), threshold, before=12, after=12)
-
-    def overlap(a: Any, b: Any) -> float:
-        return float(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) / (max(a[1], b[1]) - min(a[0], b[0])))
-
-    margin = 1e-9
-    for i, a in enumerate(kept):
-        assert all(overlap(a, b) <= threshold + margin for b in kept[i + 1 :])
-    for row in ordered:
-        if not (kept == np.array(row)).all(1).any():
-            assert any(overlap(row, b) > threshold - margin and b[2] >= row[2] for b in kept)
-
-
-def test_at_most_as_many_as_asked() -> None:
-    rows = np.column_stack((np.arange(6) * 10.0, np.arange(6) * 10.0 + 5, np.linspace(0, 1, 6)))
-    assert suppress(rows, 0.5, before=4, after=10)[:, 2].tolist() == pytest.approx([1, 0.8, 0.6, 0.4])
-    assert suppress(rows, 0.5, before=6, after=2)[:, 2].tolist() == pytest.approx([1, 0.8])
 
 
 def test_broken_numbers_and_counts_are_refused(goldens: Path) -> None:

@@ -105,9 +105,3 @@ class ContrastiveProjections(nn.Module):
     def forward(self, states: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors ``(..., contrastive_hdim)`` of ``states (layers, B, Q, d)``, ``text (B, Lt, d)``."""
         return F.normalize(self.query(states), dim=-1), F.normalize(self.text(text), dim=-1)
-
-    def clips(self, clips: Tensor) -> Tensor:
-        """Unit vectors of ``clips (B, Lv, d)``. The official model computes them, but no loss reads them."""
-        if self.video is None:
-            raise RuntimeError("the repair 'unused_parameters' leaves out the projection of clips")
-        return F.normalize(self.video(clips), dim=-1)

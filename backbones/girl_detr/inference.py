@@ -84,25 +84,6 @@ def post_process(rows: Windows, length: float, settings: WindowSettings) -> Wind
     return np.column_stack((times, _rounded(rows[:, 2])))
 
 
-def suppress(rows: Windows, threshold: float, before: int = 10, after: int = 10) -> Windows:
-    """Greedy non-maximum suppression of windows ``(K, 3)``.
-
-    From the ``before`` best, windows are kept by descending score, each removing those that overlap it by
-    more than ``threshold``; at most ``after`` are kept. Overlap is intersection over hull, not over union.
-    """
-    if len(rows) <= 1:
-        return rows
-    left = rows[np.argsort(-rows[:, 2], kind="stable")][:before]
-    kept: list[Windows] = []
-    while len(left) and len(kept) < after:
-        best, left = left[0], left[1:]
-        kept.append(best)
-        shared = np.minimum(left[:, 1], best[1]) - np.maximum(left[:, 0], best[0])
-        hull = np.maximum(left[:, 1], best[1]) - np.minimum(left[:, 0], best[0])
-        left = left[shared.clip(0) <= threshold * hull]
-    return np.stack(kept)
-
-
 @torch.no_grad()
 def saliency_curves(output: GirlDetrOutput) -> list[NDArray[np.float32]]:
     """Saliency of the real clips of each sample, rounded through float16 as the official predictions are."""

@@ -72,11 +72,6 @@ class GirlDetrOutput:
         return self.detections.iou[-1]
 
     @property
-    def proj_queries(self) -> Tensor | None:
-        """Queries of the last layer as unit vectors ``(B, Q, c)``."""
-        return None if self.proj_layers is None else self.proj_layers[-1]
-
-    @property
     def aux_outputs(self) -> list[Detections]:
         """Detections of the layers before the last."""
         return [
