@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from backbone import Backbone, make_backbone
-from vmr_env.agents.tprl.config import default_config, with_stages
-from vmr_env.agents.tprl.data import StateBatches
+from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config, with_stages
+from vmr_env.agents.tprl.data import Batch, StateBatches
 from vmr_env.agents.tprl.trainer import TprlTrainer
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint
+from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.benchmarks.experiment.experiment import train_test
 from vmr_env.benchmarks.experiment.head_methods import ablations
-from vmr_env.benchmarks.experiment.methods import Settings, ranked
+from vmr_env.benchmarks.experiment.methods import Outcome, Settings, ranked
 from vmr_env.benchmarks.experiment.unfrozen import Features, Unfrozen, UnfrozenMethod, _parameters, _Samples
 
 from vmr_env.caches.reader import DecoderStateCache
@@ -75,7 +76,7 @@ def test_the_first_step_moves_the_head_as_without_the_rest(backbone: Backbone, f
     others = _parameters(model, "everything")
     together.also_train(others, [torch.nn.Parameter(other.detach().clone()) for other in others])
     samples = _Samples(backbone.weights, features.train, cache)
-    together.step(samples.batch(model, rows, config), together.start_epoch(0))
+    together.step(samples.batch(model.eval(), rows, config), together.start_epoch(0))
     for a, b in zip(alone.head.parameters(), together.head.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
     assert any(other.grad is not None and other.grad.any() for other in others)
@@ -92,4 +93,48 @@ def test_ablations_unfreeze_only_where_there_are_features(features: Features) ->
     assert set(ablations("charades", Path("weights"), features)) - set(without) == {
         "head + last decoder layer",
         "head + everything",
+        "tprl_paper + dropout",
     }
+    paper = ablations("charades", Path("weights"), features)["tprl_paper + dropout"]
+    assert isinstance(paper, UnfrozenMethod)
+    assert (paper.config, paper.unfrozen, paper.dropout) == (paper_config("charades"), "nothing", True)
+    assert (paper.config.batch_size, paper.config.lr, paper.config.schedule.epochs) == (128, 5e-5, 80)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_the_frozen_part_stays_and_its_dropout_is_on_as_published(
+    backbone: Backbone,
+    features: Features,
+    tmp_path: Path,
+    dropout: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folds = train_test(*(DecoderStateCache.open(backbone.caches / split) for split in ("train", "test")))
+    config = replace(with_stages(CONFIG, (0, 0, 2)), batch_size=64)
+    seen: list[dict[int, torch.Tensor]] = []
+    take = _Samples.batch
+
+    def watched(samples: _Samples, model: GirlDetr, rows: np.ndarray, config: TprlConfig) -> Batch:
+        batch = take(samples, model, rows, config)
+        assert not batch.states.requires_grad
+        seen.append(dict(zip(rows.tolist(), batch.states, strict=True)))
+        return batch
+
+    monkeypatch.setattr(_Samples, "batch", watched)
+    random = torch.random.get_rng_state()
+
+    def run() -> Outcome:
+        method = UnfrozenMethod(config, backbone.weights, features, "nothing", dropout=dropout)
+        return method.run(folds[0], 0, Settings(2, 1, 1, None), tmp_path / "unit", {}, lambda now: None)
+
+    outcome = run()
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert outcome.frozen["before"] == outcome.frozen["after"]
+    # Each sample once in each of the two epochs: with dropout the two are not the same states.
+    first, second = ({k: v for part in half for k, v in part.items()} for half in np.array_split(seen, 2))
+    assert first.keys() == second.keys()
+    apart = max((first[row] - second[row]).abs().max().item() for row in first)
+    assert (apart > 0.1) == dropout
+    assert apart < 1e-4 or dropout
+    np.testing.assert_array_equal(run().answers.windows, outcome.answers.windows)
+    assert not load_checkpoint(tmp_path / "unit").training

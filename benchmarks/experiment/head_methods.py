@@ -86,7 +86,8 @@ def ablations(dataset: str, weights: Path, features: Features | None = None) -> 
     """TPRL's variants on one backbone: by name, the default and the published settings among them.
 
     Each differs from the default in what its name says, and in nothing else. Leaving a stage out gives its
-    epochs to the next one, so the budget stays. Variants that unfreeze more than the head need features.
+    epochs to the next one, so the budget stays. Variants that unfreeze more than the head, and the published
+    settings with the dropout of the frozen part, need features.
     """
     ours = default_config(dataset)
     one, two, three = (phase.epochs for phase in ours.schedule.phases)
@@ -114,4 +115,6 @@ def ablations(dataset: str, weights: Path, features: Features | None = None) -> 
     if features is not None:
         for unfrozen in UNFROZEN:
             methods[f"head + {unfrozen}"] = UnfrozenMethod(ours, weights, features, unfrozen)
+        paper = paper_config(dataset)
+        methods["tprl_paper + dropout"] = UnfrozenMethod(paper, weights, features, "nothing", dropout=True)
     return methods

@@ -1,4 +1,4 @@
-"""TPRL with more than the head unfrozen, for comparison: from features, as the states are no longer fixed."""
+"""TPRL from features, for comparison: more than the head unfrozen, or the frozen part with its dropout on."""
 
 import copy
 import random
@@ -40,7 +40,7 @@ from vmr_env.errors import DataError, Problem
 from vmr_env.metrics.spans import from_cxw
 from vmr_env.seeding import derived
 
-Unfrozen = Literal["last decoder layer", "everything"]
+Unfrozen = Literal["nothing", "last decoder layer", "everything"]
 UNFROZEN: tuple[Unfrozen, ...] = ("last decoder layer", "everything")
 """What can learn beside the head."""
 
@@ -74,10 +74,13 @@ class UnfrozenMethod(Method):
     features: Features
     unfrozen: Unfrozen
     """What learns beside the head."""
+    dropout: bool = False
+    """Whether the whole model is in training mode while it learns, with the dropout of its frozen part, as
+    published: every step sees states of its own."""
 
     def describe(self) -> dict[str, Any]:
         """Settings of the training, and what is unfrozen."""
-        return {**asdict(self.config), "unfrozen": self.unfrozen}
+        return {**asdict(self.config), "unfrozen": self.unfrozen, "dropout": self.dropout}
 
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
@@ -103,7 +106,8 @@ class UnfrozenMethod(Method):
         trainer = TprlTrainer(model.head, self.config, seed)
         average = copy.deepcopy(model).requires_grad_(False)
         model.head, average.head = trainer.head, trainer.averaged  # type: ignore[assignment]
-        trainer.also_train(_parameters(model, self.unfrozen), _parameters(average, self.unfrozen))
+        if learns := _parameters(model, self.unfrozen):
+            trainer.also_train(learns, _parameters(average, self.unfrozen))
         validate = Validator(samples.cache, self.config.selection, select)
         before = samples.proposals(average, select)
         result = HeadResult({}, history=[{"epoch": -1.0, **validate(*before)}])
@@ -113,9 +117,11 @@ class UnfrozenMethod(Method):
         for epoch in range(trainer.epochs):
             now = trainer.start_epoch(epoch)
             order = np.random.default_rng(derived(seed, "order", epoch)).permutation(train)
-            for first in range(0, len(order), self.config.batch_size):
-                rows = order[first : first + self.config.batch_size]
-                trainer.step(samples.batch(model, rows, self.config), now)
+            with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
+                torch.manual_seed(derived(seed, "dropout", epoch))
+                for first in range(0, len(order), self.config.batch_size):
+                    rows = order[first : first + self.config.batch_size]
+                    trainer.step(self._batch(samples, model, rows), now)
             done = epoch + 1
             if done % self.config.evaluate_every == 0 or done == trainer.epochs:
                 after = samples.proposals(average, select)
@@ -130,6 +136,11 @@ class UnfrozenMethod(Method):
                     best = copy.deepcopy(average)
             watch(Progress(0, done, trainer.epochs, done * len(train), {}, None))
         return result, best
+
+    def _batch(self, samples: "_Samples", model: GirlDetr, rows: Rows) -> Batch:
+        """Samples as the model sees them now, with gradients where it learns."""
+        with torch.set_grad_enabled(self.unfrozen != "nothing"):
+            return samples.batch(model.train(self.dropout), rows, self.config)
 
 
 class _Samples:
@@ -152,9 +163,9 @@ class _Samples:
         self._row_of = np.array([at[str(qid)] for qid in cache.qids()], np.intp)
 
     def batch(self, model: GirlDetr, rows: Rows, config: TprlConfig) -> Batch:
-        """Decoder states of samples as the model gives them now, with gradients."""
+        """Decoder states of samples as the model gives them now, in the mode that it is in."""
         batch = self._data.batch(self._row_of[rows].tolist(), random.Random(0))  # no labels are drawn
-        output = model.eval()(*batch.inputs)  # without dropout, as cached states are
+        output = model(*batch.inputs)
         moments = padded_moments(self.cache, rows, config.target_length)
         return Batch(output.hs[-1], output.references[-1], moments)
 
@@ -176,6 +187,8 @@ class _Samples:
 
 def _parameters(model: GirlDetr, unfrozen: Unfrozen) -> list[nn.Parameter]:
     """What learns beside the head's class and span layers."""
+    if unfrozen == "nothing":
+        return []
     part: nn.Module = model.decoder.layers[-1] if unfrozen == "last decoder layer" else model
     of_head = {id(parameter) for parameter in model.head.parameters()}
     return [parameter for parameter in part.parameters() if id(parameter) not in of_head]
