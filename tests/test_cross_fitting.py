@@ -189,6 +189,26 @@ def test_queries_of_one_video_are_no_evidence_of_their_own() -> None:
     assert choose(gains, [f"v{i // 25}" for i in range(100)]) is None  # 0.17, of four videos
 
 
+class Sure(Rule):
+    """Tells probabilities of two actions."""
+
+    chance = 0.0
+
+    def probabilities(self, observations: Floats, masks: Masks) -> np.ndarray:
+        return np.tile([1 - self.chance, self.chance], (len(masks), 1))
+
+
+def test_members_that_tell_probabilities_act_by_their_sum(late: DecoderStateCache) -> None:
+    """Two that are nearly undecided give way to one that is sure."""
+    env = VMRVectorEnv(4, source=late, autoreset_mode="SameStep")
+    members = [Sure(env, seed) for seed in range(3)]
+    for member, chance in zip(members, (0.4, 0.45, 0.95), strict=True):
+        member.chance = chance
+    masks = np.ones((4, 2), bool)
+    assert CrossFittedEnsemble(members, {}).act(np.zeros((4, 1), np.float32), masks).tolist() == [1] * 4
+    assert CrossFittedEnsemble(members[:2], {}).act(np.zeros((4, 1), np.float32), masks).tolist() == [0] * 4
+
+
 def test_quality_is_the_mean_of_the_metrics() -> None:
     """Moments that grow may gain tIoU on average and lose recall; that is no gain."""
     tiou = np.array([0.2, 0.5, 0.6, 0.7, 1.0])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_tprl import new_head, same, write_states
-from vmr_env.agents.tprl import head_training
+from vmr_env.agents.tprl import head_policy, head_training
 from vmr_env.agents.tprl.data import Batch, StateBatches
 from vmr_env.agents.tprl.head_policy import (
     Drawn,
@@ -180,6 +180,28 @@ def test_divergence_of_spans_equals_pytorch_s(caches: Pair) -> None:
     assert expected > 1e-3
     assert trainer._divergence(said, came, drawn, False).item() == pytest.approx(expected, rel=1e-4)
     assert trainer._divergence(said, came, drawn, True).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_every_pass_is_clipped_as_set(caches: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, clips = HeadPolicyTrainer(new_head(), config("ppo", ratio_clip=0.3, passes=3)), []
+    clipped = head_policy.clipped_gain
+
+    def watched(ratio: torch.Tensor, advantages: torch.Tensor, clip: float) -> torch.Tensor:
+        clips.append(clip)
+        return clipped(ratio, advantages, clip)
+
+    monkeypatch.setattr(head_policy, "clipped_gain", watched)
+    trainer.step(batch_of(caches), trainer.start_epoch(9))
+    assert clips == [0.3] * 3
+
+
+def test_every_epoch_has_draws_of_its_own(caches: Pair) -> None:
+    trainer, drawn = HeadPolicyTrainer(new_head(), config("ppo")), []
+    for epoch in (8, 9, 8):
+        stage = trainer.start_epoch(epoch)
+        drawn.append(trainer.draw(batch_of(caches), stage).bounds)
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
 
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "grpo"])
