@@ -187,6 +187,10 @@ def test_queries_of_one_video_are_no_evidence_of_their_own() -> None:
     gains = np.repeat([0.5, -0.3, -0.2, 0.3], 25)[None]  # mean 0.075
     assert choose(gains, [f"v{i}" for i in range(100)]) == 0  # standard error 0.03
     assert choose(gains, [f"v{i // 25}" for i in range(100)]) is None  # 0.17, of four videos
+    low = np.repeat([0.5, -0.35, -0.2, 0.25], 25)[
+        None
+    ]  # mean 0.05, standard error 0.035: between one and two
+    assert choose(low, [f"v{i}" for i in range(100)]) == 0
 
 
 class Sure(Rule):

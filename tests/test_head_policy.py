@@ -195,6 +195,21 @@ def test_every_pass_is_clipped_as_set(caches: Pair, monkeypatch: pytest.MonkeyPa
     assert clips == [0.3] * 3
 
 
+def test_the_divergence_holds_the_policy_back(caches: Pair) -> None:
+    """Of two trainings alike, the one with a high coefficient stays nearer to the head as it came."""
+
+    def strayed(kl: float) -> float:
+        trainer = HeadPolicyTrainer(new_head(), config("grpo", kl=kl, epochs=(0, 0, 4)))
+        for _ in trainer.train(StateBatches(caches[0])):
+            pass
+        batch = batch_of(caches)
+        drawn = trainer.draw(batch, STAGES[3])
+        said, came = (of(batch.states, batch.references) for of in (trainer.policy, trainer._first))
+        return trainer._divergence(said, came, drawn, True).item()
+
+    assert strayed(30.0) < 0.5 * strayed(0.0)
+
+
 def test_every_epoch_has_draws_of_its_own(caches: Pair) -> None:
     trainer, drawn = HeadPolicyTrainer(new_head(), config("ppo")), []
     for epoch in (8, 9, 8):

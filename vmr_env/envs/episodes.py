@@ -85,7 +85,10 @@ class Episodes:
 
     def _under_older(self) -> Bools:
         """Which episodes (N,) began in a stage before the current one."""
-        return np.any([np.zeros(len(self), bool), *(rows for _, rows in self._older)], axis=0)
+        older = np.zeros(len(self), bool)
+        for _, rows in self._older:
+            older |= rows
+        return older
 
     def _set_rules(self, number: int) -> None:
         self.rules, self._reward = self.task.rules(number), self.task.reward(number)
