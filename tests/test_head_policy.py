@@ -238,6 +238,17 @@ def test_advantages_of_a_group_are_standardised_rewards(caches: Pair) -> None:
         np.testing.assert_allclose(advantages, expected, atol=1e-4)
 
 
+def test_advantages_are_what_the_value_did_not_expect(caches: Pair) -> None:
+    batch, trainer = batch_of(caches), HeadPolicyTrainer(new_head(), config("reinforce"))
+    with torch.no_grad():
+        trainer.policy.value.weight.copy_(torch.linspace(-1, 1, 8)[None])
+    values = trainer.policy(batch.states, batch.references).values.detach()
+    drawn = trainer.draw(batch, STAGES[3])
+    left = (drawn.rewards - values[:, None]).numpy()
+    np.testing.assert_allclose(drawn.advantages, (left - left.mean()) / left.std(ddof=1), atol=1e-4)
+    assert values.std() > 0.01  # otherwise this shows nothing
+
+
 def test_one_pass_is_reinforce(caches: Pair) -> None:
     """The gradient of the clipped surrogate at a ratio of 1 is that of advantage times log-probability."""
     batch = batch_of(caches)

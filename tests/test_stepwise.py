@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,19 @@ def test_gate_learns_by_reinforce_but_not_by_ppo() -> None:
         rollout: Rollout = trainer.policy.roll_out(scene, 3, torch.Generator().manual_seed(1))
         trainer.reinforce(rollout, moments) if learns else trainer.ppo(rollout, moments)
         assert bool((trainer.policy.state_dict()["gate_proj.weight"] != before).any()) == learns
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
+def test_the_bonus_opens_the_policy(algorithm: Any) -> None:
+    """It begins with a preference for no change."""
+    scene = random_scene(6)
+    moments = torch.rand(12, 2, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.2
+    config = StepwiseConfig(algorithm=algorithm, entropy_coef=20.0, lr=1e-3)
+    trainer = StepwiseTrainer(config, d=8)
+    rollout = trainer.policy.roll_out(scene, 3, torch.Generator().manual_seed(1))
+    update = trainer.reinforce if algorithm == "reinforce" else trainer.ppo
+    seen = [update(rollout, moments)["losses/entropy"] for _ in range(8)]
+    assert all(later > earlier for earlier, later in pairwise(seen))
 
 
 def write_clips(path: Path, seed: int, samples: int = 40, *, clips: bool = True) -> DecoderStateCache:
