@@ -212,6 +212,13 @@ def test_oracle_moves_bring_spans_nearer() -> None:
     assert tiou(spans, moments).mean() > 0.9
 
 
+def test_matching_weighs_distance_ten_times_the_overlap() -> None:
+    """By hand: 10 * 0.08 - 0.2 = 0.6 costs less than 10 * 0.12 - 0.1 / 0.22 = 0.75, which overlaps more."""
+    spans = torch.tensor([[[0.5, 0.22], [0.5, 0.02]]])
+    moments = Moments(torch.tensor([[[0.5, 0.1]]]), torch.ones(1, 1, dtype=torch.bool))
+    assert match(spans, moments).rows.tolist() == [1]
+
+
 def test_gae_by_hand() -> None:
     rewards, values = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.5], [0.25]])
     advantages, returns = gae(rewards, values, gamma=0.9, lam=0.8)
