@@ -34,6 +34,7 @@ from vmr_env.benchmarks.experiment.experiment import cross_validation
 from tests.caches import ARGUMENTS, random_batch
 from vmr_env.caches.reader import DecoderStateCache, Ragged, write_cache
 from vmr_env.data.profiles import get_profile
+from vmr_env.envs.curriculum import StepSchedule
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.errors import DataError
 from vmr_env.simulation.simulator import simulate
@@ -434,3 +435,30 @@ def test_folds_and_parts_keep_the_clips_of_a_source_video_together(
     options = {"proposals": 1}
     cross_fit(StopAtOnce, cache, np.arange(24), members=3, evaluations=1, seed=0, options=options)
     assert sum(map(len, learnt)) == 2 * len(set(sources))  # each video is kept from exactly one member
+
+
+def test_members_learn_through_the_stages_of_a_curriculum(late: DecoderStateCache, tmp_path: Path) -> None:
+    """By the stage after each round: 8 environments of 6 steps make 48 steps of a round."""
+    stages: list[int] = []
+
+    class Watching(ExpectedGain):
+        num_envs = 8
+
+        def update(self) -> Metrics:
+            metrics = super().update()
+            stages.append(self.env.unwrapped.stage)
+            return metrics
+
+    ensemble, _ = cross_fit(
+        Watching,
+        late,
+        np.arange(len(late)),
+        members=2,
+        evaluations=1,
+        seed=0,
+        options=OPTIONS,
+        rounds=4,
+        curriculum=StepSchedule((48, 144)),
+    )
+    assert stages == [2, 2, 3, 3] * 2
+    save_ensemble(tmp_path / "file.safetensors", CrossFittedEnsemble(ensemble.members, OPTIONS), late, {})

@@ -9,7 +9,7 @@ the detector's moments alone. Test samples take no part.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,9 @@ from vmr_env.agents.base import Agent, Floats, Masks, Metrics
 from vmr_env.agents.evaluation import Refined, refine, shares_of_uses
 
 from vmr_env.caches.reader import DecoderStateCache, video_folds
+from vmr_env.envs.curriculum import Rule
 from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.envs.vector_wrappers import VectorCurriculumWrapper
 from vmr_env.metrics.spans import reaches
 from vmr_env.seeding import derived
 
@@ -132,6 +134,7 @@ def cross_fit(
     seed: int,
     options: Mapping[str, Any],
     rounds: int | None = None,
+    curriculum: Rule | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[CrossFittedEnsemble, Selection]:
     """Train an ensemble on samples of a cache.
@@ -145,6 +148,7 @@ def cross_fit(
         seed: fixes everything.
         options: environment arguments.
         rounds: of learning; None for the agent's own number.
+        curriculum: when each member goes on to the next stage; None to learn in stage 3 alone.
         watch: called after every round.
 
     Raises:
@@ -163,7 +167,9 @@ def cross_fit(
     judged_after: tuple[int, ...] = ()
     for member in range(members):
         learn, judge = samples[part_of != member], samples[part_of == member]
-        agent = make(training_environment(make, cache, learn, options), derived(seed, "member", member))
+        agent = make(
+            training_environment(make, cache, learn, options, curriculum), derived(seed, "member", member)
+        )
         learns = agent.rounds > 0
         if learns and rounds is not None:
             agent.rounds = rounds
@@ -218,14 +224,18 @@ def quality(tiou: Array) -> Array:
 
 
 def training_environment(
-    make: MakeAgent, cache: DecoderStateCache, samples: Array, options: Mapping[str, Any]
+    make: MakeAgent,
+    cache: DecoderStateCache,
+    samples: Array,
+    options: Mapping[str, Any],
+    curriculum: Rule | None = None,
 ) -> VMRVectorEnv:
     """Where an agent that ``make`` makes learns.
 
     Raises:
         ValueError: an option is none of those expected.
     """
-    return VMRVectorEnv(
+    env = VMRVectorEnv(
         getattr(make, "num_envs", Agent.num_envs),
         cache.manifest["dataset"],
         source=cache,
@@ -233,6 +243,9 @@ def training_environment(
         autoreset_mode="SameStep",
         **options,
     )
+    if curriculum is None:
+        return env
+    return cast(VMRVectorEnv, VectorCurriculumWrapper(env, curriculum))  # it has all that the environment has
 
 
 def _evaluation_rounds(rounds: int, evaluations: int) -> tuple[int, ...]:

@@ -111,11 +111,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _described(member: Agent, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """A member for the JSON part; its tensors are added to the others."""
     config = getattr(member, "config", None)
+    state = member.state_dict()
+    if "curriculum" in state:  # it is a matter of learning, and the ensemble has learnt
+        state = {**state, "curriculum": None}
     return {
         "class": f"{type(member).__module__}:{type(member).__qualname__}",
         "config": asdict(config) if is_dataclass(config) and not isinstance(config, type) else None,
         "width": member.env.observer.width,
-        "state": _plain(member.state_dict(), tensors),
+        "state": _plain(state, tensors),
     }
 
 

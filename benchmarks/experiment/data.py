@@ -8,7 +8,7 @@ from vmr_env.backbones.recipes import get_recipe
 from vmr_env.backbones.simulated.embedded import Sizes, build_embedded
 from vmr_env.benchmarks.experiment.experiment import cross_validation, train_test
 from vmr_env.benchmarks.experiment.methods import Fold, Settings
-from vmr_env.benchmarks.experiment.options import BESIDE, Options
+from vmr_env.benchmarks.experiment.options import BESIDE, Options, rule_of
 from vmr_env.benchmarks.experiment.pools import with_references
 
 from vmr_env.caches.from_predictions import build_prediction_cache, model_name
@@ -111,5 +111,11 @@ def settings_of(options: Options, folds: Sequence[Fold]) -> Settings:
     times = options.times or ("submission" if has_states else "exact")
     free = tuple(group for group in FREE if group in options.free)
     return Settings(
-        options.members, options.evaluations, proposals, options.rounds, free, times == "submission"
+        options.members,
+        options.evaluations,
+        proposals,
+        options.rounds,
+        free,
+        None if options.curriculum is None else rule_of(options.curriculum),
+        times == "submission",
     )

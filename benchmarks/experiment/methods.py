@@ -38,6 +38,7 @@ from vmr_env.backbones.girl_detr.weights import tensor_sha256
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.predictions import Prediction
 from vmr_env.envs.actions import FREE
+from vmr_env.envs.curriculum import Rule
 from vmr_env.errors import DataError, Problem
 from vmr_env.files.writing import write_bytes
 
@@ -73,6 +74,8 @@ class Settings:
     """Rounds of learning in the environments; None for the agent's own number."""
     free: tuple[str, ...] = FREE
     """Groups of actions that may be free in the environments."""
+    curriculum: Rule | None = None
+    """When an agent in the environments goes on to the next stage; None to learn in stage 3."""
     submission_times: bool = False
     """Whether all answers, the detector's too, are rounded as in published submissions before they are
     scored."""
@@ -154,8 +157,10 @@ class EnvironmentMethod(Method):
             DataError: the agent, its settings and the environment's do not go together.
         """
         try:
+            options = self._options(settings)
             self.make(
-                training_environment(self.make, fold.train, fold.train_samples, self._options(settings)), 0
+                training_environment(self.make, fold.train, fold.train_samples, options, settings.curriculum),
+                0,
             )
         except ValueError as error:
             raise DataError(Problem(name, None, None, str(error))) from error
@@ -177,6 +182,7 @@ class EnvironmentMethod(Method):
             seed=seed,
             options=self._options(settings),
             rounds=settings.rounds,
+            curriculum=settings.curriculum,
             watch=watch,
         )
         refined, trajectories = trace(ensemble.act, fold.test, fold.test_samples, ensemble.options)

@@ -17,8 +17,9 @@ from vmr_env.benchmarks.experiment.names import (
 from vmr_env.data.annotations import PastEnd
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.actions import FREE
+from vmr_env.envs.curriculum import Plateau, Rule, StepSchedule
 from vmr_env.envs.sources import simulated_source
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.options import option, out_of_range
 
 RECIPES = ("charades-simulated",)
@@ -129,6 +130,13 @@ class Options:
     free: tuple[str, ...] = option(
         FREE, "what agents in the environments may do but stop", group="learning", choices=FREE
     )
+    curriculum: str | None = option(
+        None,
+        "let agents in the environments learn through TPRL's three stages: STEPS,STEPS after which stages 2 "
+        "and 3 begin for a member, or plateau (default: stage 3 alone)",
+        group="learning",
+        metavar="RULE",
+    )
     jobs: int | None = option(
         None, "processes that train side by side (default: as many as this one may use processors)", least=1
     )
@@ -203,6 +211,11 @@ def check(options: Options) -> None:
     if options.select_cache and not options.test_cache:
         message = "is given without --test-cache, expected caches for training, selection and test"
         problems.append(Problem("--select-cache", None, None, message))
+    if options.curriculum is not None:
+        try:
+            rule_of(options.curriculum)
+        except DataError as error:
+            problems += error.problems
     if options.gpus_per_run < 0:
         problems.append(
             Problem("--gpus-per-run", None, None, f"is {options.gpus_per_run}, expected 0 or more")
@@ -244,3 +257,18 @@ def _backbone_problems(options: Options) -> list[Problem]:
             flag = "--" + name.replace("_", "-")
             problems.append(Problem(flag, None, None, "is given beside --backbone, expected one of them"))
     return problems
+
+
+def rule_of(text: str) -> Rule:
+    """When the stages of a curriculum begin: "plateau", or numbers of steps as "20000,60000".
+
+    Raises:
+        DataError: it is neither.
+    """
+    if text == "plateau":
+        return Plateau()
+    try:
+        return StepSchedule(tuple(int(steps) for steps in text.split(",")))
+    except ValueError as error:
+        message = f"is {shorten(text)}, expected plateau, or two rising numbers of steps as 20000,60000"
+        raise DataError(Problem("--curriculum", None, None, message)) from error

@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +285,10 @@ class Plateau:
             raise ValueError(f"least_gain is {self.least_gain}, expected a finite number")
 
 
+Rule: TypeAlias = StepSchedule | Plateau
+"""When the next stage begins."""
+
+
 class Progression:
     """The stage that a training stands in.
 
@@ -295,7 +299,7 @@ class Progression:
         stage: Number of the stage.
     """
 
-    def __init__(self, rule: StepSchedule | Plateau) -> None:
+    def __init__(self, rule: Rule) -> None:
         self._rule = rule
         self._steps = 0
         self._returns: list[float] = []
