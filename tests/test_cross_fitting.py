@@ -240,9 +240,9 @@ def test_members_are_judged_on_videos_that_they_have_not_seen(
         vmr_env.agents.ensemble.cross_fitting.refine,
     )
 
-    def note_learnt(make: Any, cache: Any, samples: np.ndarray, options: Any) -> VMRVectorEnv:
+    def note_learnt(make: Any, cache: Any, samples: np.ndarray, *more: Any) -> VMRVectorEnv:
         learnt.append({vids[i] for i in samples})
-        return environment(make, cache, samples, options)
+        return environment(make, cache, samples, *more)
 
     def note_judged(act: Any, cache: Any, samples: np.ndarray, options: Any) -> Any:
         judged.append({vids[i] for i in samples})
