@@ -1,5 +1,6 @@
 """The folder of files that the package makes for itself, with and without a home folder."""
 
+import os
 import pwd
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmr_env.errors import DataError
-from vmr_env.files.user_cache import user_cache_folder
+from vmr_env.files.user_cache import VARIABLE, prune, user_cache_folder
 
 
 @pytest.fixture
@@ -53,3 +54,20 @@ def test_nothing_is_decided_at_import() -> None:
         "import vmr_env.backbones.features.captions"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_pruning_removes_the_oldest_and_keeps_what_fits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    for age, name in enumerate(("a/young", "b/old", "a/older")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "table").write_bytes(bytes(100_000))
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    (tmp_path / "a" / ".dead.0123456789abcdef.tmp").mkdir()
+    removed, left = prune(250_000)
+    assert removed >= 100_000
+    assert 200_000 <= left <= 250_000
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == ["a/young", "b/old"]
+    assert prune(0)[1] == 0
+    assert list(tmp_path.glob("*/*")) == []

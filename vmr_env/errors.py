@@ -39,6 +39,13 @@ def shorten(value: object) -> str:
     return _short.repr(value)
 
 
+def _printable(text: str) -> str:
+    """Text with everything escaped that would steer a terminal, begin a line, or be no character."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong in a file or an argument.
@@ -60,7 +67,7 @@ class Problem:
     def __str__(self) -> str:
         row = "" if self.row is None else f", row {self.row}"
         field = "" if self.field is None else f", {self.field}"
-        return f"{self.where}{row}{field}: {self.message}"
+        return _printable(f"{self.where}{row}{field}: {self.message}")
 
 
 class DataError(ValueError):

@@ -32,10 +32,16 @@ _NORM_FLOOR = 1e-5
 
 
 def file_keys(folder: Path, prefix: str = "") -> list[str]:
-    """Keys with features in a folder of files, or in an HDF5 file, sorted; without the prefix of names."""
+    """Keys with features in a folder of files, or in an HDF5 file, sorted; without the prefix of names.
+
+    Raises:
+        DataError: it is neither.
+    """
     if folder.suffix in HDF5_SUFFIXES:
         names = hdf5_keys(folder)
     else:
+        if not folder.is_dir():
+            raise _fail(folder, f"is no folder of features, nor a file named {', '.join(HDF5_SUFFIXES)}")
         names = sorted({path.stem for path in folder.iterdir() if path.suffix in SUFFIXES})
     return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 

@@ -71,6 +71,21 @@ def cache_predictions(
     click.echo(repr(DecoderStateCache.open(out)))
 
 
+@cache.command("prune")
+@click.option("--most", type=click.FloatRange(0), default=0, help="Gigabytes that may stay. Default: 0.")
+@problems_exit_with_1
+def cache_prune(most: float) -> None:
+    """Remove what the package made for itself and can make again, the oldest first.
+
+    These are tables derived from caches, simulated caches and encoded sentences, in the folder that
+    VMR_ENV_CACHE names.
+    """
+    from vmr_env.files.user_cache import prune, user_cache_folder
+
+    removed, left = prune(int(most * 1e9))
+    click.echo(f"{user_cache_folder()}: {removed:,} bytes removed, {left:,} left")
+
+
 cache.add_command(
     program(
         "checkpoint",

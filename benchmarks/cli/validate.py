@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from vmr_env.benchmarks.cli.common import FILE, FOLDER, past_end_option
+from vmr_env.benchmarks.cli.common import FILE, FOLDER, past_end_option, problems_exit_with_1
 
 from vmr_env.data.annotations import PAST_END, PastEnd
 from vmr_env.data.profiles import PROFILES
@@ -51,6 +51,7 @@ def _problems_of(check: Callable[[Path], object], paths: Iterable[Path]) -> Iter
 @click.argument("files", type=FILE, nargs=-1, required=True)
 @past_end_option(PAST_END)
 @_json_option
+@problems_exit_with_1
 def validate_annotations(files: tuple[Path, ...], past_end: PastEnd, as_json: bool) -> None:
     """Annotation files (.jsonl, .jsonl.gz)."""
     from vmr_env.data import validation
@@ -67,6 +68,7 @@ def validate_annotations(files: tuple[Path, ...], past_end: PastEnd, as_json: bo
 )
 @past_end_option(PAST_END)
 @_json_option
+@problems_exit_with_1
 def validate_predictions(
     files: tuple[Path, ...],
     annotations: Path | None,
@@ -85,6 +87,7 @@ def validate_predictions(
 @validate.command("features")
 @click.argument("paths", type=click.Path(exists=True, path_type=Path), nargs=-1, required=True)
 @_json_option
+@problems_exit_with_1
 def validate_features(paths: tuple[Path, ...], as_json: bool) -> None:
     """Feature stores, folders of feature files (.npz, .npy, .pt), HDF5 files: that every number is finite.
 
@@ -113,6 +116,7 @@ def validate_features(paths: tuple[Path, ...], as_json: bool) -> None:
 @validate.command("cache")
 @click.argument("folders", type=FOLDER, nargs=-1, required=True)
 @_json_option
+@problems_exit_with_1
 def validate_cache(folders: tuple[Path, ...], as_json: bool) -> None:
     """Decoder-state caches: checksums, and every rule about the contents."""
     from vmr_env.caches.reader import DecoderStateCache

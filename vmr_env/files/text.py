@@ -1,6 +1,7 @@
 """Reading and writing whole text files, plain or gzipped by suffix; every failure is one `DataError`."""
 
 import gzip
+import io
 import os
 import zlib
 from pathlib import Path
@@ -13,6 +14,8 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP_MAGIC = b"\x1f\x8b"
+MOST_BYTES = 2**30
+"""What a compressed file may unpack to: megabytes can unpack to all of a machine's memory."""
 
 
 def name_of(path: PathLike) -> str:
@@ -43,10 +46,14 @@ def _read_bytes(path: Path) -> bytes:
             raise _fail(path, "holds gzip data; expected plain text, or a name that ends in .gz")
         return raw
     try:
-        return gzip.decompress(raw)
+        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+            unpacked = file.read(MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         message = f"is no complete gzip file ({error}); expected one, as its name ends in .gz"
         raise _fail(path, message) from error
+    if len(unpacked) > MOST_BYTES:
+        raise _fail(path, f"unpacks to more than {MOST_BYTES} bytes; expected a smaller file, or unpack it")
+    return unpacked
 
 
 def read_lines(path: PathLike) -> list[str]:

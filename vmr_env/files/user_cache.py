@@ -1,11 +1,13 @@
 """Where files lie that this package makes for itself and may make again."""
 
 import os
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
 
 from vmr_env.errors import DataError, Problem
+from vmr_env.files.writing import sweep
 
 VARIABLE = "VMR_ENV_CACHE"
 
@@ -29,6 +31,36 @@ def user_cache_folder() -> Path:
         return _temporary_folder()
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return folder if nearest == folder or os.access(nearest, os.W_OK) else _temporary_folder()
+
+
+def prune(most_bytes: int) -> tuple[int, int]:
+    """Remove the oldest of what this package can make again, until the rest fits.
+
+    Args:
+        most_bytes: what may stay.
+
+    Returns:
+        bytes removed, bytes left.
+
+    Raises:
+        DataError: something cannot be removed.
+    """
+    entries = []
+    for kind in sorted(path for path in user_cache_folder().glob("*") if path.is_dir()):
+        sweep(kind)
+        for entry in kind.iterdir():
+            size = sum(path.lstat().st_size for path in (entry, *entry.rglob("*")))
+            entries.append((entry.lstat().st_mtime, size, entry))
+    left, removed = sum(size for _, size, _ in entries), 0
+    for _, size, entry in sorted(entries):
+        if left <= most_bytes:
+            break
+        try:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        except OSError as error:
+            raise DataError(Problem(str(entry), None, None, f"cannot be removed ({error})")) from error
+        left, removed = left - size, removed + size
+    return removed, left
 
 
 def _temporary_folder() -> Path:
