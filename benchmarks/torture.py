@@ -53,6 +53,7 @@ from vmr_env.options import option, parse
 from vmr_env.programs import plain_exit, run_program
 from vmr_env.simulation.simulator import simulate
 
+ATTACKS = {"mutation": 500, "kill": 100, "full disk": 100, "pair": 50}
 PATIENCE = 120
 """Seconds after which a process that does not end counts as a failure."""
 _LOGS = ("tensorboard", "history.jsonl", "curves.png", "changes.png", "report.html", "table.md")
@@ -149,8 +150,8 @@ def jobs(data: Path) -> list[Job]:
     def trainer(folder: Path) -> Trainer:
         clips, text = (FeatureStore(data / "features" / name, checksums=True) for name in ("clips", "text"))
         rows = split_for_selection(read_annotations(data / "features" / "annotations.jsonl"), charades)
-        parts = (MomentDataset(part, clips, text, recipe.data) for part in rows)
-        return Trainer(recipe, *parts, folder / "run", source="simulated")
+        train, select = (MomentDataset(part, clips, text, recipe.data) for part in rows)
+        return Trainer(recipe, train, select, folder / "run", source="simulated")
 
     def training(folder: Path) -> None:
         (folder / "run").mkdir(exist_ok=True)
@@ -384,18 +385,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(Options, arguments, str(__doc__), "python benchmarks/torture.py")
     torch.set_num_threads(1)
     deadline = time.monotonic() + options.seconds
-    wanted = {"mutation": 500, "kill": 100, "full disk": 100, "pair": 50}
+    wanted = {kind: times // 10 if options.quick else times for kind, times in ATTACKS.items()}
+    attacks = [(number / times, kind, number) for kind, times in wanted.items() for number in range(times)]
     with tempfile.TemporaryDirectory() as name:
         attacker = Attacker(Path(name), jobs(Path(name) / "data"), options.seed)
-        for kind, times in wanted.items():
-            for number in range(times // 10 if options.quick else times):
-                if time.monotonic() > deadline:
-                    print(f"stopped after {options.seconds} s, {number} of {times} attacks of kind {kind}")
-                    break
-                attacker.attack(kind, number)
+        for done, (_, kind, number) in enumerate(sorted(attacks)):  # kinds in turn
+            if time.monotonic() > deadline:
+                print(f"stopped after {options.seconds} s and {done} of {len(attacks)} attacks")
+                break
+            attacker.attack(kind, number)
     failures = 0
     print(f"{'attack':<12}{'on':<16}{'attempts':>9}{'failures':>9}")
-    for (kind, job), (attempts, failed) in attacker.counts.items():
+    for (kind, job), (attempts, failed) in sorted(attacker.counts.items()):
         print(f"{kind:<12}{job:<16}{attempts:>9}{failed:>9}")
         failures += failed
     for kind in wanted:
