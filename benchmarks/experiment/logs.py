@@ -1,7 +1,7 @@
 """Where figures of running trainings go: TensorBoard, CSV, Weights & Biases without a network."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,11 @@ def open_logs(kinds: Sequence[str], folder: Path, run: str) -> Log:
         folder: of the whole experiment.
         run: name of the run.
     """
-    makers = {"tensorboard": TensorBoardLog, "csv": CsvLog, "wandb": WandbLog}
+    makers: dict[str, Callable[[Path, str], Log]] = {
+        "tensorboard": TensorBoardLog,
+        "csv": CsvLog,
+        "wandb": WandbLog,
+    }
     return _Together([makers[kind](folder / kind, run) for kind in kinds])
 
 
