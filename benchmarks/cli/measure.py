@@ -1,6 +1,6 @@
 """`vmr-env measure`: figures beyond the official ones, with intervals that keep source videos together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,13 +115,13 @@ def difference(
     videos = [source_video(row.vid) for row in joined.annotations]
     values, other_values = scores.to_numpy(), other_scores.to_numpy()
     found = comparisons(values, other_values, videos, mean_over)
-    columns = {
+    columns: dict[str, Sequence[object]] = {
         predictions.name: mean_intervals(values, videos, mean_over),
         others.name: mean_intervals(other_values, videos, mean_over),
         "difference": found,
         "p": [f"{comparison.p:.4f}" for comparison in found],
     }
-    click.echo(pd.DataFrame(columns.values(), list(columns), scores.columns).T.map(_cell).to_string())
+    click.echo(pd.DataFrame(columns, scores.columns).map(_cell).to_string())
     click.echo(_said(mean_over, **how))
 
 
