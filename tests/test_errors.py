@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 
 from vmr_env.errors import DataError, Problem, check_choice, shorten
@@ -45,3 +46,21 @@ def test_a_choice_outside_the_list_is_refused_with_the_list() -> None:
     check_choice("mode", "b", ("a", "b"))
     with pytest.raises(DataError, match="""mode: is 'c'; expected "a" or "b\""""):
         check_choice("mode", "c", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (np.array([[2.0, 5.0]]), "[[2.0, 5.0]]"),
+        (np.float32(0.5), "0.5"),
+        (np.int64(7), "7"),
+        (np.zeros((100, 100)), "an array of shape (100, 100)"),
+        ([np.float64(1.5), None, True], "[1.5, None, True]"),
+        ({"a": np.arange(2)}, "{'a': [0, 1]}"),
+        (object(), "an object of type object"),
+        (Problem("a", None, None, "b"), "an object of type Problem"),
+        (b"x", "b'x'"),
+    ],
+)
+def test_messages_show_values_and_no_reprs_of_arrays_and_objects(value: object, shown: str) -> None:
+    assert shorten(value) == shown

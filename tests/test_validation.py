@@ -1,14 +1,19 @@
 """Validators: all problems of a file at once, the reader's verdict, and warnings with published counts."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_metrics import RESULTS, truth_of
 
+from vmr_env.caches.from_predictions import build_prediction_cache
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.predictions import read_predictions
+from vmr_env.data.profiles import PROFILES
 from vmr_env.data.validation import validate_annotations, validate_predictions
 from vmr_env.errors import DataError, Problem
 
@@ -173,3 +178,41 @@ def test_windows_in_another_unit_are_told(tmp_path: Path) -> None:
 def test_published_files_are_in_seconds(data: Path, name: str) -> None:
     problems = validate_predictions(data / "predictions" / f"{name}.jsonl.gz", truth_of(data, name))
     assert not [problem for problem in problems if "look" in problem.message]
+
+
+NUMBERS = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, 19.0, 21.0, 7.3, float("nan"), float("inf")])
+WINDOWS = st.lists(st.lists(NUMBERS, min_size=1, max_size=4), max_size=3)
+WORDS = st.sampled_from(["A man sits.", "", "v", "w", "\ud800", 1, 2, 3, None])
+ROWS = st.fixed_dictionaries(
+    {
+        "qid": st.sampled_from([1, 2, "1", "x", "", 9]),
+        "vid": st.one_of(st.just("v"), WORDS),
+        "query": st.one_of(st.just("A man sits."), WORDS),
+        "pred_relevant_windows": st.one_of(st.just([[2, 8, 0.9]]), WINDOWS),
+    },
+    optional={"pred_saliency_scores": st.lists(NUMBERS, max_size=25)},
+)
+
+
+@given(
+    rows=st.lists(ROWS, min_size=1, max_size=3), moment=st.sampled_from([[2, 8], [2, 8.01], [8, 30], [3, 3]])
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_a_cache_refuses_is_an_error_of_validate_too(
+    tmp_path: Path, rows: list[dict[str, Any]], moment: list[float]
+) -> None:
+    truth = write(
+        tmp_path / "a.jsonl", *(annotation(qid=qid, duration=20, relevant_windows=[moment]) for qid in (1, 2))
+    )
+    path = write(tmp_path / "p.jsonl", *rows)
+    profile = PROFILES["charades"]
+    errors = [p for p in validate_predictions(path, truth, profile) if p.severity == "error"]
+    told = ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            build_prediction_cache(tmp_path / "cache", path, truth, profile, "test", overwrite=True)
+        except DataError as error:
+            told = str(error)
+    assert errors or not told, told
+    assert not any(name in told for name in ("array(", "<object", "dtype="))

@@ -238,6 +238,9 @@ def identity_faults(qid: object, vid: object, query: object) -> Iterable[Fault]:
     for field, value in (("vid", vid), ("query", query)):
         if not isinstance(value, str) or not value.strip():
             yield field, f"is {shorten(value)}; expected a non-empty string"
+    for field, value in (("qid", qid), ("vid", vid), ("query", query)):
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            yield field, f"is {shorten(value)}; expected text, not half of a character (a surrogate)"
 
 
 class _Record(Protocol):
