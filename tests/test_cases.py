@@ -166,7 +166,7 @@ def test_validate_and_cache_say_the_same_of_logits(case: Any, tmp_path: Path) ->
     made = run("cache", "predictions", *common, "--split", "test", "--out", tmp_path / "cache")
     assert (validated.exit_code, made.exit_code) == (1, 1)
     (said,) = (line.removeprefix("error: ") for line in validated.output.splitlines() if "error: " in line)
-    assert said == made.output.strip().removeprefix("Error: ")
+    assert said == made.output.strip().removeprefix("error: ")
     for scores in ("sigmoid", "minmax"):
         folder = tmp_path / scores
         made = run("cache", "predictions", *common, "--split", "test", "--scores", scores, "--out", folder)

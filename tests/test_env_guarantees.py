@@ -27,10 +27,12 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from refinement import user_cache_in
 from walks import trajectory_hash, walk
 
-from vmr_env.caches.reader import write_cache
+from vmr_env.caches.boundary_features import log_length
+from vmr_env.caches.reader import Ragged, write_cache
 from vmr_env.data.profiles import PROFILES
 from vmr_env.envs.actions import FREE
 from vmr_env.envs.env import VMREnv
+from vmr_env.envs.observations import LENGTH_BOUND
 from vmr_env.envs.sources import open_cache
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.errors import DataError
@@ -492,6 +494,40 @@ def test_a_cache_of_another_split_than_asked_for_is_refused(sources: dict[str, s
         make("tacos", "test", source=source)
         with pytest.raises(DataError, match="split: is a cache of 'test', expected 'foo'"):
             make("tacos", "foo", source=source)
+
+
+@pytest.mark.parametrize("hours", [0.5, 10])
+@pytest.mark.parametrize("observation", ["flat", "dict"])
+def test_observations_of_long_videos_are_inside_their_space(
+    tmp_path: Path, hours: float, observation: str
+) -> None:
+    clips = round(3600 * hours)
+    rng = np.random.default_rng(0)
+    short = random_batch(3, q=4, full=True)
+    batch = replace(
+        short,
+        durations=np.full(3, float(clips)),
+        n_clips=np.full(3, clips, np.int32),
+        spans=np.tile(np.array([0.0, 1.0], np.float32), (3, 4, 1)),
+        counts=np.full(3, 4, np.int32),
+        saliency=Ragged.from_rows([rng.normal(size=clips).astype(np.float32) for _ in range(3)]),
+        clips=Ragged.from_rows([rng.normal(size=(clips, 2)).astype(np.float32) for _ in range(3)]),
+    )
+    source = write_cache(tmp_path / "long", batch, **ARGUMENTS)
+    for actions in ("discrete", "continuous", "multidiscrete"):
+        env = VMREnv(source=source, actions=actions, observation=observation, proposals=4)
+        env.action_space.seed(0)
+        for seed in range(5):
+            shown, _ = env.reset(seed=seed)
+            done = False
+            while not done:
+                assert env.observation_space.contains(shown)
+                shown, _, done, _, _ = env.step(env.action_space.sample())
+            assert env.observation_space.contains(shown)
+
+
+def test_the_bound_of_lengths_holds_for_every_number_of_clips_that_a_cache_counts() -> None:
+    assert float(log_length(np.float32(2**31))) < LENGTH_BOUND
 
 
 # Bad input

@@ -89,7 +89,7 @@ def cell_of(positions: Floats) -> Ints:
 
 
 def log_length(clips: Numbers) -> Numbers:
-    """Length in clips on a logarithmic scale in [0, 1]: any shape."""
+    """Length in clips on a logarithmic scale, in [0, 1] up to 1,500 clips: any shape."""
     logarithm: Numbers = np.log(clips + np.float32(1)) / _LOG_CLIPS
     return logarithm
 

@@ -88,6 +88,9 @@ def register_component(
     COMPONENTS.add(name, Component(shape, low, high, look_up))
 
 
+LENGTH_BOUND = 3.0
+"""Bound of components with lengths in clips, by `log_length`: that of 2^31 clips, more than caches count."""
+
 UNASKED = ("action_mask",)
 """Components that are shown only where `components` names them."""
 
@@ -192,15 +195,15 @@ def _components_of(cache: DecoderStateCache, mode: ActionMode, proposals: int) -
     models, candidates = len(cache.manifest["models"]), 2 * mode.probes
     found = {
         "remaining": Component((1,)),
-        "video": Component((1,)),
-        "span": Component((4,)),
+        "video": Component((1,), high=LENGTH_BOUND),
+        "span": Component((4,), high=LENGTH_BOUND),
         "source": Component((proposals,)),
         "overlaps": Component((proposals,)),
         "positions": Component((candidates,)),
         "points": Component((candidates, len(POINT_FEATURES))),
         "whole": Component((len(CURVES),)),
         "inside": Component((len(INSIDE_FEATURES),)),
-        "proposals": Component((proposals, len(SPAN_FEATURES))),
+        "proposals": Component((proposals, len(SPAN_FEATURES)), high=LENGTH_BOUND),
     }
     if models > 1:
         found["models"] = Component((proposals, models))
