@@ -1,6 +1,7 @@
 """Several backbones' runs in one table: means, intervals against a slow bootstrap, and what is refused."""
 
 import json
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,8 @@ def test_runs_of_two_backbones_from_files(tmp_path: Path) -> None:
     assert record["tprl"]["change"]["mIoU"]["low"] == pytest.approx(0)  # the second backbone, twice
     assert record["tprl"]["change"]["mIoU"]["high"] == pytest.approx(50)
     assert "+25.00 [+0.00, +50.00]" in text
-    assert (tmp_path / "all" / "combined.png").read_bytes().startswith(b"\x89PNG")
+    drawn = ET.parse(tmp_path / "all" / "combined.svg").getroot()
+    assert "Change in R1@0.7" in drawn.attrib["aria-label"]
 
     with pytest.raises(DataError, match="expected the settings of a run with --test-cache"):
         main([str(tmp_path / "a"), "--out", str(tmp_path / "none")])

@@ -220,7 +220,7 @@ def check(options: Options) -> None:
         problems.append(
             Problem("--gpus-per-run", None, None, f"is {options.gpus_per_run}, expected 0 or more")
         )
-    needed = {"matplotlib": "bench", **{kind: NEEDED[kind] for kind in options.log if kind in NEEDED}}
+    needed = {kind: NEEDED[kind] for kind in options.log if kind in NEEDED}
     if options.cluster is not None:
         needed["ray"] = "distributed"
     for package, extra in needed.items():

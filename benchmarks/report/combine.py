@@ -4,7 +4,7 @@
 
 Each agent is compared with the detector of its own run. Intervals are 95 %, by bootstrap over source
 videos, backbones and seeds: a draw takes videos, backbones, and seeds of each backbone with replacement.
-Writes `table.md`, `combined.png` and `combined.json`:
+Writes `table.md`, `combined.svg` and `combined.json`:
 
     runs    folders of the runs
     rows    detector or agent -> {
@@ -31,7 +31,7 @@ from vmr_env.benchmarks.experiment.results import (
     query_scores,
     table,
 )
-from vmr_env.benchmarks.report.curves import draw_changes
+from vmr_env.benchmarks.report import plots
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation
@@ -136,7 +136,10 @@ def combine(folders: Sequence[Path], truth: Sequence[Annotation], profile: Datas
     text = table(rows) + "\n"
     write_text(out / "table.md", text)
     write_text(out / "combined.json", json.dumps(record, indent=1) + "\n")
-    draw_changes(out / "combined.png", changes, f"{len(folders)} backbones")
+    if changes:
+        classes = {name: plots.series(number) for number, name in enumerate(changes, 1)}
+        drawn = {name: change["R1@0.7"]._asdict() for name, change in changes.items()}
+        write_text(out / "combined.svg", plots.standalone(plots.differences(drawn, classes, "R1@0.7")))
     return text
 
 

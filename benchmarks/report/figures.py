@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from vmr_env.agents.evaluation import USES
 from vmr_env.benchmarks.experiment.results import mean_curve
 from vmr_env.benchmarks.report import plots
-from vmr_env.benchmarks.report.curves import percent_curve
 
 from vmr_env.envs.curriculum import STAGES
 
@@ -115,6 +114,11 @@ def _learning(page: Mapping[str, Any], classes: plots.Classes) -> list[str]:
             svg = plots.learning_curves(curves, at, classes, stages)
             blocks.append(_figure(title, svg, _LEARNT + more, _series(["detector", *curves], classes)))
     return blocks
+
+
+def percent_curve(rounds: Sequence[float], gains: Sequence[float]) -> tuple[list[float], list[float]]:
+    """A training from 0, where nothing is gained, in percent of its rounds and in points."""
+    return [0.0, *(100 * at / rounds[-1] for at in rounds)], [0.0, *(100 * gain for gain in gains)]
 
 
 def stage_lengths(config: Mapping[str, Any]) -> tuple[int, ...]:

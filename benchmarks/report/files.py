@@ -51,7 +51,6 @@ from vmr_env.benchmarks.experiment.results import (
     query_scores,
     table,
 )
-from vmr_env.benchmarks.report.curves import draw_changes, draw_curves
 from vmr_env.benchmarks.report.html import FROM_POOL, PAGE_FILE, POOL_NOTE, Given, gather, write_report
 from vmr_env.benchmarks.report.trajectories import Trajectory, trajectories
 from vmr_env.benchmarks.report.verdicts import lines
@@ -183,7 +182,6 @@ def report(
     write_predictions(experiment.folder / "submission-detector.jsonl", published[compared_with])
     rows: dict[str, Mapping[str, Any]] = dict(record["detectors"])
     trainings: dict[str, list[Selection]] = {}
-    changes = {}
     given: dict[str, dict[int, Given]] = {}
 
     pooled = len(experiment.folds[0].test.manifest["models"]) > 1
@@ -231,7 +229,6 @@ def report(
         )
         seconds, steps = sum(run.seconds for run in runs), sum(run.selection.steps for run in runs)
         kept = sum(run.selection.chosen == 0 for run in runs)
-        changes[agent] = change
         rows[agent] = {
             **{measure: float(np.mean([one[measure] for one in each])) for measure in measures()},
             **{f"Δ {measure}": change[measure] for measure in measures()},
@@ -263,11 +260,6 @@ def report(
     page = gather(heading, record, truth, published[compared_with], standing[STOP], given, trainings)
     write_text(experiment.folder / PAGE_FILE, json.dumps(page))
     page_path = write_report(experiment.folder)
-    if trainings:
-        manifest = experiment.folds[0].train.manifest
-        title = f"{manifest['dataset']}, source {manifest['source']}"
-        draw_curves(experiment.folder / "curves.png", trainings, title)
-        draw_changes(experiment.folder / "changes.png", changes, title)
     said = "\n".join([*lines(record), f"Report: {page_path}"])
     return f"{text}\n{said}"
 

@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
@@ -252,11 +253,9 @@ def _matrix(page: Page) -> list[tuple[str, list[Mapping[str, float] | None]]]:
     seeds = {agent: list(of_agent.values()) for agent, of_agent in page["agents"].items() if of_agent}
     if len(seeds) < 2:
         return []
-    try:
-        source = get_profile(page["record"]["run"]["dataset"]).source_video
-    except (KeyError, ValueError):  # a data set that is not registered here
-        source = str
-    videos = [source(vid) for vid in page["queries"]["vid"]]
+    videos = list(page["queries"]["vid"])
+    with suppress(KeyError, ValueError):  # a data set that is not registered here
+        videos = list(map(get_profile(page["record"]["run"]["dataset"]).source_video, videos))
     scores = {
         agent: [
             pd.DataFrame({"video": videos, MEASURE: 100.0 * (np.array(seed["ious"]) >= 0.7)}) for seed in each

@@ -8,6 +8,7 @@ the detector.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from importlib.resources import files
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,6 +138,14 @@ def _ticks(low: float, high: float) -> list[float]:
         float(round(i * step, 10))
         for i in range(int(np.ceil(low / step - 1e-9)), int(high / step + 1e-9) + 1)
     ]
+
+
+def standalone(svg: str) -> str:
+    """A picture as a file of its own, with the page's style."""
+    style = (files("vmr_env.benchmarks.report") / "templates" / "report.css").read_text("utf-8")
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
+        ">", f"><style>{style}</style>", 1
+    )
 
 
 def series(number: int) -> str:
