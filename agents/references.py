@@ -1,4 +1,4 @@
-"""What every result stands beside: the detector itself, chance, the best constant window, and the ceiling."""
+"""Reference baselines: the detector itself, chance, the best constant window, and the ceiling."""
 
 from collections.abc import Mapping
 from typing import Any

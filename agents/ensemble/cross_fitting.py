@@ -54,7 +54,7 @@ class Configured:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is; given to whoever watches it."""
+    """How far a training is; told after every round."""
 
     member: int
     round: int
@@ -173,7 +173,7 @@ def cross_fit(
         learns = agent.rounds > 0
         if learns and rounds is not None:
             agent.rounds = rounds
-        last = max(agent.rounds, 1)  # what does not learn is judged after one round of nothing
+        last = max(agent.rounds, 1)  # an agent that does not learn is judged once
         judged_after = _evaluation_rounds(last, evaluations if learns else 1)
         kept, judged, refined = [], [], []
         for number in range(1, last + 1):

@@ -1,4 +1,4 @@
-"""Stable-Baselines3 behind the same door: its PPO and A2C as agents, and its kind of vector environment.
+"""Stable-Baselines3 through the Agent interface: its PPO and A2C as agents, and its vector environment.
 
 `NativeVecEnv` is an SB3 `VecEnv` over `VMRVectorEnv`: N environments are one NumPy program, not N objects.
 `native` puts it in the place of N objects.

@@ -1,4 +1,4 @@
-"""Answers that look at no video: the lines that every result stands beside.
+"""Reference baselines that look at no video.
 
 A window is given as a fraction of the video, [0, 1]. Constant windows are fitted on train annotations only.
 """
