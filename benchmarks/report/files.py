@@ -128,7 +128,7 @@ def detectors(folds: Sequence[Fold], files: Sequence[Path], stopped: list[Predic
     """The detectors by name: first what all is compared with, then each file as published.
 
     What is compared with are the windows of the reference of each fold (`pools.reference_model`), cut to the
-    video and rounded as all answers are, so that an agent that keeps them differs by exactly 0. Where a pool's
+    video and rounded as all answers are, so that keeping them differs by 0. Where a pool's
     reference has no window, the pool's stand.
 
     Args:
