@@ -97,7 +97,7 @@ def test_a_cache_without_clips_shows_none(tmp_path_factory: pytest.TempPathFacto
         assert clip_sums_of(bare) is None
         env = environment(bare, n=2)
         assert not {"point_clips", "proposal_clips"} & set(env.observer.shapes)
-        with pytest.raises(ValueError, match="No observation component 'point_clips' with this cache"):
+        with pytest.raises(ValueError, match="No observation component 'point_clips'"):
             environment(bare, n=2, components=["point_clips"])
 
 

@@ -8,7 +8,7 @@ Prints, over a simulated QVHighlights cache:
   against only gathering as many observation rows (N rows of the same width and type, out of a table with a
   row for each sample and step, into a fresh array, as a step returns them), once more with observations in
   one array that every step overwrites (`copy=False`), and against completing its observations alone;
-- steps per second of a single environment, resets included;
+- steps per second of a single environment of `gymnasium.make`, resets included;
 - frames per second of our PPO against Stable-Baselines3's, with the same networks (two perceptrons of two
   hidden layers) and rollouts, and the returns that they reach after the same number of frames, means over
   seeds with 95 % intervals (Student's t): ours with 8 passes over a rollout against SB3's with the passes,
@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import SyncVectorEnv
@@ -38,6 +39,7 @@ from vmr_env.agents.ppo import PPO, PPOConfig
 from vmr_env.agents.sb3.vec_env import SB3PPO
 
 from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.profiles import get_profile
 from vmr_env.envs.actions import get_action_mode
 from vmr_env.envs.config import PROPOSALS
 from vmr_env.envs.env import VMREnv
@@ -50,7 +52,13 @@ from vmr_env.programs import run_program
 Work = Callable[[], object]
 
 ACTIONS = get_action_mode("discrete", PROPOSALS, None).size
-STEPS = {"native": 40, "native, copy=False": 40, "gathering rows": 40, "observations": 40, "SyncVectorEnv": 1}
+STEPS = {
+    "native": 40,
+    "native, copy=False": 40,
+    "gathering rows": 40,
+    "observations": 40,
+    "SyncVectorEnv": 1,
+}
 """Steps of a turn."""
 
 SEEDS = 3
@@ -143,7 +151,8 @@ def vector_figures(cache: DecoderStateCache, n: int, turns: int) -> dict[str, fl
 
 def single_figures(cache: DecoderStateCache, turns: int, steps: int = 10_000) -> dict[str, float]:
     """A single environment under random actions."""
-    env = VMREnv(cache.manifest["dataset"], source=cache)
+    profile = get_profile(cache.manifest["dataset"])
+    env = gymnasium.make(f"VMR-{profile.env_name}-v0", source=cache)
     env.reset(seed=0)
     actions = np.random.default_rng(0).integers(ACTIONS, size=steps)
 
@@ -154,6 +163,22 @@ def single_figures(cache: DecoderStateCache, turns: int, steps: int = 10_000) ->
 
     took = in_turns({"single": work}, turns)["single"]
     return {"single environment steps/s": steps / statistics.median(took)}
+
+
+def thread_figures(cache: DecoderStateCache, n: int, turns: int) -> dict[str, float]:
+    """Two threads against one, by the clock on the wall: the only figure that is not of processor time."""
+    dataset = cache.manifest["dataset"]
+    actions = np.random.default_rng(0).integers(ACTIONS, size=(40, n))
+    took: dict[int, list[float]] = {1: [], 2: []}
+    envs = {threads: VMRVectorEnv(n, dataset, source=cache, threads=threads) for threads in took}
+    for env in envs.values():
+        env.reset(seed=0)
+    for _ in range(turns):
+        for threads, env in envs.items():
+            began = time.perf_counter()
+            steps_of(env, actions)
+            took[threads].append(time.perf_counter() - began)
+    return {f"one thread / two at N={n}, seconds": median_ratio(took[1], took[2])}
 
 
 def ppo_figures(cache: DecoderStateCache, seeds: int = SEEDS, rounds: int = ROUNDS) -> dict[str, float]:
@@ -225,8 +250,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures: dict[str, float] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for n in (1024, 4096):
+        for n in (64, 1024, 4096):
             figures |= vector_figures(cache, n, args.repeats)
+            figures |= thread_figures(cache, n, args.repeats)
         figures |= single_figures(cache, args.repeats)
         figures |= ppo_figures(cache)
         for predictions, ground_truth in args.evaluate:
