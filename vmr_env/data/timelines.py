@@ -164,7 +164,7 @@ class PaintedTimelines:
         merged = self.grid.merged(self.annotations[row].duration)
         read = self._features.read(self.annotations[row].vid)
         indices = np.arange(int(self.clips[row]) * merged).clip(max=len(read) - 1)
-        mean: Floats = read[indices].reshape(-1, merged, self.dim).mean(axis=1)
+        mean: Floats = read[indices].reshape(int(self.clips[row]), merged, self.dim).mean(axis=1)
         return mean
 
     def query_vectors(self, row: int) -> Floats:

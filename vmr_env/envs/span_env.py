@@ -1,0 +1,196 @@
+"""Environments in which every span of a video is an action; importing this module registers them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import register, registry
+from numpy.typing import NDArray
+
+from vmr_env.data.annotations import Annotation, read_annotations
+from vmr_env.data.predictions import Prediction, read_predictions
+from vmr_env.data.profiles import PROFILES, get_profile
+from vmr_env.data.timelines import CHANNELS, ClipFeatures, Floats, Grid, NoEvidence, PaintedTimelines
+from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.files.text import PathLike
+from vmr_env.metrics.spans import best_tiou
+
+Info = dict[str, Any]
+
+
+class VMRSpanEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
+    """Answer a query with any span of its video, seeing what is frozen about each clip.
+
+    ## Description
+    An episode is one query and one step: the agent sees the timeline and names a span. It is the task of a
+    dense policy, which values all spans at once; `VMREnv` moves one span step by step instead.
+
+    ## Action space
+    `Discrete(S)`: all spans of a grid of L clips, by their starts, then ends; S = L (L + 1) / 2, 2,850 for
+    75 clips. `info["action_mask"]` tells which lie in the video, and the attribute `spans` (S, 2) their first
+    clip and the clip after their last. A span that leaves the video is worth nothing.
+
+    ## Observation space
+    `Box((L, 2 D + 10))` float32, zero beyond the video: of each clip its feature vector (D), its product with
+    the query's vector (D), and `vmr_env.data.timelines.CHANNELS`: cosine, position, and the proposals of the
+    detector, or of a pool, painted. Without clip features D is 0.
+
+    ## Rewards
+    The tIoU of the span, the best over the query's moments.
+
+    ## Infos
+    The same keys after a reset and after the step: `sample` (row of the annotations), `qid` (as text), `vid`,
+    `query`, `duration` in seconds, `span` (2,) in seconds and its `tiou`, and `action_mask` (S,) int8. After
+    a reset the span is the first window of the first detector.
+
+    ## Starting state
+    A random query, or the one that `reset(options={"qid": ...})` or `{"sample": row}` names.
+
+    ## Episode end
+    `terminated` after the step. Never `truncated`.
+
+    ## Arguments
+    dataset: name of the data set, which gives the length of a clip.
+    annotations: annotation file or its rows.
+    predictions: of each model its prediction file or rows; several are a pool.
+    clips: clip features by vid, such as a feature store.
+    queries: by qid as text the query's vector (1, D); with `clips`, and without them neither.
+    grid_clips: L.
+
+    ## Version history
+    v0: first version.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(
+        self,
+        dataset: str = "qvhighlights",
+        *,
+        annotations: PathLike | Sequence[Annotation],
+        predictions: Sequence[PathLike | Sequence[Prediction]],
+        clips: ClipFeatures | None = None,
+        queries: Mapping[str, Floats] | None = None,
+        grid_clips: int = 75,
+    ) -> None:
+        if (clips is None) != (queries is None):
+            raise ValueError("clips and queries are given together or not at all; one of them is None")
+        rows = _annotations(annotations)
+        features = NoEvidence(0) if clips is None else clips
+        vectors = {str(row.qid): np.zeros((1, 0), np.float32) for row in rows} if queries is None else queries
+        grid = Grid(grid_clips, get_profile(dataset).clip_seconds)
+        self._rows = rows
+        self._timelines = PaintedTimelines(
+            [_predictions(one) for one in predictions], rows, features, vectors, grid
+        )
+        starts, last = np.triu_indices(grid.clips)
+        self.spans = np.column_stack([starts, last + 1])
+        self.action_space = gymnasium.spaces.Discrete(len(self.spans))
+        shape = (grid.clips, 2 * features.dim + len(CHANNELS))
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
+        self._sample: int | None = None
+        self._over = True
+
+    def reset(
+        self, *, seed: int | None = None, options: Info | None = None
+    ) -> tuple[NDArray[np.float32], Info]:
+        """Begin an episode; see the class for `options`.
+
+        Raises:
+            DataError: there is no such query.
+        """
+        super().reset(seed=seed)
+        self._sample = self._chosen(options or {})
+        self._over = False
+        first = self._timelines.models[0][self._sample].windows[0, :2]
+        return self._observation(), self._info(first)
+
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
+        """Answer with a span.
+
+        Raises:
+            ValueError: the action is not in the action space.
+            gymnasium.error.ResetNeeded: the episode is over.
+        """
+        if self._over or self._sample is None:
+            raise gymnasium.error.ResetNeeded("step called on a finished episode, expected reset first")
+        if not self.action_space.contains(action):
+            raise ValueError(f"action is {shorten(action)}, expected a whole number in {self.action_space}")
+        self._over = True
+        seconds = self.spans[int(action)] * self._timelines.seconds[self._sample]
+        info = self._info(np.minimum(seconds, self._rows[self._sample].duration))
+        if not info["action_mask"][action]:
+            info["tiou"] = 0.0
+        return self._observation(), info["tiou"], True, False, info
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which spans lie in the video of the current query: (S,) bool.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode has begun.
+        """
+        if self._sample is None:
+            raise gymnasium.error.ResetNeeded("action_masks called before the first reset")
+        mask: NDArray[np.bool_] = self.spans[:, 1] <= self._timelines.clips[self._sample]
+        return mask
+
+    def _chosen(self, options: Info) -> int:
+        if "qid" in options:
+            for row, annotation in enumerate(self._rows):
+                if str(annotation.qid) == str(options["qid"]):
+                    return row
+            raise _fail("qid", f"is {shorten(options['qid'])}; expected a qid of the annotations")
+        if "sample" in options:
+            row = options["sample"]
+            if not isinstance(row, (int, np.integer)) or not 0 <= row < len(self._rows):
+                raise _fail("sample", f"is {shorten(row)}; expected a row from 0 to {len(self._rows) - 1}")
+            return int(row)
+        return int(self.np_random.integers(len(self._rows)))
+
+    def _observation(self) -> NDArray[np.float32]:
+        assert self._sample is not None
+        timelines = self._timelines
+        clips, query = timelines.clip_vectors(self._sample), timelines.query_vectors(self._sample)[0]
+        channels = timelines.channels(self._sample, clips, query, range(len(timelines.models)))
+        observation = np.zeros(self.observation_space.shape, np.float32)
+        observation[: len(clips)] = np.concatenate([clips, clips * query, channels], axis=1)
+        return observation
+
+    def _info(self, span: NDArray[Any]) -> Info:
+        assert self._sample is not None
+        annotation = self._rows[self._sample]
+        return {
+            "sample": self._sample,
+            "qid": str(annotation.qid),
+            "vid": annotation.vid,
+            "query": annotation.query,
+            "duration": annotation.duration,
+            "span": np.array(span, np.float64),
+            "tiou": float(best_tiou(span, annotation.moments)),
+            "action_mask": self.action_masks().astype(np.int8),
+        }
+
+
+def register_span_envs() -> None:
+    """Register `VMR-<data set>-Spans-v0`; ids that are there already stay as they are."""
+    for profile in PROFILES.values():
+        name = f"VMR-{profile.env_name}-Spans-v0"
+        if name not in registry:
+            register(id=name, entry_point=VMRSpanEnv, kwargs={"dataset": profile.name})
+
+
+def _annotations(given: PathLike | Sequence[Annotation]) -> list[Annotation]:
+    return read_annotations(given) if isinstance(given, (str, os.PathLike)) else list(given)
+
+
+def _predictions(given: PathLike | Sequence[Prediction]) -> list[Prediction]:
+    return read_predictions(given) if isinstance(given, (str, os.PathLike)) else list(given)
+
+
+def _fail(option: str, message: str) -> DataError:
+    return DataError(Problem("options", None, option, message))
+
+
+register_span_envs()
