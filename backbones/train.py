@@ -130,6 +130,8 @@ class Trainer:
         out.mkdir(parents=True, exist_ok=True)
         if (out / "last.pt").exists():
             self._restore()
+        else:  # what a run told that ended before its first epoch was saved
+            (out / "history.jsonl").unlink(missing_ok=True)
 
     def run(self, progress: bool = True) -> None:
         """Train to the last epoch of the recipe; safe to interrupt at any moment."""

@@ -271,8 +271,9 @@ class Attacker:
             return f"afterwards: exit code {code}, {_last(told)}"
         if left := _temporaries(place):
             return f"afterwards: left {left[0]}"
-        if self._result(job, place) != self._good[job.name][1]:
-            return "afterwards: another result"
+        code, told = self._run(lambda folder: _tell(job.result(folder)), place)
+        if code != 0 or told.splitlines()[-1] != self._good[job.name][1]:
+            return f"afterwards: exit code {code}, another result or none ({_last(told)})"
         return None
 
     def _result(self, job: Job, place: Path) -> str:

@@ -147,6 +147,17 @@ def test_another_recipe_is_not_continued(simulated: Path, tmp_path: Path) -> Non
         trainer(simulated, tmp_path)
 
 
+def test_a_run_that_ended_before_its_first_epoch_was_saved_begins_anew(
+    simulated: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "history.jsonl").write_text('{"epoch": 1}\n')
+    recipe = replace(TINY, epochs=2)
+    trainer(simulated, tmp_path, recipe).run(progress=False)
+    trainer(simulated, tmp_path, recipe).run(progress=False)
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
 def test_bad_features_stop_a_run_before_it_starts(simulated: Path, tmp_path: Path) -> None:
     good, select = datasets(simulated, TINY)
     rows = [replace(row, vid=f"unknown {i}") if i < 3 else row for i, row in enumerate(good.annotations)]
