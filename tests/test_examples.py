@@ -1,0 +1,76 @@
+"""The scripts of `examples/` run, and what they print is so; files for contributors are well-formed."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from vmr_env import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ROOT / "vmr_env" / "assets" / "charades-simulated"
+
+
+@pytest.fixture(autouse=True)
+def _data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "charades").symlink_to(SHIPPED)
+    monkeypatch.setenv("VMR_ENV_DATA", str(tmp_path))
+
+
+def _example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_is_tested() -> None:
+    tested = set(re.findall(r'_example\("(\w+)"\)', Path(__file__).read_text(encoding="utf-8")))
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == tested
+
+
+def test_predictions_are_refined(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = _example("refine_predictions")
+    monkeypatch.setattr(module, "ROUNDS", 10)
+    gain = module.main([])
+    before, after = map(float, re.findall(r"([\d.]+) (?:before|after)", capsys.readouterr().out))
+    assert gain == pytest.approx(after - before, abs=0.011)  # both are rounded
+    assert gain > 0
+
+
+def test_the_scale_of_returns_is_in_order() -> None:
+    gains = _example("compare_agents").main(4)
+    assert gains["random"] < gains["stop"] == 0 < gains["expected gain"] < gains["greedy oracle"]
+
+
+def test_episodes_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    last = _example("watch_episodes").main(2)
+    shown = capsys.readouterr().out
+    assert len(last) == 2
+    assert all(picture in shown for picture in last)
+    assert all("tIoU" in picture for picture in last)
+
+
+def test_files_for_contributors_are_well_formed() -> None:
+    yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert "2606.00775" in citation["references"][0]["title"]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert [hook["id"] for hook in hooks["repos"][0]["hooks"]][:2] == ["ruff", "ruff-format"]
+    release = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))
+    steps = release["jobs"]["build"]["steps"]
+    assert any("twine check" in step.get("run", "") for step in steps)
+    (tag,) = (step["run"] for step in steps if step.get("name") == "The tag is the version")
+    pattern = re.search(r're\.search\(r"(.+?)", open', tag)
+    assert pattern is not None
+    found = re.search(pattern[1], (ROOT / "vmr_env" / "__init__.py").read_text(encoding="utf-8"))
+    assert found is not None
+    assert found[1] == __version__
+    for template in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.md"):
+        _, head, _ = template.read_text(encoding="utf-8").split("---\n", 2)
+        assert yaml.safe_load(head).keys() == {"name", "about"}
