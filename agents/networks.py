@@ -6,7 +6,7 @@ learnt about one move holds for all. `FlatNetwork` is the usual perceptron over 
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,20 @@ _GEOMETRY = 2 * INTEGRALS.start + len(INSIDE_FEATURES)  # column of a span's sta
 _SCORE = SPAN_FEATURES.index("score")
 
 
+class Layout(Protocol):
+    """Where the components stand in flat observations; `vmr_env.envs.observations.Observer` is one."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each component."""
+        ...
+
+    @property
+    def slices(self) -> Mapping[str, slice]:
+        """Where each component stands."""
+        ...
+
+
 class PolicyValue(NamedTuple):
     """What a network says about B observations."""
 
@@ -44,7 +58,7 @@ class ActionFeatures(nn.Module):
         context: C, features that all actions share.
     """
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: Layout) -> None:
         super().__init__()
         self._slices: Mapping[str, slice] = observer.slices
         self._proposals = observer.shapes["proposals"][0]
@@ -123,7 +137,7 @@ class ActionClips(nn.Module):
         width: H, of the result.
     """
 
-    def __init__(self, observer: Observer, width: int) -> None:
+    def __init__(self, observer: Layout, width: int) -> None:
         super().__init__()
         self._slices: Mapping[str, slice] = observer.slices
         channels = observer.shapes["point_clips"][-1]
@@ -188,7 +202,7 @@ class RefinementNetwork(nn.Module):
         hidden: width of the two hidden layers.
     """
 
-    def __init__(self, observer: Observer, hidden: int = 64) -> None:
+    def __init__(self, observer: Layout, hidden: int = 64) -> None:
         super().__init__()
         self.features = ActionFeatures(observer)
         width, context = self.features.width, self.features.context

@@ -2,8 +2,8 @@
 
 python examples/refine_predictions.py predictions.jsonl annotations.jsonl
 
-learns on half of the videos and refines the other half; it prints the mean tIoU before and after. Without files
-it takes the predictions of the simulated detector that ships with the package.
+learns on half of the videos and refines the other half; it prints the mean tIoU before and after. Without
+files it takes the predictions of the simulated detector that ships with the package.
 """
 
 import sys

@@ -17,13 +17,14 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor
+from torch.optim import AdamW
 from vmr_env.agents.networks import PolicyValue, RefinementNetwork
 
 ENOUGH = 1024
 """Observations by which features are standardised; the first that a training sees."""
 
 
-class Layout:
+class DictLayout:
     """Where the components of a `Dict` stand once they are flat and side by side, in the order of its keys.
 
     Attributes:
@@ -64,19 +65,20 @@ class RefinementPolicy(MultiInputActorCriticPolicy):
             raise ValueError(f"observation space is {observation_space}, expected observation='dict'")
         if not isinstance(action_space, spaces.Discrete):
             raise ValueError(f"action space is {action_space}, expected actions='discrete'")
-        self.hidden = hidden
+        self.hidden, self._actions = hidden, int(action_space.n)
         self._first: list[Tensor] = []
-        given = {"optimizer_class": torch.optim.AdamW, "optimizer_kwargs": {"weight_decay": 1e-2}} | given
-        super().__init__(observation_space, action_space, lr_schedule, **given)
+        ours: dict[str, Any] = {"optimizer_class": AdamW, "optimizer_kwargs": {"weight_decay": 1e-2}}
+        super().__init__(observation_space, action_space, lr_schedule, **{**ours, **given})
 
     def _build(self, lr_schedule: Schedule) -> None:
         assert isinstance(self.observation_space, spaces.Dict)
-        layout = Layout(self.observation_space)
+        layout = DictLayout(self.observation_space)
         self._mask = layout.slices.get("action_mask")
         self.network = RefinementNetwork(layout, self.hidden)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.seen: Tensor
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        settings: dict[str, Any] = {"lr": lr_schedule(1), **self.optimizer_kwargs}
+        self.optimizer = self.optimizer_class(self.parameters(), **settings)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"hidden": self.hidden}
@@ -111,7 +113,7 @@ class RefinementPolicy(MultiInputActorCriticPolicy):
 
     def _say(self, flat: Tensor) -> PolicyValue:
         if self._mask is None:
-            masks = torch.ones(len(flat), int(self.action_space.n), dtype=torch.bool, device=flat.device)
+            masks = torch.ones(len(flat), self._actions, dtype=torch.bool, device=flat.device)
         else:
             masks = flat[:, self._mask] > 0
         said: PolicyValue = self.network(flat, masks)
