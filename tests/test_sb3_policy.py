@@ -109,7 +109,7 @@ def test_a2c_takes_it_too(cache: DecoderStateCache) -> None:
 
 def test_other_spaces_are_refused(cache: DecoderStateCache) -> None:
     flat = NativeVecEnv(environment(cache, n=N))
-    with pytest.raises(ValueError, match=r"observation space is Box.*, expected observation='dict'"):
+    with pytest.raises(ValueError, match="observation space is a Box, expected a Dict: observation='dict'"):
         PPO(RefinementPolicy, flat, device="cpu")
     pairs = NativeVecEnv(environment(cache, n=N, observation="dict", actions="multidiscrete"))
     with pytest.raises(ValueError, match=r"action space is MultiDiscrete.*, expected actions='discrete'"):

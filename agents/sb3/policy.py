@@ -62,7 +62,8 @@ class RefinementPolicy(MultiInputActorCriticPolicy):
         **given: Any,
     ) -> None:
         if not isinstance(observation_space, spaces.Dict):
-            raise ValueError(f"observation space is {observation_space}, expected observation='dict'")
+            kind = type(observation_space).__name__
+            raise ValueError(f"observation space is a {kind}, expected a Dict: observation='dict'")
         if not isinstance(action_space, spaces.Discrete):
             raise ValueError(f"action space is {action_space}, expected actions='discrete'")
         self.hidden, self._actions = hidden, int(action_space.n)
