@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from vmr_env.agents.dense import DensePolicy, Evidence, load_policy, refine_rows, save_policy
-from vmr_env.agents.dense.decoding import answers, best_utility, with_relevance
+from vmr_env.agents.dense.decoding import answers, best_utility, vote_answers, with_relevance
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.spans import all_spans, best_overlap, span_numbers
 from vmr_env.agents.dense.timeline import Draw, Timelines
@@ -383,3 +383,35 @@ def test_relevance_moves_saliency_by_its_clip() -> None:
     curve = np.repeat([1.0, 0.0, 0.0], 2)
     expected = (saliency - 1 / 3) / saliency.std() + 0.3 * (curve - 1 / 3) / curve.std()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_vote_of_a_pool_is_the_slow_sum_over_all_windows() -> None:
+    one, other = problem(12, seed=1), problem(12, seed=5)
+    second = [
+        Prediction(mine.qid, mine.vid, "query", theirs.windows * [0.5, 0.5, 1])
+        for mine, theirs in zip(one.models[0], other.models[0], strict=True)
+    ]
+    pool = Timelines([one.models[0], second], one.annotations, NoEvidence(DIM), one._queries, GRID)
+    for row, answer in enumerate(vote_answers(pool)):
+        votes = {}
+        for start, end, _ in np.concatenate([model[row].windows for model in pool.models]).tolist():
+            votes[start, end] = 0.0
+            for model in pool.models:
+                windows = model[row].windows
+                for low, high, score in windows.tolist():
+                    overlap = slow_tiou((start, end), (low, high))
+                    soft = sum(1 / (1 + np.exp(-(overlap - t) / 0.05)) for t in (0.5, 0.7))
+                    votes[start, end] += score / windows[:, 2].sum() / 2 * (overlap + soft)
+        start, end = max(votes, key=votes.__getitem__)
+        np.testing.assert_allclose(answer.windows[0], [start, end, votes[start, end]], rtol=1e-4)
+        assert (np.diff(answer.windows[:, 2]) <= 0).all()
+
+
+def test_empty_proposals_get_no_vote() -> None:
+    base = problem(2)
+    windows = np.array([[4.0, 4.0, 0.9], [2.0, 6.0, 0.1]])
+    rows = [Prediction(0, "video0", "query", windows), Prediction(1, "video1", "query", windows[:1])]
+    pool = Timelines([rows], base.annotations, NoEvidence(DIM), base._queries, GRID)
+    some, none = vote_answers(pool)
+    assert some.windows[:, :2].tolist() == [[2, 6]]
+    assert none.windows.tolist() == [[4, 4, 0.9]]

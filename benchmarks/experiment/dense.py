@@ -19,11 +19,11 @@ from time import perf_counter
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from vmr_env.agents.dense.decoding import answers
+from vmr_env.agents.dense.decoding import answers, vote_answers
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.policy import DensePolicy, save_policy
 from vmr_env.agents.dense.timeline import Timelines
-from vmr_env.agents.dense.trainer import Beliefs, DenseConfig, believe, train, vote_distribution
+from vmr_env.agents.dense.trainer import Beliefs, DenseConfig, believe, train
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.features.text import SentenceCache, SentenceEncoder, read_sentences
 from vmr_env.benchmarks.experiment.results import differences, figures, query_scores, table
@@ -179,8 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         beliefs = believe(networks, judge)
     relevance = None if options.no_evidence else beliefs.relevance
     answered = answers(judge, beliefs.probabilities, relevance=relevance)
-    voted = answers(judge, vote_distribution(judge), first="mode")
-    print(report(answered, voted, judge.models[0], judge.annotations, profile))
+    print(report(answered, vote_answers(judge), judge.models[0], judge.annotations, profile))
     if options.out is not None:
         write_predictions(options.out, answered)
 
