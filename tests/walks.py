@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.envs.env import VMREnv
+from vmr_env.envs.vector_env import VMRVectorEnv
 
 
 def walk(env: VMREnv, seed: int, steps: int) -> Iterator[tuple[Any, ...]]:
@@ -39,3 +40,24 @@ def varied_actions(env: Any, rng: np.random.Generator) -> NDArray[Any]:
         few = rng.integers(48, size, len(actions))
         actions = np.where(rng.random(len(actions)) < 0.5, few, actions)
     return actions
+
+
+def recorded(source: str, n: int = 5, steps: int = 6, threads: int = 1) -> dict[str, NDArray[Any]]:
+    """All that a random walk of N environments gives in each action mode and stage: (steps, N, ...)."""
+    found: dict[str, NDArray[Any]] = {}
+    for number, actions in enumerate(("discrete", "multidiscrete", "continuous")):
+        stage = number + 1
+        envs = VMRVectorEnv(n, source=source, actions=actions, stage=stage, threads=threads)
+        rng = np.random.default_rng(stage)
+        envs.action_space.seed(stage)
+        envs.reset(seed=stage)
+        rows = []
+        for _ in range(steps):
+            taken = varied_actions(envs, rng)
+            observations, rewards, ended, _, infos = envs.step(taken)
+            rows.append((observations, rewards, ended, infos["tiou"], infos["action_mask"]))
+        for name, values in zip(
+            ("observations", "rewards", "ended", "tiou", "mask"), zip(*rows, strict=True), strict=True
+        ):
+            found[f"{actions} {name}"] = np.stack(values)
+    return found

@@ -47,7 +47,7 @@ EPISODE = np.dtype(
                 ("step", np.int64),  # steps taken
                 ("start", np.float32),  # of the current span
                 ("end", np.float32),
-                ("clip", np.float32),  # length of a clip as a share of the video
+                ("clip_length", np.float32),  # as a share of the video
                 ("tiou", np.float32),  # highest of the span with any moment
                 ("potential", np.float32),
             ]
@@ -244,14 +244,14 @@ def begin(tables: Tables, rules: Rules, episode: Record) -> None:
     """Start at the proposal `source` of `sample`."""
     episode.start = tables.spans[episode.sample, episode.source, 0]
     episode.end = tables.spans[episode.sample, episode.source, 1]
-    episode.clip = rules.clip_seconds / tables.durations[episode.sample]
+    episode.clip_length = rules.clip_seconds / tables.durations[episode.sample]
     episode.step = 0
 
 
 @scalar
 def least_width(episode: Record) -> Number:
     """What a move must leave: one clip; a span that is already shorter may only grow."""
-    return min(episode.end - episode.start, episode.clip) - TINY
+    return min(episode.end - episode.start, episode.clip_length) - TINY
 
 
 @scalar
@@ -279,7 +279,7 @@ def end_candidate(episode: Record, shift: Number) -> tuple[Number, bool]:
 @scalar
 def shift_of(rules: Rules, episode: Record, number: int) -> Number:
     """The shift that the offset of that number is at the episode's step."""
-    return rules.offsets[min(episode.step, len(rules.offsets) - 1), number] * episode.clip
+    return rules.offsets[min(episode.step, len(rules.offsets) - 1), number] * episode.clip_length
 
 
 @scalar
@@ -360,7 +360,7 @@ def apply(
             start, _ = start_candidate(episode, shift_of(rules, episode, numbers[0]))
             end, _ = end_candidate(episode, shift_of(rules, episode, numbers[1]))
         else:
-            unit = rules.longest * episode.clip
+            unit = rules.longest * episode.clip_length
             start = min(max(start + shares[0] * unit, _ZERO), _ONE)
             end = min(max(end + shares[1] * unit, _ZERO), _ONE)
         if end - start < least_width(episode):
@@ -488,11 +488,11 @@ def observe(
     if at[_REMAINING] >= 0:
         out[at[_REMAINING]] = max(rules.horizon - episode.step, 0) / rules.horizon
     if at[_VIDEO] >= 0:
-        out[at[_VIDEO]] = _log_length(_ONE / episode.clip)
+        out[at[_VIDEO]] = _log_length(_ONE / episode.clip_length)
     if at[_SPAN] >= 0:
         part = out[at[_SPAN] :]
         part[0], part[1], part[2] = start, end, end - start
-        part[3] = _log_length((end - start) / episode.clip)
+        part[3] = _log_length((end - start) / episode.clip_length)
     if at[_SOURCE] >= 0:
         part = out[at[_SOURCE] :]
         for p in range(len(proposals)):
