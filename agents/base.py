@@ -11,14 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 
+from vmr_env.arrays import Bools, Floats
 from vmr_env.envs.curriculum import Progression
 from vmr_env.envs.vector_env import VMRVectorEnv
 
-Floats = NDArray[np.float32]
-Masks = NDArray[np.bool_]
 Metrics = dict[str, float]
 
 
@@ -68,7 +66,7 @@ class Agent(ABC):
         self.seed = seed
 
     @abstractmethod
-    def act(self, observations: Floats, masks: Masks) -> NDArray[Any]:
+    def act(self, observations: Floats, masks: Bools) -> NDArray[Any]:
         """The best actions, without exploration: (N, width) observations, (N, A) possible actions ->
         (N, …)."""
 

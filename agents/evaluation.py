@@ -5,14 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from vmr_env.agents.base import Floats, Masks
 
+from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.predictions import Prediction
 from vmr_env.envs.actions import ActionMode
 from vmr_env.envs.vector_env import VMRVectorEnv
-
-Array = NDArray[Any]
 
 _BATCH = 1024
 _DECIMALS = 4  # of seconds in submissions, as detectors write them
@@ -51,7 +49,7 @@ class Trajectories(NamedTuple):
 
 
 def refine(
-    act: Callable[[Floats, Masks], Array],
+    act: Callable[[Floats, Bools], Array],
     cache: DecoderStateCache,
     samples: Array,
     env_options: Mapping[str, Any] | None = None,
@@ -63,7 +61,7 @@ def refine(
 
 
 def trace(
-    act: Callable[[Floats, Masks], Array],
+    act: Callable[[Floats, Bools], Array],
     cache: DecoderStateCache,
     samples: Array,
     env_options: Mapping[str, Any] | None = None,
@@ -105,7 +103,7 @@ def _joined(parts: Sequence[Sequence[Array]]) -> list[Array]:
 
 
 def _trace_batch(
-    act: Callable[[Floats, Masks], Array], env: VMRVectorEnv, samples: Array
+    act: Callable[[Floats, Bools], Array], env: VMRVectorEnv, samples: Array
 ) -> tuple[Refined, Trajectories]:
     n, episodes = len(samples), env.episodes
     observations, infos = env.reset(seed=0, options={"sample": samples, "start": 0})

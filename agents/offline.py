@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
-from vmr_env.agents.base import Floats, Masks
 
+from vmr_env.arrays import Bools, Floats
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.errors import check_count
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from minari.data_collector import EpisodeBuffer
 
 Probabilities: TypeAlias = NDArray[np.floating[Any]]
-Policy: TypeAlias = Callable[[Floats, Masks], Probabilities]
+Policy: TypeAlias = Callable[[Floats, Bools], Probabilities]
 """Observations (N, width) and legal actions (N, A) -> probabilities (N, A) of actions."""
 
 INFOS = ("action_mask", "tiou", "sample")
@@ -37,10 +37,10 @@ INFOS = ("action_mask", "tiou", "sample")
 
 
 class _Stochastic(Protocol):
-    def probabilities(self, observations: Floats, masks: Masks) -> Probabilities: ...
+    def probabilities(self, observations: Floats, masks: Bools) -> Probabilities: ...
 
 
-def uniform(observations: Floats, masks: Masks) -> Probabilities:
+def uniform(observations: Floats, masks: Bools) -> Probabilities:
     """Every legal action alike."""
     allowed = masks.astype(np.float64)
     result: Probabilities = allowed / allowed.sum(axis=1, keepdims=True)

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from vmr_env.agents.base import Agent, Floats, Masks, Metrics, curriculum_state, resume_curriculum
+from vmr_env.agents.base import Agent, Metrics, curriculum_state, resume_curriculum
 from vmr_env.agents.networks import NetworkKind, make_network
 from vmr_env.agents.rollout import Collector
 from vmr_env.agents.settings import INSIDE, Range, Settings
 
+from vmr_env.arrays import Bools, Floats
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.seeding import derived
 
@@ -142,14 +143,14 @@ class PolicyAgent(Agent):
         }
 
     @torch.no_grad()
-    def probabilities(self, observations: Floats, masks: Masks) -> NDArray[np.float32]:
+    def probabilities(self, observations: Floats, masks: Bools) -> NDArray[np.float32]:
         """The mean policy of the members: (N, A)."""
         inputs = torch.from_numpy(observations), torch.from_numpy(np.asarray(masks, bool))
         policies = [member.network(*inputs).logits.softmax(-1) for member in self._members()]
         mean: NDArray[np.float32] = torch.stack(policies).mean(0).numpy()
         return mean
 
-    def act(self, observations: Floats, masks: Masks) -> NDArray[Any]:
+    def act(self, observations: Floats, masks: Bools) -> NDArray[Any]:
         """The most probable actions (N,) of the mean policy."""
         best: NDArray[Any] = self.probabilities(observations, masks).argmax(axis=1)
         return best

@@ -5,16 +5,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vmr_env.agents.base import Agent, Floats, Masks
+from vmr_env.agents.base import Agent
 from vmr_env.agents.evaluation import Refined
 
+from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.metrics import spans
 from vmr_env.metrics.baselines import fit_constant_window
-
-Array = NDArray[Any]
 
 
 class _Reference(Agent):
@@ -34,7 +33,7 @@ class _Reference(Agent):
 class StopAtOnce(_Reference):
     """Leaves the detector's first proposal as it is: the detector itself."""
 
-    def act(self, observations: Floats, masks: Masks) -> NDArray[np.intp]:
+    def act(self, observations: Floats, masks: Bools) -> NDArray[np.intp]:
         """Stop, the last action, everywhere: (N,)."""
         return np.full(len(masks), masks.shape[1] - 1)
 
@@ -46,7 +45,7 @@ class RandomAgent(_Reference):
         super().__init__(env, seed)
         self._generator = np.random.default_rng(seed)
 
-    def act(self, observations: Floats, masks: Masks) -> NDArray[np.intp]:
+    def act(self, observations: Floats, masks: Bools) -> NDArray[np.intp]:
         """One possible action for each row: (N,)."""
         # The highest of independent draws is equally often each of them.
         actions: NDArray[np.intp] = np.where(masks, self._generator.random(masks.shape), -1.0).argmax(axis=1)
@@ -72,7 +71,7 @@ class GreedyOracle(_Reference):
         """Act in this environment from now on."""
         self.env = env
 
-    def act(self, observations: Floats, masks: Masks) -> NDArray[np.intp]:
+    def act(self, observations: Floats, masks: Bools) -> NDArray[np.intp]:
         """The actions of highest gain (N,); of equal ones the last, so stopping before wandering about.
 
         Raises:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vmr_env.agents.base import Floats, Masks
 from vmr_env.agents.ensemble.files import ensemble_run, load_ensemble
 from vmr_env.agents.evaluation import refine as run_episodes
 from vmr_env.agents.evaluation import submission
 
 import vmr_env
+from vmr_env.arrays import Bools, Floats
 from vmr_env.caches.from_predictions import build_prediction_cache, without_moments
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.caches.writer import sha256_of
@@ -126,7 +126,7 @@ def _refined(
     proposals = max(PROPOSALS, *(len(row.windows) for row in rows))
     curves = all(row.saliency is not None for row in rows)
     options = run["options"]
-    act: Callable[[Floats, Masks], Any] | None = None
+    act: Callable[[Floats, Bools], Any] | None = None
     for first in range(0, len(rows), BATCH):
         part = rows[first : first + BATCH]
         bare = [row if curves else replace(row, saliency=None) for row in part]

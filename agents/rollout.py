@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from vmr_env.agents.base import Floats, Masks
 from vmr_env.agents.networks import PolicyValue
 
+from vmr_env.arrays import Bools, Floats
 from vmr_env.envs.gymnasium_vector import AutoresetMode
 from vmr_env.envs.vector_env import VMRVectorEnv
 
@@ -67,7 +67,7 @@ class Collector:
         self.seen: set[int] = set()
         """Samples met since the last reset, rows of the cache."""
         self._observations: Floats
-        self._masks: Masks
+        self._masks: Bools
 
     def reset(self, seed: int) -> None:
         """Begin new episodes in all environments."""

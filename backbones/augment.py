@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+from vmr_env.arrays import Floats, Ints64
 
 
 @dataclass(frozen=True)
@@ -18,9 +17,9 @@ class Timeline:
     """``(T, D)``."""
     moments: NDArray[np.float64]
     """``(n, 2)``: start and end, n >= 1."""
-    rated: Ints | None = None
+    rated: Ints64 | None = None
     """``(K,)`` rows that annotators rated, or None."""
-    scores: Ints | None = None
+    scores: Ints64 | None = None
     """``(K,)`` their ratings."""
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from vmr_env.backbones.dataset import Batch
+from vmr_env.backbones.dataset import FeatureBatch
 from vmr_env.backbones.girl_detr.inference import WindowSettings, proposal_scores
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.girl_detr.weights import state_sha256
@@ -60,7 +60,7 @@ class Detector(Protocol):
         same."""
         ...
 
-    def detect(self, batch: Batch) -> DetectorOutput:
+    def detect(self, batch: FeatureBatch) -> DetectorOutput:
         """Proposals for a batch on the CPU, in evaluation mode and without gradients."""
         ...
 
@@ -95,7 +95,7 @@ class GirlDetrDetector:
         return f"{self.sha256} {self.model.config} {self.memory} {self.ranking}"
 
     @torch.no_grad()
-    def detect(self, batch: Batch) -> DetectorOutput:
+    def detect(self, batch: FeatureBatch) -> DetectorOutput:
         """Proposals for a batch."""
         output = self.model.eval()(*batch.to(next(self.model.parameters()).device).inputs)
         clips = text = None

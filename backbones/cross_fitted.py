@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from vmr_env.backbones.base import ClipMemory, DetectorOutput, GirlDetrDetector
-from vmr_env.backbones.dataset import Batch
+from vmr_env.backbones.dataset import FeatureBatch
 from vmr_env.backbones.frozen import recipe_of
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint
 from vmr_env.backbones.recipes import Recipe
@@ -129,7 +129,7 @@ class CrossFittedDetector:
         return f"{[member.fingerprint for member in self.members]} {parts} {self.unseen}"
 
     @torch.no_grad()
-    def detect(self, batch: Batch) -> DetectorOutput:
+    def detect(self, batch: FeatureBatch) -> DetectorOutput:
         """Proposals for a batch."""
         outputs = [member.detect(batch) for member in self.members]
         weights = torch.tensor([self._weights(vid) for vid in batch.vids])  # (B, K)

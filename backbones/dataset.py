@@ -26,11 +26,9 @@ from vmr_env.backbones.features.similarity import SimilarityChannels
 from vmr_env.backbones.features.store import Features, array_problem
 from vmr_env.backbones.girl_detr.targets import Targets
 
+from vmr_env.arrays import Floats, Ints64
 from vmr_env.data.annotations import Annotation
 from vmr_env.errors import DataError, Problem
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -88,14 +86,14 @@ class Item:
     """``(n, 2)``: (centre, width) in units of the video length."""
     saliency: Floats
     """``(L,)``; ``(L + 1,)`` in the official case Q4."""
-    positive: Ints
+    positive: Ints64
     """``(P,)`` clips that must score higher than those in `negative`."""
-    negative: Ints
+    negative: Ints64
     """``(P,)``."""
 
 
 @dataclass(frozen=True)
-class Batch:
+class FeatureBatch:
     """B samples, zero-padded to the longest: Lv clips, Lt tokens."""
 
     src_vid: Tensor
@@ -110,10 +108,10 @@ class Batch:
     vids: tuple[str, ...]
     """Video of each sample."""
 
-    def to(self, device: torch.device | str) -> "Batch":
+    def to(self, device: torch.device | str) -> "FeatureBatch":
         """The same batch on `device`."""
         video, video_mask, text, text_mask = (tensor.to(device) for tensor in self.inputs)
-        return Batch(video, video_mask, text, text_mask, self.targets.to(device), self.vids)
+        return FeatureBatch(video, video_mask, text, text_mask, self.targets.to(device), self.vids)
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -225,7 +223,7 @@ class MomentDataset:
         text = l2_normalised(text) if settings.normalise_text else text
         return Item(row.vid, np.concatenate(parts, axis=1), text, spans, *labels)
 
-    def batch(self, indices: Sequence[int], draw: random.Random, training: bool = False) -> Batch:
+    def batch(self, indices: Sequence[int], draw: random.Random, training: bool = False) -> FeatureBatch:
         """The samples at `indices`, in that order, as one batch."""
         return collate([self.item(index, draw, training) for index in indices])
 
@@ -300,7 +298,7 @@ def span_labels(moments: NDArray[np.float64], unit: float, limit: int, draw: ran
 
 def moment_saliency(
     moment: NDArray[np.float64], length: int, draw: random.Random
-) -> tuple[Floats, Ints, Ints]:
+) -> tuple[Floats, Ints64, Ints64]:
     """Saliency labels from one moment in units of rows: 1 on its rows, a pair from inside, one from outside.
 
     Returns:
@@ -318,7 +316,9 @@ def moment_saliency(
     return labels, np.array(positive, np.int64), np.array(negative, np.int64)
 
 
-def rated_saliency(ids: Ints, scores: Ints, length: int, draw: random.Random) -> tuple[Floats, Ints, Ints]:
+def rated_saliency(
+    ids: Ints64, scores: Ints64, length: int, draw: random.Random
+) -> tuple[Floats, Ints64, Ints64]:
     """Saliency labels from rated clips: the highest against the lowest, and any against one not relevant.
 
     Args:
@@ -343,7 +343,7 @@ def rated_saliency(ids: Ints, scores: Ints, length: int, draw: random.Random) ->
     return labels, np.array([hard[0], easy[0]], np.int64), np.array([hard[1], easy[1]], np.int64)
 
 
-def collate(items: Sequence[Item]) -> Batch:
+def collate(items: Sequence[Item]) -> FeatureBatch:
     """Pad samples to the longest and stack them.
 
     Raises:
@@ -365,7 +365,7 @@ def collate(items: Sequence[Item]) -> Batch:
         saliency_pos_labels=_stack([item.positive for item in items]),
         saliency_neg_labels=_stack([item.negative for item in items]),
     )
-    return Batch(video, video_mask, text, text_mask, targets, tuple(item.vid for item in items))
+    return FeatureBatch(video, video_mask, text, text_mask, targets, tuple(item.vid for item in items))
 
 
 def _pad(rows: Sequence[Floats]) -> tuple[Tensor, Tensor]:

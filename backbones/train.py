@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from vmr_env.backbones.arguments import device, whole_number
 from vmr_env.backbones.cross_fitted import cut_into_parts, member_folder, write_parts
-from vmr_env.backbones.dataset import Batch, MomentDataset
+from vmr_env.backbones.dataset import FeatureBatch, MomentDataset
 from vmr_env.backbones.features.sources import add_source_arguments, open_sources, read_samples
 from vmr_env.backbones.girl_detr.checkpoint import save_checkpoint
 from vmr_env.backbones.girl_detr.losses import SupervisedCriterion
@@ -177,7 +177,7 @@ class Trainer:
         means = {name: float(value) / len(order) for name, value in sums.items()}
         return {"lr": rate, "loss": means.pop("total"), **means}
 
-    def _step(self, batch: Batch) -> dict[str, Tensor]:
+    def _step(self, batch: FeatureBatch) -> dict[str, Tensor]:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._amp):
             output = self.model(*batch.inputs)
         losses = self._criterion(output, batch.targets, self.epoch)

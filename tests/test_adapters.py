@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from vmr_env.backbones.base import DetectorOutput
 from vmr_env.backbones.cache import build_cache
-from vmr_env.backbones.dataset import Batch, DatasetSettings, MomentDataset
+from vmr_env.backbones.dataset import DatasetSettings, FeatureBatch, MomentDataset
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.recipes import get_recipe
 from vmr_env.backbones.simulated import embedded
@@ -73,7 +73,7 @@ class MomentDetrDetector:
     fingerprint = sha256
 
     @torch.no_grad()
-    def detect(self, batch: Batch) -> DetectorOutput:
+    def detect(self, batch: FeatureBatch) -> DetectorOutput:
         out = self.model(batch.src_txt, batch.src_txt_mask, batch.src_vid, batch.src_vid_mask)
         return DetectorOutput(
             states=self._states,
@@ -140,7 +140,7 @@ def test_an_unfinished_build_of_other_weights_is_not_used(
     calls: list[int] = []
     detect = MomentDetrDetector.detect
 
-    def counted(self: MomentDetrDetector, batch: Batch) -> DetectorOutput:
+    def counted(self: MomentDetrDetector, batch: FeatureBatch) -> DetectorOutput:
         calls.append(len(batch.src_vid))
         return detect(self, batch)
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
-from vmr_env.agents.base import Agent, Floats, Masks, Metrics
+from vmr_env.agents.base import Agent, Metrics
 from vmr_env.agents.ensemble.cross_fitting import (
     Configured,
     CrossFittedEnsemble,
@@ -32,6 +32,7 @@ from vmr_env.agents.sb3.vec_env import SB3PPO
 from vmr_env.benchmarks.experiment.experiment import cross_validation
 
 from tests.caches import ARGUMENTS, random_batch
+from vmr_env.arrays import Bools, Floats
 from vmr_env.caches.reader import DecoderStateCache, Ragged, write_cache
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.curriculum import StepSchedule
@@ -85,7 +86,7 @@ class Scripted(Agent):
         self.round += 1
         return {"charts/steps": 5.0}
 
-    def act(self, observations: Floats, masks: Masks) -> np.ndarray:
+    def act(self, observations: Floats, masks: Bools) -> np.ndarray:
         return np.full(len(masks), self.script[self.round])
 
     def state_dict(self) -> dict[str, Any]:
@@ -134,7 +135,7 @@ class Drifting(Agent):
     num_envs = 4
     env_options: ClassVar[Mapping[str, Any]] = {"actions": "continuous", "horizon": 2}
 
-    def act(self, observations: Floats, masks: Masks) -> np.ndarray:
+    def act(self, observations: Floats, masks: Bools) -> np.ndarray:
         return np.full((len(masks), 2), -1.0, np.float32)
 
 
@@ -199,7 +200,7 @@ class Sure(Rule):
 
     chance = 0.0
 
-    def probabilities(self, observations: Floats, masks: Masks) -> np.ndarray:
+    def probabilities(self, observations: Floats, masks: Bools) -> np.ndarray:
         return np.tile([1 - self.chance, self.chance], (len(masks), 1))
 
 

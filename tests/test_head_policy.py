@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_tprl import new_head, same, write_states
 from vmr_env.agents.tprl import head_policy, head_training
-from vmr_env.agents.tprl.data import Batch, StateBatches
+from vmr_env.agents.tprl.data import StateBatch, StateBatches
 from vmr_env.agents.tprl.head_policy import (
     Drawn,
     HeadPolicy,
@@ -43,7 +43,7 @@ def config(algorithm: str, **changes: object) -> HeadPolicyConfig:
     return replace(head_policy_config(algorithm), **settings)  # type: ignore[arg-type]  # checked by the class
 
 
-def batch_of(caches: Pair, rows: int = 12) -> Batch:
+def batch_of(caches: Pair, rows: int = 12) -> StateBatch:
     return StateBatches(caches[0]).take(np.arange(rows))
 
 

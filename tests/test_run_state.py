@@ -12,7 +12,7 @@ import pytest
 from vmr_env.agents.ensemble.cross_fitting import Selection
 from vmr_env.agents.evaluation import Refined
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run
-from vmr_env.benchmarks.experiment.methods import Outcome, Settings
+from vmr_env.benchmarks.experiment.methods import MethodResult, Settings
 from vmr_env.benchmarks.experiment.options import Options
 from vmr_env.benchmarks.experiment.run_folder import settle
 
@@ -27,7 +27,7 @@ def experiment(folder: Path, samples: int = 4) -> Experiment:
     """One run whose result is known."""
     rows = np.arange(samples)
     spans = np.linspace(0, 1, 2 * samples).reshape(-1, 2)
-    outcome = Outcome(
+    outcome = MethodResult(
         Refined(rows, spans, rows * 0, rows / 10, rows / 5), Selection((1,), (0.5,), 1, 8, ((0.5, 0.5),))
     )
     method: Any = SimpleNamespace(run=lambda *_: outcome)

@@ -13,13 +13,13 @@ from girl_detr_cases import model_of
 from head_goldens import load_moments
 from safetensors.torch import load_file
 from torch import Tensor
-from vmr_env.agents.stepwise.data import SceneBatches
-from vmr_env.agents.stepwise.objectives import gae, match, oracle_loss, step_rewards, tiou
+from vmr_env.agents.stepwise.data import DetectedBatches
+from vmr_env.agents.stepwise.objectives import gae, inside_tiou, match_proposals, oracle_loss, step_rewards
 from vmr_env.agents.stepwise.policy import (
     MAX_ACTION,
+    DetectedSamples,
     DiscretePolicy,
-    Rollout,
-    Scene,
+    Trajectories,
     boundaries,
     moved,
     observe,
@@ -44,10 +44,10 @@ DISCRETE = ["discrete_plain", "discrete_all"]
 
 
 @pytest.fixture(scope="module")
-def scene(goldens: Path) -> Scene:
+def detected(goldens: Path) -> DetectedSamples:
     outputs, inputs = np.load(goldens / "tiny" / "outputs.npz"), np.load(goldens / "tiny" / "inputs.npz")
     text, mask = (torch.from_numpy(a) for a in (outputs["src_txt"], inputs["src_txt_mask"][..., None]))
-    return Scene(
+    return DetectedSamples(
         clips=torch.from_numpy(outputs["src_vid"]),
         mask=torch.from_numpy(outputs["video_mask"]),
         text=(text * mask).sum(1) / mask.sum(1),
@@ -73,10 +73,10 @@ def close(got: Tensor, want: np.ndarray, what: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_trajectories_equal_the_recorded_ones(
-    goldens: Path, scene: Scene, recorded: dict[str, np.ndarray], name: str
+    goldens: Path, detected: DetectedSamples, recorded: dict[str, np.ndarray], name: str
 ) -> None:
     policy = recorded_trainer(goldens, name).policy
-    rollout = policy.roll_out(scene, 3)
+    rollout = policy.roll_out(detected, 3)
     judged = policy.judge(rollout)
     close(policy.gated(rollout.states[0]), recorded[f"{name}.state0"], "state0")
     for step in range(3):
@@ -92,46 +92,46 @@ def test_trajectories_equal_the_recorded_ones(
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_matching_rewards_and_advantages_equal_the_recorded_ones(
-    goldens: Path, scene: Scene, recorded: dict[str, np.ndarray], name: str
+    goldens: Path, detected: DetectedSamples, recorded: dict[str, np.ndarray], name: str
 ) -> None:
-    matched = match(scene.spans, load_moments(goldens, "single"))
+    matched = match_proposals(detected.spans, load_moments(goldens, "single"))
     assert matched.rows.tolist() == recorded[f"{name}.matched_flat_index"].tolist()
     close(matched.moments, recorded[f"{name}.matched_gt"], "moments")
     policy = recorded_trainer(goldens, name).policy
-    rollout = policy.roll_out(scene, 3).of(matched.rows)
+    rollout = policy.roll_out(detected, 3).of(matched.rows)
     rewards = step_rewards(rollout.spans, matched.moments)
     close(rewards, recorded[f"{name}.rewards"], "rewards")
     advantages, returns = gae(rewards, policy.judge(rollout).values.detach(), 0.99, 0.95)
     close(advantages, recorded[f"{name}.gae_advantages"], "advantages")
     close(returns, recorded[f"{name}.gae_returns"], "returns")
-    close(tiou(rollout.spans[0], matched.moments), recorded[f"{name}.iou_before"], "before")
-    close(tiou(rollout.spans[-1], matched.moments), recorded[f"{name}.iou_after"], "after")
+    close(inside_tiou(rollout.spans[0], matched.moments), recorded[f"{name}.iou_before"], "before")
+    close(inside_tiou(rollout.spans[-1], matched.moments), recorded[f"{name}.iou_after"], "after")
 
 
 @pytest.mark.parametrize("name", DISCRETE)
 def test_oracle_equals_the_recorded_one(
-    goldens: Path, scene: Scene, recorded: dict[str, np.ndarray], name: str
+    goldens: Path, detected: DetectedSamples, recorded: dict[str, np.ndarray], name: str
 ) -> None:
     policy = recorded_trainer(goldens, name).policy
     assert isinstance(policy, DiscretePolicy)
-    matched = match(scene.spans, load_moments(goldens, "single"))
-    start = scene.spans.flatten(0, 1)[matched.rows]
+    matched = match_proposals(detected.spans, load_moments(goldens, "single"))
+    start = detected.spans.flatten(0, 1)[matched.rows]
     for step in range(3):  # recorded at the initial spans, with each step's moves
         want = recorded[f"{name}.oracle_step{step}"].tolist()
         assert policy.oracle(start, matched.moments, step).tolist() == want
-    states = observe(scene, scene.spans).flatten(0, 1)[matched.rows]
+    states = observe(detected, detected.spans).flatten(0, 1)[matched.rows]
     loss = oracle_loss(policy, policy.features(policy.gated(states)), start, matched.moments, 0, 0.5)
     updates = json.loads((goldens / "agent" / "updates.json").read_text())[name]
     assert loss.item() == pytest.approx(updates["supervised_loss_step0"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_updates_report_the_recorded_losses(goldens: Path, scene: Scene, name: str) -> None:
+def test_updates_report_the_recorded_losses(goldens: Path, detected: DetectedSamples, name: str) -> None:
     updates = json.loads((goldens / "agent" / "updates.json").read_text())[name]
-    matched = match(scene.spans, load_moments(goldens, "single"))
+    matched = match_proposals(detected.spans, load_moments(goldens, "single"))
 
     trainer = recorded_trainer(goldens, name)
-    rollout = trainer.policy.roll_out(scene, 3).of(matched.rows)
+    rollout = trainer.policy.roll_out(detected, 3).of(matched.rows)
     trainer.baseline = 0.2
     got = trainer.reinforce(rollout, matched.moments)
     want = updates["reinforce_update (baseline starts at 0.2)"]
@@ -162,15 +162,15 @@ def test_updates_report_the_recorded_losses(goldens: Path, scene: Scene, name: s
 def test_policies_have_the_published_sizes(config: StepwiseConfig, parameters: int) -> None:
     policy = new_policy(config, d=256)
     assert sum(parameter.numel() for parameter in policy.parameters()) == parameters
-    scene = random_scene(0, d=256)
-    assert observe(scene, scene.spans).shape == (3, 4, 1027)
+    detected = random_scene(0, d=256)
+    assert observe(detected, detected.spans).shape == (3, 4, 1027)
 
 
-def random_scene(seed: int, d: int = 8) -> Scene:
+def random_scene(seed: int, d: int = 8) -> DetectedSamples:
     generator = torch.Generator().manual_seed(seed)
     spans = torch.rand(3, 4, 2, generator=generator)
     mask = (torch.arange(9) < torch.tensor([9, 5, 7])[:, None]).float()
-    return Scene(
+    return DetectedSamples(
         clips=torch.randn(3, 9, d, generator=generator),
         mask=mask,
         text=torch.randn(3, d, generator=generator),
@@ -180,9 +180,9 @@ def random_scene(seed: int, d: int = 8) -> Scene:
 
 
 def test_padded_clips_are_not_seen() -> None:
-    scene = random_scene(1)
-    noisy = scene._replace(clips=scene.clips + 99 * (1 - scene.mask[..., None]))
-    torch.testing.assert_close(observe(scene, scene.spans), observe(noisy, scene.spans))
+    detected = random_scene(1)
+    noisy = detected._replace(clips=detected.clips + 99 * (1 - detected.mask[..., None]))
+    torch.testing.assert_close(observe(detected, detected.spans), observe(noisy, detected.spans))
 
 
 def test_spans_stay_inside_their_bounds() -> None:
@@ -192,8 +192,8 @@ def test_spans_stay_inside_their_bounds() -> None:
 
 def test_continuous_actions_are_bounded_and_follow_their_generator() -> None:
     policy = new_policy(CONFIGS["continuous"], d=8)
-    scene = random_scene(2)
-    rolls = [policy.roll_out(scene, 3, torch.Generator().manual_seed(seed)).actions for seed in (1, 1, 2)]
+    detected = random_scene(2)
+    rolls = [policy.roll_out(detected, 3, torch.Generator().manual_seed(seed)).actions for seed in (1, 1, 2)]
     assert torch.equal(rolls[0], rolls[1])
     assert not torch.equal(rolls[0], rolls[2])
     assert rolls[0].abs().max() <= MAX_ACTION
@@ -205,18 +205,18 @@ def test_oracle_moves_bring_spans_nearer() -> None:
     generator = torch.Generator().manual_seed(3)
     moments = torch.rand(50, 2, generator=generator) * 0.3 + 0.35
     spans = moments + (torch.rand(50, 2, generator=generator) - 0.5) * 0.2
-    before = tiou(spans, moments)
+    before = inside_tiou(spans, moments)
     for step in range(3):
         spans = moved(spans, policy.change(policy.oracle(spans, moments, step), step))
-    assert tiou(spans, moments).min() > before.min()
-    assert tiou(spans, moments).mean() > 0.9
+    assert inside_tiou(spans, moments).min() > before.min()
+    assert inside_tiou(spans, moments).mean() > 0.9
 
 
 def test_matching_weighs_distance_ten_times_the_overlap() -> None:
     """By hand: 10 * 0.08 - 0.2 = 0.6 costs less than 10 * 0.12 - 0.1 / 0.22 = 0.75, which overlaps more."""
     spans = torch.tensor([[[0.5, 0.22], [0.5, 0.02]]])
     moments = Moments(torch.tensor([[[0.5, 0.1]]]), torch.ones(1, 1, dtype=torch.bool))
-    assert match(spans, moments).rows.tolist() == [1]
+    assert match_proposals(spans, moments).rows.tolist() == [1]
 
 
 def test_gae_by_hand() -> None:
@@ -229,13 +229,13 @@ def test_gae_by_hand() -> None:
 
 
 def test_gate_learns_by_reinforce_but_not_by_ppo() -> None:
-    scene = random_scene(4)
+    detected = random_scene(4)
     moments = torch.rand(12, 2, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.2
     for algorithm, learns in (("reinforce", True), ("ppo", False)):
         config = StepwiseConfig(algorithm=algorithm, **ALL)
         trainer = StepwiseTrainer(config, d=8)
         before = trainer.policy.state_dict()["gate_proj.weight"].clone()
-        rollout: Rollout = trainer.policy.roll_out(scene, 3, torch.Generator().manual_seed(1))
+        rollout: Trajectories = trainer.policy.roll_out(detected, 3, torch.Generator().manual_seed(1))
         trainer.reinforce(rollout, moments) if learns else trainer.ppo(rollout, moments)
         assert bool((trainer.policy.state_dict()["gate_proj.weight"] != before).any()) == learns
 
@@ -243,11 +243,11 @@ def test_gate_learns_by_reinforce_but_not_by_ppo() -> None:
 @pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
 def test_the_bonus_opens_the_policy(algorithm: Any) -> None:
     """It begins with a preference for no change."""
-    scene = random_scene(6)
+    detected = random_scene(6)
     moments = torch.rand(12, 2, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.2
     config = StepwiseConfig(algorithm=algorithm, entropy_coef=20.0, lr=1e-3)
     trainer = StepwiseTrainer(config, d=8)
-    rollout = trainer.policy.roll_out(scene, 3, torch.Generator().manual_seed(1))
+    rollout = trainer.policy.roll_out(detected, 3, torch.Generator().manual_seed(1))
     update = trainer.reinforce if algorithm == "reinforce" else trainer.ppo
     seen = [update(rollout, moments)["losses/entropy"] for _ in range(8)]
     assert all(later > earlier for earlier, later in pairwise(seen))
@@ -308,15 +308,17 @@ def small_config(**changes: Any) -> StepwiseConfig:
 def test_scenes_hold_the_cache_s_samples(caches: tuple[DecoderStateCache, DecoderStateCache]) -> None:
     cache = caches[0]
     assert cache.clips is not None
-    scene, moments = SceneBatches(cache).take(np.array([5, 2]))
+    detected, moments = DetectedBatches(cache).take(np.array([5, 2]))
     assert isinstance(moments, Moments)
     for b, row in enumerate((5, 2)):
         count = int(cache.n_clips[row])
-        assert scene.mask[b].sum() == count
-        np.testing.assert_array_equal(scene.clips[b, :count], cache.clips[row])
-        assert not scene.clips[b, count:].any()
+        assert detected.mask[b].sum() == count
+        np.testing.assert_array_equal(detected.clips[b, :count], cache.clips[row])
+        assert not detected.clips[b, count:].any()
         start, end = cache.spans[row].T
-        np.testing.assert_allclose(scene.spans[b], np.stack([(start + end) / 2, end - start], 1), atol=1e-6)
+        np.testing.assert_allclose(
+            detected.spans[b], np.stack([(start + end) / 2, end - start], 1), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
@@ -357,7 +359,7 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(
     broken = StepwiseTrainer(config, d=8, seed=3)
     run_epoch = broken.run_epoch
 
-    def interrupted(batches: SceneBatches, epoch: int) -> list[dict[str, float]]:
+    def interrupted(batches: DetectedBatches, epoch: int) -> list[dict[str, float]]:
         if epoch == 3:
             raise KeyboardInterrupt
         return run_epoch(batches, epoch)
@@ -375,19 +377,19 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(
 
 
 def test_hard_matches_alone_are_trained() -> None:
-    scene = random_scene(5)
-    moments = Moments(scene.spans[:, :2].clone() + 0.01, torch.ones(3, 2, dtype=torch.bool))
-    every = StepwiseTrainer(StepwiseConfig(), d=8).matches(scene, moments)
-    limit = tiou(scene.spans.flatten(0, 1)[every.rows], every.moments).median().item()
-    hard = StepwiseTrainer(StepwiseConfig(hard_below=limit), d=8).matches(scene, moments)
+    detected = random_scene(5)
+    moments = Moments(detected.spans[:, :2].clone() + 0.01, torch.ones(3, 2, dtype=torch.bool))
+    every = StepwiseTrainer(StepwiseConfig(), d=8).matches(detected, moments)
+    limit = inside_tiou(detected.spans.flatten(0, 1)[every.rows], every.moments).median().item()
+    hard = StepwiseTrainer(StepwiseConfig(hard_below=limit), d=8).matches(detected, moments)
     assert 0 < len(hard.rows) < len(every.rows)
-    assert (tiou(scene.spans.flatten(0, 1)[hard.rows], hard.moments) < limit).all()
+    assert (inside_tiou(detected.spans.flatten(0, 1)[hard.rows], hard.moments) < limit).all()
 
 
 def test_cache_without_clips_is_refused(tmp_path: Path) -> None:
     cache = write_clips(tmp_path / "bare", 2, clips=False)
     with pytest.raises(DataError, match="no clip features and text"):
-        SceneBatches(cache)
+        DetectedBatches(cache)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +404,7 @@ def test_what_is_not_finite_stops_training_with_its_epoch(
     trainer = StepwiseTrainer(small_config(**changes), d=8)
     run_epoch = trainer.run_epoch
 
-    def broken(batches: SceneBatches, now: int) -> Any:
+    def broken(batches: DetectedBatches, now: int) -> Any:
         if now == epoch:
             with torch.no_grad():
                 trainer.policy.critic[0].weight.fill_(torch.nan)
@@ -466,21 +468,21 @@ def golden_cache(goldens: Path, path: Path) -> DecoderStateCache:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_through_a_cache_it_walks_as_published(
-    goldens: Path, scene: Scene, recorded: dict[str, np.ndarray], tmp_path: Path, name: str
+    goldens: Path, detected: DetectedSamples, recorded: dict[str, np.ndarray], tmp_path: Path, name: str
 ) -> None:
     """Spans beyond the video's ends and moments in units of the clips, up to the order of proposals."""
     cache = golden_cache(goldens, tmp_path / "cache")
     cache.verify()
-    found, moments = SceneBatches(cache).take(np.arange(3))
-    order = scene.scores.argsort(dim=1, descending=True, stable=True)
-    raw = boundaries(scene.spans)
+    found, moments = DetectedBatches(cache).take(np.arange(3))
+    order = detected.scores.argsort(dim=1, descending=True, stable=True)
+    raw = boundaries(detected.spans)
     assert ((raw < 0) | (raw > 1)).any()  # otherwise this would show nothing
     flat = (order + torch.arange(3)[:, None] * order.shape[1]).flatten()
     rollout = recorded_trainer(goldens, name).policy.roll_out(found, 3)
     for step in range(4):
         want = recorded[f"{name}.spans{step}"].reshape(-1, 2)[flat]
         np.testing.assert_allclose(rollout.spans[step], want, rtol=1e-4, atol=3e-5)
-    matched = match(found.spans, moments)
+    matched = match_proposals(found.spans, moments)
     pairs = sorted(zip(flat[matched.rows].tolist(), matched.moments.tolist(), strict=True))
     assert [row for row, _ in pairs] == recorded[f"{name}.matched_flat_index"].tolist()
     np.testing.assert_allclose([m for _, m in pairs], recorded[f"{name}.matched_gt"], atol=1e-5)

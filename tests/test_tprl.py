@@ -11,7 +11,7 @@ import torch
 from head_goldens import load_head, load_moments, load_states
 from torch import Tensor
 from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config
-from vmr_env.agents.tprl.data import Batch, StateBatches
+from vmr_env.agents.tprl.data import StateBatch, StateBatches
 from vmr_env.agents.tprl.losses import Moments
 from vmr_env.agents.tprl.trainer import TprlTrainer
 from vmr_env.agents.tprl.validation import Validator, official_score, propose, submission_times
@@ -39,7 +39,7 @@ def test_three_steps_equal_the_recorded_ones(goldens: Path, name: str) -> None:
     config = TprlConfig(schedule=three_stages(0.03, (1, 1, 1)), batch_size=3, lr=5e-5, estimator=estimator)
     trainer = TprlTrainer(load_head(goldens), config)
     states, references = load_states(goldens)
-    batch = Batch(states, references, load_moments(goldens, "single"))
+    batch = StateBatch(states, references, load_moments(goldens, "single"))
 
     totals = []
     for _ in range(3):
@@ -267,7 +267,7 @@ def test_every_epoch_shows_all_samples_in_an_order_of_its_own(
         shown.append([])
         return start_epoch(epoch)
 
-    def watched(batch: Batch, now: Coefficients) -> Any:
+    def watched(batch: StateBatch, now: Coefficients) -> Any:
         shown[-1] += batch.states[:, 0, 0].tolist()
         return step(batch, now)
 
@@ -291,7 +291,7 @@ def test_own_learning_rate_makes_the_schedule_matter() -> None:
         states = torch.randn(20, 4, 8, generator=generator)
         references = torch.rand(20, 4, 2, generator=generator)
         moments = Moments(torch.rand(20, 1, 2, generator=generator), torch.ones(20, 1, dtype=torch.bool))
-        trainer.step(Batch(states, references, moments), now)
+        trainer.step(StateBatch(states, references, moments), now)
         return (trainer.head.class_embed.weight - new_head().class_embed.weight).norm().item()
 
     assert movement(None, 0.1) == pytest.approx(movement(None, 1.0), rel=0.02)

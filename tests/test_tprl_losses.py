@@ -47,13 +47,13 @@ def detections(goldens: Path) -> tuple[DetectionHead, Detections]:
 def loss_of(name: str, entry: dict[str, Any], out: Detections, moments: Moments, forced: Tensor) -> Tensor:
     """The loss that a recorded entry names, from our functions."""
     arguments = entry["args"]
-    matches = losses.match(out.spans.detach(), moments)
+    matches = losses.best_moments(out.spans.detach(), moments)
     if name == "top1" or name.startswith("rwr"):
         order = out.scores.detach().argsort(-1, descending=True)
         order = order[:, :1] if name == "top1" else order[:, : arguments.get("top_k", 3)]
         rows = order[..., None].expand(-1, -1, 2)
         spans = out.spans.gather(1, rows)
-        chosen = losses.Matches(matches.tiou.gather(1, order), matches.moment.gather(1, rows))
+        chosen = losses.BestMoments(matches.tiou.gather(1, order), matches.moment.gather(1, rows))
         if name == "top1":
             return losses.top1_loss(spans[:, 0], chosen.moment[:, 0])
         return losses.span_loss(spans, chosen, **renamed(arguments, SPAN_ARGUMENTS))
@@ -101,7 +101,7 @@ def test_matches_equal_the_recorded_ones(
 ) -> None:
     _, out = detections
     moments = load_moments(goldens, TARGETS[targets])
-    matches = losses.match(out.spans, moments)
+    matches = losses.best_moments(out.spans, moments)
     torch.testing.assert_close(
         matches.tiou, torch.tensor(recorded[targets]["per_query_best_iou"]), rtol=1e-4, atol=1e-5
     )
@@ -138,7 +138,7 @@ def test_overlap_equals_the_one_from_boundaries(a: tuple[float, float], b: tuple
 
 def test_match_is_the_maximum_over_the_sample_s_own_moments() -> None:
     spans, moments = random_problem(0)
-    matches = losses.match(spans, moments)
+    matches = losses.best_moments(spans, moments)
     for b, count in enumerate(moments.mask.sum(1).tolist()):
         for q in range(4):
             tious = [slow_overlap(spans[b, q].tolist(), m.tolist())[0] for m in moments.spans[b, :count]]
@@ -168,7 +168,7 @@ def test_expected_choice_and_policy_weighted_tiou_give_the_gradient_of_the_expec
     spans, moments = random_problem(3)
     spans.requires_grad_()
     logits = torch.randn(6, 4, 2, generator=torch.Generator().manual_seed(4), requires_grad=True)
-    matches = losses.match(spans, moments)
+    matches = losses.best_moments(spans, moments)
     log_pi = losses.log_policy(logits, on="logit")
     score = losses.score_loss(log_pi, matches.tiou, estimator="expected")
     span = losses.span_loss(spans, matches, weighting="policy", policy=log_pi.exp(), distance="tiou")
@@ -190,6 +190,6 @@ def test_logit_policy_ranks_like_the_published_one_but_can_become_certain() -> N
 def test_missing_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="'loo_mean' needs draws"):
         losses.score_loss(torch.zeros(1, 2), torch.zeros(1, 2), estimator="loo_mean")
-    matches = losses.Matches(torch.zeros(1, 2), torch.ones(1, 2, 2))
+    matches = losses.BestMoments(torch.zeros(1, 2), torch.ones(1, 2, 2))
     with pytest.raises(ValueError, match="needs the policy's probabilities"):
         losses.span_loss(torch.ones(1, 2, 2), matches, weighting="policy")

@@ -8,13 +8,13 @@ import pytest
 import torch
 from backbone import Backbone, make_backbone
 from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config, with_stages
-from vmr_env.agents.tprl.data import Batch, StateBatches
+from vmr_env.agents.tprl.data import StateBatch, StateBatches
 from vmr_env.agents.tprl.trainer import TprlTrainer
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.benchmarks.experiment.experiment import train_test
 from vmr_env.benchmarks.experiment.head_methods import ablations
-from vmr_env.benchmarks.experiment.methods import Outcome, Settings, ranked
+from vmr_env.benchmarks.experiment.methods import MethodResult, Settings, ranked
 from vmr_env.benchmarks.experiment.unfrozen import Features, Unfrozen, UnfrozenMethod, _parameters, _Samples
 
 from vmr_env.caches.reader import DecoderStateCache
@@ -114,7 +114,7 @@ def test_the_frozen_part_stays_and_its_dropout_is_on_as_published(
     seen: list[dict[int, torch.Tensor]] = []
     take = _Samples.batch
 
-    def watched(samples: _Samples, model: GirlDetr, rows: np.ndarray, config: TprlConfig) -> Batch:
+    def watched(samples: _Samples, model: GirlDetr, rows: np.ndarray, config: TprlConfig) -> StateBatch:
         batch = take(samples, model, rows, config)
         assert not batch.states.requires_grad
         seen.append(dict(zip(rows.tolist(), batch.states, strict=True)))
@@ -123,7 +123,7 @@ def test_the_frozen_part_stays_and_its_dropout_is_on_as_published(
     monkeypatch.setattr(_Samples, "batch", watched)
     random = torch.random.get_rng_state()
 
-    def run() -> Outcome:
+    def run() -> MethodResult:
         method = UnfrozenMethod(config, backbone.weights, features, "nothing", dropout=dropout)
         return method.run(folds[0], 0, Settings(2, 1, 1, None), tmp_path / "unit", {}, lambda now: None)
 

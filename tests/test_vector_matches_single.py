@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from caches import ARGUMENTS, make_cache, random_batch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from numpy.typing import NDArray
 from refinement import user_cache_in
 from walks import varied_actions
 
@@ -22,7 +21,6 @@ from vmr_env.seeding import slot_seeds
 N, STEPS = 6, 16
 SEEDS: list[int | None] = [11, 5, 5, 900, 0, 7]
 
-Array = NDArray[Any]
 Info = dict[str, Any]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from vmr_env.agents.dense.spans import span_numbers, tiou, utility_table
+from vmr_env.agents.dense.spans import span_numbers, span_tiou, utility_table
 from vmr_env.agents.dense.timeline import Timelines
 
 from vmr_env.data.predictions import Prediction
@@ -42,7 +42,7 @@ def answers(
         relevance: (n, L), of each clip; it is added to the detector's saliency. Without it that stays.
     """
     chosen = list(range(len(timelines))) if rows is None else list(rows)
-    overlaps = tiou(timelines.spans, timelines.spans[None].float())[0]
+    overlaps = span_tiou(timelines.spans, timelines.spans[None].float())[0]
     best = best_utility(timelines, probabilities) if first == "utility" else probabilities.argmax(dim=1)
     result = []
     for i, (row, head) in enumerate(zip(chosen, best.tolist(), strict=True)):
@@ -76,7 +76,7 @@ def vote_answers(timelines: Timelines) -> list[Prediction]:
         ranked = models[0].windows
         if len(spans):
             votes = span_numbers(spans, windows)[0, :, :3].sum(dim=1)
-            order = suppress(votes, tiou(spans, spans[None])[0])
+            order = suppress(votes, span_tiou(spans, spans[None])[0])
             ranked = np.column_stack([spans[order].double().numpy() * seconds, votes[order].double().numpy()])
         saliency = pooled_saliency([model.saliency for model in models])
         result.append(Prediction(models[0].qid, models[0].vid, models[0].query, ranked, saliency))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from vmr_env.agents.dense.spans import NUMBERS, all_spans
-from vmr_env.agents.dense.timeline import Batch
+from vmr_env.agents.dense.timeline import TimelineBatch
 
 from vmr_env.data.timelines import CHANNELS
 
@@ -69,7 +69,7 @@ class DenseNetwork(nn.Module):
         self.register_buffer("_spans", spans, persistent=False)
         self._spans: Tensor
 
-    def forward(self, batch: Batch) -> Outputs:
+    def forward(self, batch: TimelineBatch) -> Outputs:
         """Logits of all spans and of all clips."""
         states = self._states(batch)
         starts, ends = self._spans[:, 0], self._spans[:, 1]
@@ -87,7 +87,7 @@ class DenseNetwork(nn.Module):
         logits = self.factor * learnt + detector
         return Outputs(logits.masked_fill(~batch.span_mask, -torch.inf), self.relevance(states).squeeze(2))
 
-    def _states(self, batch: Batch) -> Tensor:
+    def _states(self, batch: TimelineBatch) -> Tensor:
         """(B, L, channels), zero beyond the video."""
         inside = batch.clip_mask.unsqueeze(2)
         query = batch.query.unsqueeze(1)

@@ -19,9 +19,10 @@ from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.dense.trainer import believe
 
+from vmr_env.arrays import Floats
 from vmr_env.data.predictions import Prediction, read_predictions
 from vmr_env.data.rows import Qid
-from vmr_env.data.timelines import ClipFeatures, Floats, Grid, NoEvidence
+from vmr_env.data.timelines import ClipFeatures, Grid, NoEvidence
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.objects import read_object
 from vmr_env.files.text import PathLike, write_text

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from vmr_env.agents.spans import tiou
 
 NUMBERS = (
     "expected tIoU",
@@ -45,12 +46,9 @@ def span_mask(spans: Tensor, clips: Tensor) -> Tensor:
     return spans[:, 1] <= clips[:, None]
 
 
-def tiou(spans: Tensor, windows: Tensor) -> Tensor:
+def span_tiou(spans: Tensor, windows: Tensor) -> Tensor:
     """Intersection over union of S spans with K windows each: (S, 2), (B, K, 2) -> (B, S, K)."""
-    starts, ends = spans[:, None, 0].float(), spans[:, None, 1].float()
-    low, high = windows[:, None, :, 0], windows[:, None, :, 1]
-    common = (torch.minimum(ends, high) - torch.maximum(starts, low)).clamp_min(0)
-    return common / (ends - starts + high - low - common)
+    return tiou(spans[:, None].float(), windows[:, None])
 
 
 def soft_hit(overlaps: Tensor, threshold: float) -> Tensor:
@@ -60,7 +58,7 @@ def soft_hit(overlaps: Tensor, threshold: float) -> Tensor:
 
 def span_numbers(spans: Tensor, windows: Windows) -> Tensor:
     """What the detector, or the models of a pool, say about each span: `NUMBERS`, (S, 2) -> (B, S, 6)."""
-    overlaps = tiou(spans, windows.spans)
+    overlaps = span_tiou(spans, windows.spans)
     weights = torch.stack([windows.shares, windows.first], dim=2)  # (B, K, 2)
     tables = [overlaps, *(soft_hit(overlaps, threshold) for threshold in HITS)]
     return torch.cat([(table @ weights).unsqueeze(3) for table in tables], dim=3).flatten(2)
@@ -73,7 +71,7 @@ def vote(numbers: Tensor) -> Tensor:
 
 def best_overlap(spans: Tensor, moments: Tensor) -> Tensor:
     """Highest tIoU of each span with any moment; padding repeats a moment: (S, 2), (B, M, 2) -> (B, S)."""
-    return tiou(spans, moments).amax(dim=2)
+    return span_tiou(spans, moments).amax(dim=2)
 
 
 def gain(overlaps: Tensor) -> Tensor:
@@ -84,4 +82,4 @@ def gain(overlaps: Tensor) -> Tensor:
 
 def utility_table(spans: Tensor) -> Tensor:
     """Gain of answering with one span where another is the truth: (S, S), symmetric; 32 MB for 75 clips."""
-    return gain(tiou(spans, spans[None].float())[0])
+    return gain(span_tiou(spans, spans[None].float())[0])

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from vmr_env.agents.dense.spans import Windows, all_spans, span_mask, span_numbers
 
+from vmr_env.arrays import Floats
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
-from vmr_env.data.timelines import CHANNELS, ClipFeatures, Floats, Grid, PaintedTimelines, Query
+from vmr_env.data.timelines import CHANNELS, ClipFeatures, Grid, PaintedTimelines, Query
 from vmr_env.errors import DataError, Problem, shorten
 
 
-class Batch(NamedTuple):
+class TimelineBatch(NamedTuple):
     """Inputs of B queries on a grid of L clips and S spans."""
 
     clips: Tensor
@@ -50,7 +51,7 @@ class Timelines(PaintedTimelines):
         super().__init__(models, annotations, features, queries, grid)
         self.spans = all_spans(self.grid.clips)
 
-    def batch(self, rows: Sequence[int], draw: "Draw | None" = None) -> Batch:
+    def batch(self, rows: Sequence[int], draw: "Draw | None" = None) -> TimelineBatch:
         """Inputs of some queries.
 
         Args:
@@ -70,7 +71,7 @@ class Timelines(PaintedTimelines):
                 query[i] = vectors[0] if draw is None else draw.query(vectors)
             channels[i, :count] = self.channels(row, clips[i, :count], query[i], shown[i])
         counts = torch.from_numpy(self.clips[rows])
-        return Batch(
+        return TimelineBatch(
             torch.from_numpy(clips),
             torch.from_numpy(query),
             torch.from_numpy(channels),

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
-from vmr_env.agents.base import Agent, Floats, Masks, Metrics
+from vmr_env.agents.base import Agent, Metrics
 from vmr_env.agents.evaluation import Refined, refine, shares_of_uses
 
+from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.envs.curriculum import Rule
 from vmr_env.envs.vector_env import VMRVectorEnv
@@ -23,7 +23,6 @@ from vmr_env.envs.vector_wrappers import VectorCurriculumWrapper
 from vmr_env.metrics.spans import reaches
 from vmr_env.seeding import derived
 
-Array = NDArray[Any]
 MakeAgent = Callable[[VMRVectorEnv, int], Agent]
 
 
@@ -98,7 +97,7 @@ class CrossFittedEnsemble:
         if not self.members:
             self.options["actions"] = "discrete"  # the one mode with an action that stops
 
-    def act(self, observations: Floats, masks: Masks) -> Array:
+    def act(self, observations: Floats, masks: Bools) -> Array:
         """(N, width) observations, (N, A) possible actions -> (N,) or (N, …) actions."""
         if not self.members:
             return np.full(len(masks), masks.shape[1] - 1)  # the last discrete action stops

@@ -20,13 +20,12 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
-from vmr_env.agents.base import Agent, Floats, Masks, Metrics, curriculum_state, resume_curriculum
+from vmr_env.agents.base import Agent, Metrics, curriculum_state, resume_curriculum
 
+from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.envs.gymnasium_vector import AutoresetMode
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.seeding import derived, slot_seeds
-
-Array = NDArray[Any]
 
 
 class NativeVecEnv(VecEnv):
@@ -263,7 +262,7 @@ class SB3Agent(Agent):
         episodes = self.model.ep_info_buffer
         return float(np.mean([episode["r"] for episode in episodes])) if episodes else 0.0
 
-    def act(self, observations: Floats, masks: Masks) -> Array:
+    def act(self, observations: Floats, masks: Bools) -> Array:
         """The most probable actions (N, …), possible or not: an impossible one changes nothing."""
         actions, _ = self.model.predict(observations, deterministic=True)
         return actions

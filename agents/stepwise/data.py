@@ -1,11 +1,11 @@
-"""Batches of scenes for the step-wise agent, straight from a memory-mapped cache."""
+"""Batches of detected samples for the step-wise agent, straight from a memory-mapped cache."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from vmr_env.agents.stepwise.policy import Scene
+from vmr_env.agents.stepwise.policy import DetectedSamples
 from vmr_env.agents.tprl.data import padded_moments
 from vmr_env.agents.tprl.losses import Moments
 
@@ -14,8 +14,8 @@ from vmr_env.errors import DataError, Problem
 from vmr_env.metrics.spans import to_cxw
 
 
-class SceneBatches:
-    """Batches of scenes and moments from a cache that holds clip features and text of one width.
+class DetectedBatches:
+    """Batches of detected samples and moments from a cache that holds clip features and text of one width.
 
     As published, moments are in units of the number of clips times their length, and proposals are not cut to
     the video, if the cache has them uncut (`detections`).
@@ -39,7 +39,7 @@ class SceneBatches:
         self.rows = np.arange(len(cache)) if rows is None else np.asarray(rows, np.intp)
         self._clips, self._text = cache.clips, cache.text
 
-    def take(self, rows: NDArray[np.integer]) -> tuple[Scene, Moments]:
+    def take(self, rows: NDArray[np.integer]) -> tuple[DetectedSamples, Moments]:
         """The samples at ``rows (B,)``."""
         cache, offsets = self.cache, self._clips.offsets
         counts = offsets[rows + 1] - offsets[rows]
@@ -52,23 +52,27 @@ class SceneBatches:
         else:
             detections = np.take(cache.detections, rows, axis=0)
             spans, scores = detections[..., :2].copy(), detections[..., 2].copy()
-        scene = Scene(
+        detected = DetectedSamples(
             torch.from_numpy(clips * mask[..., None]),
             torch.from_numpy(mask.astype(np.float32)),
             torch.from_numpy(np.take(self._text, rows, axis=0).astype(np.float32, copy=False)),
             torch.from_numpy(spans),
             torch.from_numpy(scores),
         )
-        return scene, padded_moments(cache, rows, "clips")
+        return detected, padded_moments(cache, rows, "clips")
 
-    def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[Scene, Moments]]:
+    def shuffled(
+        self, batch_size: int, rng: np.random.Generator
+    ) -> Iterator[tuple[DetectedSamples, Moments]]:
         """Every sample once, in random order; the last batch may be smaller."""
         yield from self._batches(batch_size, rng.permutation(self.rows))
 
-    def ordered(self, batch_size: int) -> Iterator[tuple[Scene, Moments]]:
+    def ordered(self, batch_size: int) -> Iterator[tuple[DetectedSamples, Moments]]:
         """Every sample once, in the order of `rows`."""
         yield from self._batches(batch_size, self.rows)
 
-    def _batches(self, batch_size: int, order: NDArray[np.integer]) -> Iterator[tuple[Scene, Moments]]:
+    def _batches(
+        self, batch_size: int, order: NDArray[np.integer]
+    ) -> Iterator[tuple[DetectedSamples, Moments]]:
         for first in range(0, len(order), batch_size):
             yield self.take(order[first : first + batch_size])

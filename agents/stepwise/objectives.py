@@ -10,18 +10,19 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 from vmr_env.agents import policy_gradient
+from vmr_env.agents.spans import tiou
 from vmr_env.agents.stepwise.policy import DiscretePolicy, boundaries
 from vmr_env.agents.tprl.losses import Moments, overlap
 
 
-class Matched(NamedTuple):
+class MatchedProposals(NamedTuple):
     """Proposals matched to moments."""
 
     rows: Tensor  # (M,) int64 into the B * Q proposals, ascending
     moments: Tensor  # (M, 2) centre, width
 
 
-def match(spans: Tensor, moments: Moments) -> Matched:
+def match_proposals(spans: Tensor, moments: Moments) -> MatchedProposals:
     """Assign proposals ``(B, Q, 2)`` to moments one to one, at the least cost 10 L1 - GIoU."""
     costs = 10 * torch.cdist(spans, moments.spans, p=1)  # (B, Q, M)
     costs -= overlap(spans[:, :, None], moments.spans[:, None]).giou
@@ -30,14 +31,12 @@ def match(spans: Tensor, moments: Moments) -> Matched:
         proposal, moment = (torch.from_numpy(side) for side in linear_sum_assignment(costs[b, :, :count]))
         rows.append(proposal + b * spans.shape[1])
         found.append(moments.spans[b, moment])
-    return Matched(torch.cat(rows), torch.cat(found))
+    return MatchedProposals(torch.cat(rows), torch.cat(found))
 
 
-def tiou(spans: Tensor, moments: Tensor) -> Tensor:
+def inside_tiou(spans: Tensor, moments: Tensor) -> Tensor:
     """TIoU of ``spans (..., 2)`` with ``moments (..., 2)``, both cut to the video."""
-    (start, end), (low, high) = _inside(spans).unbind(-1), _inside(moments).unbind(-1)
-    common = (torch.minimum(end, high) - torch.maximum(start, low)).clamp(min=0)
-    return common / (end - start + high - low - common).clamp(min=1e-6)
+    return tiou(_inside(spans), _inside(moments))
 
 
 def step_rewards(spans: Tensor, moments: Tensor) -> Tensor:
@@ -46,7 +45,7 @@ def step_rewards(spans: Tensor, moments: Tensor) -> Tensor:
     10 times the gain in tIoU, 5 times the decrease of the boundaries' two errors, and with the last move 5
     times the gain in tIoU since the start, if it is one.
     """
-    overlaps = tiou(spans, moments)
+    overlaps = inside_tiou(spans, moments)
     errors = (_inside(spans) - _inside(moments)).abs().sum(-1)
     rewards = 10 * overlaps.diff(dim=0) - 5 * errors.diff(dim=0)
     rewards[-1] += 5 * (overlaps[-1] - overlaps[0]).clamp(min=0)
@@ -78,7 +77,7 @@ def oracle_loss(
     loss = F.cross_entropy(logits[:, 0], choices[:, 0]) + F.cross_entropy(logits[:, 1], choices[:, 1])
     estimate = policy.tiou(features)
     if estimate is not None:
-        loss = loss + iou_coef * F.mse_loss(estimate, tiou(spans, moments))
+        loss = loss + iou_coef * F.mse_loss(estimate, inside_tiou(spans, moments))
     return loss
 
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-ActionMode = Literal["discrete", "continuous"]
+ActionType = Literal["discrete", "continuous"]
 
 MIN_WIDTH = 0.01
 MAX_ACTION = 0.1  # largest continuous move of centre or width
@@ -23,7 +23,7 @@ DELTAS = (  # moves of a boundary in clips, by step; later steps use the last ro
 STAY = 3  # index of "no change"
 
 
-class Scene(NamedTuple):
+class DetectedSamples(NamedTuple):
     """What a frozen detector knows about B samples."""
 
     clips: Tensor  # (B, L, d) clip features, padded
@@ -42,19 +42,19 @@ class Judgement(NamedTuple):
     tious: Tensor | None  # (T, N) estimated tIoU, with the IoU head
 
 
-class Rollout(NamedTuple):
+class Trajectories(NamedTuple):
     """T moves of N proposals; carries no gradient."""
 
     states: Tensor  # (T, N, S)
     actions: Tensor  # (T, N, 2): int64 choices for start and end, or moves of centre and width
     spans: Tensor  # (T + 1, N, 2)
 
-    def of(self, index: Tensor) -> "Rollout":
+    def of(self, index: Tensor) -> "Trajectories":
         """The proposals at ``index (M,)``."""
-        return Rollout(self.states[:, index], self.actions[:, index], self.spans[:, index])
+        return Trajectories(self.states[:, index], self.actions[:, index], self.spans[:, index])
 
 
-def observe(scene: Scene, spans: Tensor) -> Tensor:
+def observe(detected: DetectedSamples, spans: Tensor) -> Tensor:
     """State of each proposal, ``(B, Q, 3 + 4d)``.
 
     Centre, width and score; features at the span, at its start and at its end; text. Features are averages
@@ -62,17 +62,17 @@ def observe(scene: Scene, spans: Tensor) -> Tensor:
     real one, as published.
     """
     centre, width = spans[..., 0], spans[..., 1].clamp(min=MIN_WIDTH)
-    length = scene.clips.shape[1]
+    length = detected.clips.shape[1]
     means = torch.stack([centre, (centre - width / 2).clamp(0, 1), (centre + width / 2).clamp(0, 1)], -1)
     edge = torch.full_like(width, 2 / length)
     deviations = torch.stack([width / 2, edge, edge], -1) + 1e-6  # (B, Q, 3)
     times = torch.linspace(0, 1, length)
     weights = torch.exp(-0.5 * ((times - means[..., None]) / deviations[..., None]) ** 2)
-    weights = weights * scene.mask[:, None, None]
+    weights = weights * detected.mask[:, None, None]
     weights = weights / (weights.sum(-1, keepdim=True) + 1e-8)  # (B, Q, 3, L)
-    pooled = torch.einsum("bqkl,bld->bqkd", weights, scene.clips).flatten(2)
-    text = scene.text[:, None].expand(-1, spans.shape[1], -1)
-    return torch.cat([spans, scene.scores[..., None], pooled, text], -1)
+    pooled = torch.einsum("bqkl,bld->bqkd", weights, detected.clips).flatten(2)
+    text = detected.text[:, None].expand(-1, spans.shape[1], -1)
+    return torch.cat([spans, detected.scores[..., None], pooled, text], -1)
 
 
 def moved(spans: Tensor, change: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class StepwisePolicy(nn.Module):
             features = self.gru(features, memory)
         return features
 
-    def judge(self, rollout: Rollout, *, gate_learns: bool = True) -> Judgement:
+    def judge(self, rollout: Trajectories, *, gate_learns: bool = True) -> Judgement:
         """Judge actions taken; memory runs from the first step.
 
         Args:
@@ -136,17 +136,19 @@ class StepwisePolicy(nn.Module):
         return Judgement(log_probs, entropies, self.critic(seen).squeeze(-1), self.tiou(seen))
 
     @torch.no_grad()
-    def roll_out(self, scene: Scene, steps: int, generator: torch.Generator | None = None) -> Rollout:
+    def roll_out(
+        self, detected: DetectedSamples, steps: int, generator: torch.Generator | None = None
+    ) -> Trajectories:
         """Walk all proposals through `steps` moves: sampled with a generator, the likeliest without one."""
-        shape = scene.spans.shape
-        states, actions, spans = [], [], [scene.spans]
+        shape = detected.spans.shape
+        states, actions, spans = [], [], [detected.spans]
         memory = None
         for step in range(steps):
-            states.append(observe(scene, spans[-1]).flatten(0, 1))
+            states.append(observe(detected, spans[-1]).flatten(0, 1))
             memory = self.features(self.gated(states[-1]), memory)
             actions.append(self.act(memory, step, generator))
             spans.append(moved(spans[-1], self.change(actions[-1], step).view(shape)))
-        return Rollout(torch.stack(states), torch.stack(actions), torch.stack(spans).flatten(1, 2))
+        return Trajectories(torch.stack(states), torch.stack(actions), torch.stack(spans).flatten(1, 2))
 
     def tiou(self, features: Tensor) -> Tensor | None:
         """Estimated tIoU ``(...)`` from features ``(..., d)``, or None without the IoU head."""

@@ -25,15 +25,22 @@ from vmr_env.agents.checkpoint import load_run, save_run
 from vmr_env.agents.policy_agent import descend
 from vmr_env.agents.policy_gradient import clipped_gain, standardised
 from vmr_env.agents.settings import COUNT_OR_0, Range, Settings
-from vmr_env.agents.stepwise.data import SceneBatches
-from vmr_env.agents.stepwise.objectives import Matched, gae, match, oracle_loss, step_rewards, tiou
+from vmr_env.agents.stepwise.data import DetectedBatches
+from vmr_env.agents.stepwise.objectives import (
+    MatchedProposals,
+    gae,
+    inside_tiou,
+    match_proposals,
+    oracle_loss,
+    step_rewards,
+)
 from vmr_env.agents.stepwise.policy import (
-    ActionMode,
+    ActionType,
     ContinuousPolicy,
+    DetectedSamples,
     DiscretePolicy,
-    Rollout,
-    Scene,
     StepwisePolicy,
+    Trajectories,
     boundaries,
     moved,
     observe,
@@ -60,7 +67,7 @@ class StepwiseConfig(Settings):
 
     ranges: ClassVar[Mapping[str, Range]] = {"epochs": COUNT_OR_0}
 
-    actions: ActionMode = "discrete"
+    actions: ActionType = "discrete"
     """Kind of policy."""
     algorithm: Algorithm = "reinforce"
     """Policy gradient after the warm-up."""
@@ -198,7 +205,7 @@ class StepwiseTrainer:
             FloatingPointError: A loss or a gradient is not finite.
         """
         config = self.config
-        batches, held_out = SceneBatches(train, train_rows), SceneBatches(validation, validation_rows)
+        batches, held_out = DetectedBatches(train, train_rows), DetectedBatches(validation, validation_rows)
         validate = Validator(validation, "miou", held_out.rows)
         run = {
             "config": asdict(config),
@@ -227,7 +234,7 @@ class StepwiseTrainer:
                 self._save(checkpoint, run, epoch + 1, result)
         return result
 
-    def run_epoch(self, batches: SceneBatches, epoch: int) -> list[dict[str, float]]:
+    def run_epoch(self, batches: DetectedBatches, epoch: int) -> list[dict[str, float]]:
         """One epoch, of the warm-up or of the policy gradient; the losses of every update."""
         config = self.config
         order = np.random.default_rng(derived(self.seed, "order", epoch))
@@ -237,29 +244,31 @@ class StepwiseTrainer:
             fall = (1 + math.cos(math.pi * epoch / config.warm_up_epochs)) / 2
             self._warm_up.param_groups[0]["lr"] = config.warm_up_lr * fall
         losses = []
-        for scene, moments in batches.shuffled(config.batch_size, order):
-            matched = self.matches(scene, moments)
+        for detected, moments in batches.shuffled(config.batch_size, order):
+            matched = self.matches(detected, moments)
             if len(matched.rows):
                 try:
-                    losses.append(self.warm_up(scene, matched) if warm else self.update(scene, matched))
+                    losses.append(self.warm_up(detected, matched) if warm else self.update(detected, matched))
                 except FloatingPointError as error:
                     raise FloatingPointError(f"{KIND}, epoch {epoch}: {error}") from None
         return losses
 
-    def matches(self, scene: Scene, moments: Moments) -> Matched:
+    def matches(self, detected: DetectedSamples, moments: Moments) -> MatchedProposals:
         """The matches that are trained."""
-        matched = match(scene.spans, moments)
+        matched = match_proposals(detected.spans, moments)
         if self.config.hard_below is None:
             return matched
-        hard = tiou(scene.spans.flatten(0, 1)[matched.rows], matched.moments) < self.config.hard_below
-        return Matched(matched.rows[hard], matched.moments[hard])
+        hard = (
+            inside_tiou(detected.spans.flatten(0, 1)[matched.rows], matched.moments) < self.config.hard_below
+        )
+        return MatchedProposals(matched.rows[hard], matched.moments[hard])
 
-    def warm_up(self, scene: Scene, matched: Matched) -> dict[str, float]:
+    def warm_up(self, detected: DetectedSamples, matched: MatchedProposals) -> dict[str, float]:
         """One update on the oracle's moves, which are followed."""
         policy = self._discrete()
-        spans, memory, losses = scene.spans.flatten(0, 1), None, []
+        spans, memory, losses = detected.spans.flatten(0, 1), None, []
         for step in range(self.config.steps):
-            states = observe(scene, spans.view_as(scene.spans)).flatten(0, 1)[matched.rows]
+            states = observe(detected, spans.view_as(detected.spans)).flatten(0, 1)[matched.rows]
             memory = policy.features(policy.gated(states), memory)
             here = spans[matched.rows]
             losses.append(oracle_loss(policy, memory, here, matched.moments, step, self.config.iou_coef))
@@ -269,9 +278,9 @@ class StepwiseTrainer:
         descend(loss, self._warm_up, self.config.clip)
         return {"losses/oracle": loss.item()}
 
-    def update(self, scene: Scene, matched: Matched) -> dict[str, float]:
+    def update(self, detected: DetectedSamples, matched: MatchedProposals) -> dict[str, float]:
         """One update of the policy gradient on sampled moves."""
-        rollout = self.policy.roll_out(scene, self.config.steps, self._generator).of(matched.rows)
+        rollout = self.policy.roll_out(detected, self.config.steps, self._generator).of(matched.rows)
         if self.config.algorithm == "ppo":
             return self.ppo(rollout, matched.moments)
         losses = self.reinforce(rollout, matched.moments)
@@ -279,10 +288,10 @@ class StepwiseTrainer:
             losses["losses/oracle"] = self.imitate(rollout, matched.moments)
         return losses
 
-    def reinforce(self, rollout: Rollout, moments: Tensor) -> dict[str, float]:
+    def reinforce(self, rollout: Trajectories, moments: Tensor) -> dict[str, float]:
         """REINFORCE on the final tIoU, with a running mean as its baseline."""
         config = self.config
-        reward = tiou(rollout.spans[-1], moments)
+        reward = inside_tiou(rollout.spans[-1], moments)
         mean = reward.mean().item()
         kept = mean if self.baseline is None else self.baseline
         self.baseline = config.baseline_momentum * kept + (1 - config.baseline_momentum) * mean
@@ -292,12 +301,12 @@ class StepwiseTrainer:
         loss = policy_loss - config.entropy_coef * entropy
         losses = {"policy": policy_loss, "entropy": entropy}
         if judged.tious is not None:
-            losses["iou"] = F.mse_loss(judged.tious, tiou(rollout.spans[1:], moments))
+            losses["iou"] = F.mse_loss(judged.tious, inside_tiou(rollout.spans[1:], moments))
             loss = loss + config.iou_coef * losses["iou"]
         descend(loss, self._optimizer, config.clip, **losses)
         return {f"losses/{name}": value.item() for name, value in losses.items()}
 
-    def imitate(self, rollout: Rollout, moments: Tensor) -> float:
+    def imitate(self, rollout: Trajectories, moments: Tensor) -> float:
         """A step on the oracle's loss at the states just visited, without memory."""
         policy = self._discrete()
         losses = [
@@ -310,7 +319,7 @@ class StepwiseTrainer:
         descend(self.config.oracle_coef * loss, self._optimizer, self.config.clip)
         return loss.item()
 
-    def ppo(self, rollout: Rollout, moments: Tensor) -> dict[str, float]:
+    def ppo(self, rollout: Trajectories, moments: Tensor) -> dict[str, float]:
         """PPO on the rewards of single moves; the losses are means over its passes.
 
         The gate does not learn here: the published code gates the states once and stores them.
@@ -321,7 +330,7 @@ class StepwiseTrainer:
             rewards = step_rewards(rollout.spans, moments)
             advantages, returns = gae(rewards, before.values, config.gamma, config.gae_lambda)
             advantages = standardised(advantages)
-        reached = tiou(rollout.spans[1:], moments)
+        reached = inside_tiou(rollout.spans[1:], moments)
         seen = []
         for _ in range(config.passes):
             judged = self.policy.judge(rollout, gate_learns=False)
@@ -345,16 +354,16 @@ class StepwiseTrainer:
         return cast(DiscretePolicy, self.policy)
 
     @torch.no_grad()
-    def _evaluate(self, batches: SceneBatches, validate: Validator) -> dict[str, float]:
+    def _evaluate(self, batches: DetectedBatches, validate: Validator) -> dict[str, float]:
         """TIoU of matched proposals before and after the likeliest moves; metrics of all refined ones."""
         spans, before, after = [], [], []
-        for scene, moments in batches.ordered(self.config.batch_size):
-            rollout = self.policy.roll_out(scene, self.config.steps)
-            matched = match(scene.spans, moments)
+        for detected, moments in batches.ordered(self.config.batch_size):
+            rollout = self.policy.roll_out(detected, self.config.steps)
+            matched = match_proposals(detected.spans, moments)
             walked = rollout.of(matched.rows).spans
-            before.append(tiou(walked[0], matched.moments))
-            after.append(tiou(walked[-1], matched.moments))
-            spans.append(boundaries(rollout.spans[-1]).view_as(scene.spans))
+            before.append(inside_tiou(walked[0], matched.moments))
+            after.append(inside_tiou(walked[-1], matched.moments))
+            spans.append(boundaries(rollout.spans[-1]).view_as(detected.spans))
         metrics = validate(torch.cat(spans).numpy(), batches.cache.scores[batches.rows])
         start, end = (100 * torch.cat(values).mean().item() for values in (before, after))
         return {"matched/before": start, "matched/after": end, "matched/gain": end - start, **metrics}
@@ -403,8 +412,10 @@ def walk(
         DataError: The cache has no clip features or text.
     """
     spans = [
-        boundaries(policy.roll_out(scene, steps).spans).movedim(0, 1).reshape(*scene.scores.shape, -1, 2)
-        for scene, _ in SceneBatches(cache, rows).ordered(256)
+        boundaries(policy.roll_out(detected, steps).spans)
+        .movedim(0, 1)
+        .reshape(*detected.scores.shape, -1, 2)
+        for detected, _ in DetectedBatches(cache, rows).ordered(256)
     ]
     walked: NDArray[np.float32] = torch.cat(spans).numpy()
     walked[:, :, 0] = (

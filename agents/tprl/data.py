@@ -16,7 +16,7 @@ from vmr_env.metrics.spans import to_cxw
 VideoLength = Literal["duration", "clips"]
 
 
-class Batch(NamedTuple):
+class StateBatch(NamedTuple):
     """What one step of TPRL needs of B samples."""
 
     states: Tensor  # (B, Q, D) float32
@@ -58,23 +58,23 @@ class StateBatches:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, rows: NDArray[np.integer]) -> Batch:
+    def take(self, rows: NDArray[np.integer]) -> StateBatch:
         """The samples of the cache at ``rows (B,)``, in that order."""
         states = np.take(self._states, rows, axis=0).astype(np.float32, copy=False)
         references = np.take(self._references, rows, axis=0)
-        return Batch(
+        return StateBatch(
             torch.from_numpy(states),
             torch.from_numpy(references),
             padded_moments(self.cache, rows, self._length),
         )
 
-    def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
+    def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[StateBatch]:
         """Every sample once, in random order; the last batch may be smaller."""
         order = rng.permutation(self.rows)
         for first in range(0, len(order), batch_size):
             yield self.take(order[first : first + batch_size])
 
-    def ordered(self, batch_size: int) -> Iterator[Batch]:
+    def ordered(self, batch_size: int) -> Iterator[StateBatch]:
         """Every sample once, in the order of `rows`."""
         for first in range(0, len(self), batch_size):
             yield self.take(self.rows[first : first + batch_size])

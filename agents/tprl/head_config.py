@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from vmr_env.agents.settings import Settings
 from vmr_env.agents.tprl.data import VideoLength
-from vmr_env.agents.tprl.validation import Selection
+from vmr_env.agents.tprl.validation import SelectionScore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class HeadConfig(Settings):
     duration."""
     evaluate_every: int = 5
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
-    selection: Selection = "official"
+    selection: SelectionScore = "official"
     """What chooses among evaluations (`tprl_validation.Validator`)."""
     start_is_candidate: bool = False
     """Whether the head as it came can be chosen, so that training never loses on validation data."""

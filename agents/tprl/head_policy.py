@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from vmr_env.agents.policy_gradient import clipped_gain, standardised
 from vmr_env.agents.settings import Range
-from vmr_env.agents.tprl.data import Batch
+from vmr_env.agents.tprl.data import StateBatch
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.head_training import HeadTrainer
 from vmr_env.agents.tprl.losses import Moments, log_odds
@@ -195,7 +195,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
     def _extra(self) -> nn.Module:
         return self.policy
 
-    def step(self, batch: Batch, now: Stage) -> list[Tensor]:
+    def step(self, batch: StateBatch, now: Stage) -> list[Tensor]:
         """Draw refinements of a batch of samples and learn from them."""
         config, chooses = self.config, "switch" in now.actions
         drawn = self.draw(batch, now)
@@ -214,7 +214,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
         return [figure.detach() for figure in (drawn.rewards.mean(), -gain, value, kl, std)]
 
     @torch.no_grad()
-    def draw(self, batch: Batch, stage: Stage) -> Drawn:
+    def draw(self, batch: StateBatch, stage: Stage) -> Drawn:
         """Refinements of each sample under the current policy, and how much better than expected they are."""
         config = self.config
         said: Said = self.policy(batch.states, batch.references)

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 from vmr_env.agents.checkpoint import load_run, save_run
 from vmr_env.agents.evaluation import USES, shares_of_uses
-from vmr_env.agents.tprl.data import Batch, StateBatches
+from vmr_env.agents.tprl.data import StateBatch, StateBatches
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.validation import Validator, propose
 
@@ -109,7 +109,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         """Stage of the curriculum; 0 for schedules without."""
 
     @abstractmethod
-    def step(self, batch: Batch, now: Epoch) -> Sequence[Tensor]:
+    def step(self, batch: StateBatch, now: Epoch) -> Sequence[Tensor]:
         """Learn from a batch; returns detached scalars, one for each of `figures`."""
 
     def _groups(self) -> list[dict[str, Any]]:

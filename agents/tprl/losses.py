@@ -45,15 +45,15 @@ class Moments(NamedTuple):
         return (weights[..., None] * self.spans).sum(1, keepdim=True)
 
 
-class Matches(NamedTuple):
+class BestMoments(NamedTuple):
     """Best-overlapping moment of each proposal; carries no gradient."""
 
     tiou: Tensor  # (B, Q)
     moment: Tensor  # (B, Q, 2) centre, width
 
-    def top(self, k: int) -> "Matches":
+    def top(self, k: int) -> "BestMoments":
         """The first `k` proposals' matches."""
-        return Matches(self.tiou[:, :k], self.moment[:, :k])
+        return BestMoments(self.tiou[:, :k], self.moment[:, :k])
 
 
 class Overlap(NamedTuple):
@@ -85,18 +85,18 @@ def overlap(a: Tensor, b: Tensor) -> Overlap:
 
 
 @torch.no_grad()
-def match(spans: Tensor, moments: Moments) -> Matches:
+def best_moments(spans: Tensor, moments: Moments) -> BestMoments:
     """Best-overlapping moment of each span ``(B, Q, 2)``; the first moment where nothing overlaps."""
     tiou = overlap(spans[:, :, None], moments.spans[:, None]).tiou  # (B, Q, M)
     best, index = tiou.masked_fill(~moments.mask[:, None], -1.0).max(-1)
-    return Matches(best, moments.spans.gather(1, index[..., None].expand(-1, -1, 2)))
+    return BestMoments(best, moments.spans.gather(1, index[..., None].expand(-1, -1, 2)))
 
 
 @torch.no_grad()
 def rewards(
     spans: Tensor,
     moments: Moments,
-    matches: Matches,
+    matches: BestMoments,
     *,
     mode: RewardMode = "iou",
     boundary_bonus: bool = False,
@@ -109,7 +109,7 @@ def rewards(
     Args:
         spans: Proposals ``(B, Q, 2)``.
         moments: Ground truth of the batch.
-        matches: `match` of the two.
+        matches: `best_moments` of the two.
         mode: "iou" is the tIoU; "step" is 0.5 for each of the thresholds 0.5, 0.7 passed; "iou_step" adds
             0.1, 0.2, 0.3 for the thresholds 0.3, 0.5, 0.7 to the tIoU.
         boundary_bonus: Add up to 0.15 for start and end errors that are small against the moment's length.
@@ -157,7 +157,7 @@ def top1_loss(spans: Tensor, moments: Tensor) -> Tensor:
 
 def span_loss(
     spans: Tensor,
-    matches: Matches,
+    matches: BestMoments,
     *,
     weighting: Weighting = "improvement",
     policy: Tensor | None = None,

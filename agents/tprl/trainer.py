@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from vmr_env.agents.tprl.config import TprlConfig
-from vmr_env.agents.tprl.data import Batch
+from vmr_env.agents.tprl.data import StateBatch
 from vmr_env.agents.tprl.head_training import HeadTrainer, parameters
 from vmr_env.agents.tprl.losses import (
     SAMPLED,
-    Matches,
+    BestMoments,
     Moments,
+    best_moments,
     log_odds,
     log_policy,
-    match,
     rank_loss,
     rewards,
     score_loss,
@@ -86,7 +86,7 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
             self._optimizer.param_groups[1]["lr"] = self.config.class_lr * ramp
         return now
 
-    def step(self, batch: Batch, now: Coefficients, draws: Tensor | None = None) -> StepLosses:
+    def step(self, batch: StateBatch, now: Coefficients, draws: Tensor | None = None) -> StepLosses:
         """One step of optimiser and average; arguments as for `losses`.
 
         Returns:
@@ -103,7 +103,7 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
             if weight.grad is None:
                 weight.grad = zeros
 
-    def losses(self, batch: Batch, now: Coefficients, draws: Tensor | None = None) -> StepLosses:
+    def losses(self, batch: StateBatch, now: Coefficients, draws: Tensor | None = None) -> StepLosses:
         """Losses of a batch, differentiable.
 
         Args:
@@ -132,7 +132,7 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
             if others is not None and others.shape[1]:
                 columns = torch.cat([columns, others], 1)
                 known = torch.cat([known, self._spans(states, batch.references, others)], 1)
-            matches = match(known, moments)
+            matches = best_moments(known, moments)
 
         top1 = top1_loss(spans[:, 0], matches.moment[:, 0])
         span = score = rank = torch.zeros(())
@@ -165,7 +165,7 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
         ).spans
         return spans.view(*columns.shape, 2)
 
-    def _span_loss(self, spans: Tensor, matches: Matches, log_pi: Tensor) -> Tensor:
+    def _span_loss(self, spans: Tensor, matches: BestMoments, log_pi: Tensor) -> Tensor:
         config = self.config
         return span_loss(
             spans,
@@ -177,7 +177,7 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
             giou=config.giou,
         )
 
-    def _rewards(self, spans: Tensor, moments: Moments, matches: Matches) -> Tensor:
+    def _rewards(self, spans: Tensor, moments: Moments, matches: BestMoments) -> Tensor:
         config = self.config
         return rewards(
             spans,

@@ -15,7 +15,7 @@ from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.metrics.moments import evaluate
 from vmr_env.metrics.spans import from_cxw
 
-Selection = Literal["official", "miou", "quality"]
+SelectionScore = Literal["official", "miou", "quality"]
 
 _BATCH = 1024
 _METRICS = ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU", "mAP")
@@ -54,7 +54,7 @@ class Validator:
     """
 
     def __init__(
-        self, cache: DecoderStateCache, selection: Selection, rows: NDArray[np.integer] | None = None
+        self, cache: DecoderStateCache, selection: SelectionScore, rows: NDArray[np.integer] | None = None
     ) -> None:
         self._selection = selection
         self._profile = get_profile(cache.manifest["dataset"])

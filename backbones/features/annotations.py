@@ -38,13 +38,12 @@ from numpy.typing import NDArray
 from vmr_env.backbones.features.sources import read_samples
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 
+from vmr_env.arrays import Floats
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.profiles import get_profile
 from vmr_env.errors import DataError, DataWarning, Problem, shorten
 from vmr_env.files.text import PathLike, read_lines
 from vmr_env.programs import run_program
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from vmr_env.arrays import Floats
 
 # The model normalises each clip over all channels; these make differences count about as much as in the
 # standardised channels.

@@ -29,13 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 from vmr_env.backbones.features.store import FeatureStoreWriter
 
+from vmr_env.arrays import Floats
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.profiles import DatasetProfile
 from vmr_env.files.text import PathLike, write_text
 from vmr_env.simulation.config import CONFIGS
 from vmr_env.simulation.videos import draw_samples, statistics_of
 
-Floats = NDArray[np.float32]
 Times = NDArray[Any]
 
 VERBS = (

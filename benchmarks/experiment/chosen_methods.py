@@ -7,7 +7,7 @@ from typing import Any
 
 from vmr_env.agents.base import agent_class
 from vmr_env.agents.ensemble.cross_fitting import Configured, MakeAgent
-from vmr_env.agents.stepwise.data import SceneBatches
+from vmr_env.agents.stepwise.data import DetectedBatches
 from vmr_env.benchmarks.experiment.head_methods import (
     ablations,
     backbone_method,
@@ -48,7 +48,7 @@ def methods_of(options: Options, folds: Sequence[Fold]) -> dict[str, Method]:
         if options.weights:
             check_weights(options.weights, cache)
         if set(STEPWISE_AGENTS) & set(options.chosen):
-            SceneBatches(cache)
+            DetectedBatches(cache)
     if options.ablate and options.weights is not None:
         features = Features(*options.features) if options.features else None
         return ablations(options.dataset, options.weights, features)

@@ -18,7 +18,6 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from vmr_env.agents.dense.decoding import answers, vote_answers
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.policy import DensePolicy, save_policy
@@ -28,6 +27,7 @@ from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.features.text import SentenceCache, SentenceEncoder, read_sentences
 from vmr_env.benchmarks.experiment.results import differences, figures, query_scores, table
 
+from vmr_env.arrays import Floats
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
 from vmr_env.data.profiles import PROFILES, DatasetProfile, get_profile
@@ -36,8 +36,6 @@ from vmr_env.data.timelines import ClipFeatures, NoEvidence
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.metrics.moments import evaluate
 from vmr_env.programs import run_program
-
-Floats = NDArray[np.float32]
 
 
 class Stores:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from vmr_env.agents.ensemble.cross_fitting import Progress, Selection
 from vmr_env.agents.evaluation import Refined, Trajectories
-from vmr_env.benchmarks.experiment.methods import Answers, Fold, Method, Outcome, Ranked, Settings
+from vmr_env.benchmarks.experiment.methods import Answers, Fold, Method, MethodResult, Ranked, Settings
 
 import vmr_env
 from vmr_env.caches.reader import DecoderStateCache, video_folds
@@ -86,9 +86,9 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class RunResult:
-    """Outcome of one run, and how long it took."""
+    """Result of one run, and how long it took."""
 
-    outcome: Outcome
+    outcome: MethodResult
     seconds: float
 
     @property
@@ -131,7 +131,7 @@ class Experiment:
 
         The file is a JSON object: "selection" (`vmr_env.agents.ensemble.cross_fitting.Selection`),
         "seconds", "frozen"
-        (`methods.Outcome`), and either "ranked" (columns of `methods.Ranked`), or "refined" and
+        (`methods.MethodResult`), and either "ranked" (columns of `methods.Ranked`), or "refined" and
         "trajectories" (columns of `vmr_env.agents.evaluation.Refined` and `Trajectories`).
         """
         return self.folder / "runs" / f"{run.name}.json"
@@ -181,7 +181,7 @@ class Experiment:
             raise DataError(Problem(str(path), None, "samples", message))
         selection = content["selection"]
         return RunResult(
-            Outcome(
+            MethodResult(
                 answers,
                 Selection(
                     tuple(selection["rounds"]),

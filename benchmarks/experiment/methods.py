@@ -99,7 +99,7 @@ Answers: TypeAlias = Refined | Ranked
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MethodResult:
     """What a method gave."""
 
     answers: Answers
@@ -126,7 +126,7 @@ class Method(ABC):
     @abstractmethod
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
-    ) -> Outcome:
+    ) -> MethodResult:
         """Learn, keep what was learnt, and answer.
 
         Args:
@@ -171,7 +171,7 @@ class EnvironmentMethod(Method):
 
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
-    ) -> Outcome:
+    ) -> MethodResult:
         """See `Method`."""
         ensemble, selection = cross_fit(
             self.make,
@@ -188,7 +188,7 @@ class EnvironmentMethod(Method):
         refined, trajectories = trace(ensemble.act, fold.test, fold.test_samples, ensemble.options)
         kept = keep.with_name(f"{keep.name}.safetensors")
         save_ensemble(kept, ensemble, fold.train, {**about, "chosen": selection.chosen})
-        return Outcome(refined, selection, trajectories=trajectories)
+        return MethodResult(refined, selection, trajectories=trajectories)
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class HeadMethod(Method):
 
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
-    ) -> Outcome:
+    ) -> MethodResult:
         """See `Method`."""
         model = load_checkpoint(self.weights)
         before = frozen_sha256(model)
@@ -217,7 +217,7 @@ class HeadMethod(Method):
         model.head.load_state_dict(result.head)
         write_bytes(keep.with_name(f"{keep.name}.safetensors"), save(result.head))
         answers = ranked(fold.test, fold.test_samples, model)
-        return Outcome(
+        return MethodResult(
             answers, selection_of(result, steps), {"before": before, "after": frozen_sha256(model)}
         )
 

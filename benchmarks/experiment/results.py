@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from vmr_env.arrays import Doubles
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.profiles import DatasetProfile
@@ -14,8 +15,6 @@ from vmr_env.metrics.intervals import video_draws
 from vmr_env.metrics.measures import MEASURES
 from vmr_env.metrics.moments import evaluate, per_query
 from vmr_env.metrics.registry import METRICS
-
-Floats = NDArray[np.float64]
 
 DRAWS = 2000
 BOOTSTRAP_SEED = 0
@@ -75,15 +74,15 @@ class Resampling:
         self._weights = np.concatenate(list(video_draws(len(videos), draws, self.rng)))  # (draws, videos)
         self._sizes = self._weights @ np.bincount(self._codes, minlength=len(videos))
 
-    def column(self, scores: pd.DataFrame, measure: str) -> Floats:
+    def column(self, scores: pd.DataFrame, measure: str) -> Doubles:
         """A measure of every query (Q,), in the order of these queries."""
-        column: Floats = scores.loc[self.queries, measure].to_numpy()
+        column: Doubles = scores.loc[self.queries, measure].to_numpy()
         return column
 
-    def means(self, values: Floats) -> Floats:
+    def means(self, values: Doubles) -> Doubles:
         """Mean over the drawn queries of each of K rows of values: (K, Q) -> (draws, K)."""
         by_video = np.stack([np.bincount(self._codes, row, minlength=self._videos) for row in values])
-        means: Floats = (self._weights @ by_video.T) / self._sizes[:, None]
+        means: Doubles = (self._weights @ by_video.T) / self._sizes[:, None]
         return means
 
     def choices(self, of: int, *shape: int) -> NDArray[np.int64]:
@@ -131,13 +130,13 @@ def compared(
 class Curve(NamedTuple):
     """Mean over trainings, with its 95 % interval: (X,) each."""
 
-    mean: Floats
-    low: Floats
-    high: Floats
+    mean: Doubles
+    low: Doubles
+    high: Doubles
 
 
 def mean_curve(
-    trainings: Sequence[tuple[Sequence[float], Sequence[float]]], at: Floats, draws: int = DRAWS
+    trainings: Sequence[tuple[Sequence[float], Sequence[float]]], at: Doubles, draws: int = DRAWS
 ) -> Curve:
     """Mean of curves, each known at points of its own, with a bootstrap interval over trainings.
 

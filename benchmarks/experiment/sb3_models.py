@@ -16,10 +16,9 @@ from gymnasium import spaces
 from scipy import stats
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from vmr_env.agents.base import Floats, Masks
 from vmr_env.agents.evaluation import refine
 
-from vmr_env.arrays import Array
+from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import PROFILES
 from vmr_env.envs.sources import open_source
@@ -38,7 +37,7 @@ class Mean(NamedTuple):
 def gain(model: BaseAlgorithm, cache: DecoderStateCache) -> float:
     """Mean gain in tIoU over all samples of a cache, in percent points, by the most probable actions."""
 
-    def act(observations: Floats, masks: Masks) -> Array:
+    def act(observations: Floats, masks: Bools) -> Array:
         actions: Array = model.predict(observations, deterministic=True)[0]
         return actions
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from vmr_env.agents.ensemble.cross_fitting import Progress, Selection
 from vmr_env.agents.evaluation import KINDS, Trajectories
-from vmr_env.agents.stepwise.data import SceneBatches
+from vmr_env.agents.stepwise.data import DetectedBatches
 from vmr_env.agents.stepwise.trainer import (
     StepwiseConfig,
     StepwiseResult,
@@ -19,7 +19,7 @@ from vmr_env.agents.stepwise.trainer import (
     walk,
 )
 from vmr_env.agents.tprl.validation import Validator
-from vmr_env.benchmarks.experiment.methods import Fold, Method, Outcome, Settings, Watch, ranking
+from vmr_env.benchmarks.experiment.methods import Fold, Method, MethodResult, Settings, Watch, ranking
 from vmr_env.benchmarks.experiment.names import STEPWISE_AGENTS
 
 from vmr_env.caches.reader import DecoderStateCache, video_folds
@@ -47,7 +47,7 @@ class StepwiseMethod(Method):
 
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
-    ) -> Outcome:
+    ) -> MethodResult:
         """See `Method`."""
         cache = fold.train if fold.select is None else fold.select
         train, select = fold.train_samples, None
@@ -62,7 +62,7 @@ class StepwiseMethod(Method):
             done = int(row["epoch"]) + 1
             watch(Progress(0, done, epochs, done * len(train), losses, None))
 
-        width = SceneBatches(fold.train).d
+        width = DetectedBatches(fold.train).d
         result = StepwiseTrainer(self.config, width, seed).fit(
             fold.train, cache, train_rows=train, validation_rows=select, progress=False, watch=told
         )
@@ -72,12 +72,14 @@ class StepwiseMethod(Method):
         spans = walk(policy, fold.test, self.config.steps, fold.test_samples)
         scores = fold.test.scores[fold.test_samples]
         answers = ranking(fold.test, fold.test_samples, spans[:, :, -1], scores)
-        rows = SceneBatches(cache, select).rows
+        rows = DetectedBatches(cache, select).rows
         before = Validator(cache, "quality", rows)(cache.spans[rows], cache.scores[rows])["quality"]
         trajectories = _trajectories(
             fold.test, fold.test_samples, spans[np.arange(len(spans)), scores.argmax(1)]
         )
-        return Outcome(answers, _selection(result, before, epochs * len(train)), trajectories=trajectories)
+        return MethodResult(
+            answers, _selection(result, before, epochs * len(train)), trajectories=trajectories
+        )
 
 
 def _trajectories(

@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.agents.tprl.config import TprlConfig
-from vmr_env.agents.tprl.data import Batch, padded_moments
+from vmr_env.agents.tprl.data import StateBatch, padded_moments
 from vmr_env.agents.tprl.head_training import HeadResult, Rows, uses
 from vmr_env.agents.tprl.trainer import TprlTrainer
 from vmr_env.agents.tprl.validation import Validator
@@ -25,7 +24,7 @@ from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.benchmarks.experiment.methods import (
     Fold,
     Method,
-    Outcome,
+    MethodResult,
     Ranked,
     Settings,
     Watch,
@@ -34,6 +33,7 @@ from vmr_env.benchmarks.experiment.methods import (
     selection_of,
 )
 
+from vmr_env.arrays import Floats
 from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.data.annotations import read_annotations
 from vmr_env.errors import DataError, Problem
@@ -43,8 +43,6 @@ from vmr_env.seeding import derived
 Unfrozen = Literal["nothing", "last decoder layer", "everything"]
 UNFROZEN: tuple[Unfrozen, ...] = ("last decoder layer", "everything")
 """What can learn beside the head."""
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class UnfrozenMethod(Method):
 
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
-    ) -> Outcome:
+    ) -> MethodResult:
         """See `Method`."""
         model = load_checkpoint(self.weights)
         before = frozen_sha256(model)
@@ -97,7 +95,7 @@ class UnfrozenMethod(Method):
         test = _Samples(self.weights, self.features.test, fold.test)
         answers = test.answers(chosen, fold.test_samples)
         frozen = {"before": before, "after": frozen_sha256(chosen)}
-        return Outcome(answers, selection_of(result, self.config.schedule.epochs * len(train)), frozen)
+        return MethodResult(answers, selection_of(result, self.config.schedule.epochs * len(train)), frozen)
 
     def _fit(
         self, model: GirlDetr, samples: "_Samples", train: Rows, select: Rows, seed: int, watch: Watch
@@ -137,7 +135,7 @@ class UnfrozenMethod(Method):
             watch(Progress(0, done, trainer.epochs, done * len(train), {}, None))
         return result, best
 
-    def _batch(self, samples: "_Samples", model: GirlDetr, rows: Rows) -> Batch:
+    def _batch(self, samples: "_Samples", model: GirlDetr, rows: Rows) -> StateBatch:
         """Samples as the model sees them now, with gradients where it learns."""
         with torch.set_grad_enabled(self.unfrozen != "nothing"):
             return samples.batch(model.train(self.dropout), rows, self.config)
@@ -162,12 +160,12 @@ class _Samples:
             raise DataError(Problem(str(folder), None, "qid", message))
         self._row_of = np.array([at[str(qid)] for qid in cache.qids()], np.intp)
 
-    def batch(self, model: GirlDetr, rows: Rows, config: TprlConfig) -> Batch:
+    def batch(self, model: GirlDetr, rows: Rows, config: TprlConfig) -> StateBatch:
         """Decoder states of samples as the model gives them now, in the mode that it is in."""
         batch = self._data.batch(self._row_of[rows].tolist(), random.Random(0))  # no labels are drawn
         output = model(*batch.inputs)
         moments = padded_moments(self.cache, rows, config.target_length)
-        return Batch(output.hs[-1], output.references[-1], moments)
+        return StateBatch(output.hs[-1], output.references[-1], moments)
 
     @torch.no_grad()
     def proposals(self, model: GirlDetr, rows: Rows) -> tuple[Floats, Floats]:

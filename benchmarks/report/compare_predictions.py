@@ -14,18 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from vmr_env.benchmarks.experiment.results import DRAWS, Resampling, measures, query_scores
 
+from vmr_env.arrays import Doubles
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.predictions import read_predictions
 from vmr_env.data.profiles import PROFILES
 from vmr_env.programs import run_program
 
-Floats = NDArray[np.float64]
 
-
-def bootstrap_means(groups: Mapping[str, Sequence[pd.DataFrame]], draws: int = DRAWS) -> dict[str, Floats]:
+def bootstrap_means(groups: Mapping[str, Sequence[pd.DataFrame]], draws: int = DRAWS) -> dict[str, Doubles]:
     """Means of each measure, resampled: by group ``(draws + 1, measures)``, the first row as they are.
 
     A draw takes the same videos for all groups, with replacement, and files of each group with replacement;

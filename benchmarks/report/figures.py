@@ -5,14 +5,13 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from vmr_env.agents.evaluation import USES
 from vmr_env.benchmarks.experiment.results import mean_curve
 from vmr_env.benchmarks.report import plots
 
+from vmr_env.arrays import Doubles
 from vmr_env.envs.curriculum import STAGES
 
-Floats = NDArray[np.float64]
 Training = tuple[Sequence[int], Sequence[float]]
 """Rounds, and the gains after them."""
 
@@ -193,7 +192,7 @@ def _legend(keys: Sequence[tuple[str, str]]) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
-def boundary_errors(spans: Sequence[Sequence[float]], moments: Sequence[Any], boundary: int) -> Floats:
+def boundary_errors(spans: Sequence[Sequence[float]], moments: Sequence[Any], boundary: int) -> Doubles:
     """Seconds from the boundary of the moment that a span overlaps best, or lies nearest to."""
 
     def best(span: Sequence[float], among: Sequence[Sequence[float]]) -> float:
@@ -211,7 +210,7 @@ def _changes(
     before: Sequence[Sequence[float]],
     after: Sequence[Sequence[float]],
     switched: Sequence[bool] | None = None,
-) -> Floats:
+) -> Doubles:
     """Shares of `CHANGES`; what came from another proposal has not moved."""
     moved = np.abs(np.array(after) - np.array(before)) > _SAME  # (queries, 2)
     other = np.zeros(len(moved), bool) if switched is None else np.array(switched, bool)

@@ -11,10 +11,10 @@ from html import escape
 from importlib.resources import files
 
 import numpy as np
-from numpy.typing import NDArray
 from vmr_env.benchmarks.experiment.results import Curve
 
-Floats = NDArray[np.float64]
+from vmr_env.arrays import Doubles
+
 Classes = Mapping[str, str]
 """Class of each name's series."""
 
@@ -52,12 +52,12 @@ class _Axes:
         inner = self.width - self.left - _RIGHT, self.height - _TOP - _BOTTOM
         return self.left + (x - x0) / (x1 - x0) * inner[0], _TOP + (y1 - y) / (y1 - y0) * inner[1]
 
-    def line(self, xs: Sequence[float] | Floats, ys: Sequence[float] | Floats, name: str) -> None:
+    def line(self, xs: Sequence[float] | Doubles, ys: Sequence[float] | Doubles, name: str) -> None:
         """A line through points."""
         points = " ".join("{:.1f},{:.1f}".format(*self.at(x, y)) for x, y in zip(xs, ys, strict=True))
         self.parts.append(f'<polyline class="line {name}" points="{points}"/>')
 
-    def band(self, xs: Floats, low: Floats, high: Floats, name: str) -> None:
+    def band(self, xs: Doubles, low: Doubles, high: Doubles, name: str) -> None:
         """The area between two lines."""
         xs, ys = np.concatenate([xs, xs[::-1]]), np.concatenate([low, high[::-1]])
         points = " ".join("{:.1f},{:.1f}".format(*self.at(x, y)) for x, y in zip(xs, ys, strict=True))
@@ -156,7 +156,7 @@ def series(number: int) -> str:
 
 
 def learning_curves(
-    curves: Mapping[str, Curve], at: Floats, classes: Classes, stages: Sequence[str] = ()
+    curves: Mapping[str, Curve], at: Doubles, classes: Classes, stages: Sequence[str] = ()
 ) -> str:
     """Gain on held-out training samples while learning: mean over trainings, and its interval.
 
@@ -207,7 +207,7 @@ def differences(changes: Mapping[str, Mapping[str, float]], classes: Classes, me
     return axes.svg(f"Change in {measure} from the detector", f"In points: {said}")
 
 
-def before_after(before: Floats, after: Floats, name: str, classes: Classes) -> str:
+def before_after(before: Doubles, after: Doubles, name: str, classes: Classes) -> str:
     """tIoU of an agent's moments against the detector's: discs whose area is the number of queries."""
     counts, _, _ = np.histogram2d(before, after, bins=20, range=[[0, 1], [0, 1]])
     axes = _Axes((0, 1), (0, 1), height=380)
@@ -222,7 +222,7 @@ def before_after(before: Floats, after: Floats, name: str, classes: Classes) -> 
     return axes.svg(f"{name}: tIoU before and after", f"{better:.0%} of queries better, {worse:.0%} worse")
 
 
-def boundary_errors(errors: Mapping[str, Floats], boundary: str, classes: Classes) -> str:
+def boundary_errors(errors: Mapping[str, Doubles], boundary: str, classes: Classes) -> str:
     """How far starts or ends lie from the ground truth's: shares of queries within a distance.
 
     Args:
@@ -245,7 +245,7 @@ def boundary_errors(errors: Mapping[str, Floats], boundary: str, classes: Classe
     return axes.svg(f"Error of the {boundary}", f"Median of its size: {medians}")
 
 
-def reliability(scores: Floats, ious: Mapping[str, Floats], classes: Classes) -> str:
+def reliability(scores: Doubles, ious: Mapping[str, Doubles], classes: Classes) -> str:
     """How often the answer is right (tIoU of at least 0.5) by the detector's own score, in tenths of queries.
 
     Args:
@@ -273,7 +273,7 @@ def reliability(scores: Floats, ious: Mapping[str, Floats], classes: Classes) ->
     )
 
 
-def shares(used: Mapping[str, Floats], kinds: Sequence[str], title: str, x_label: str) -> str:
+def shares(used: Mapping[str, Doubles], kinds: Sequence[str], title: str, x_label: str) -> str:
     """Stacked bars of shares that make up a whole; the kinds have the classes `k0`, `k1`, ….
 
     Args:

@@ -5,12 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vmr_env.arrays import Array
 from vmr_env.caches.format import Ragged
 from vmr_env.errors import DataError, Problem, shorten
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from vmr_env.arrays import Array
 from vmr_env.caches.batch import (
-    Array,
     CacheBatch,
     Layout,
     coerced,

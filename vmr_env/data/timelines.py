@@ -12,11 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vmr_env.arrays import Floats
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.rows import Qid
 from vmr_env.errors import DataError, Problem, shorten
-
-Floats = NDArray[np.float32]
 
 PAINTED = ("saliency", "coverage", "starts", "ends", "first window", "first score")
 """The detector's channels; those of a pool are the means over its models."""

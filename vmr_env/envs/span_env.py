@@ -9,10 +9,11 @@ import numpy as np
 from gymnasium.envs.registration import register, registry
 from numpy.typing import NDArray
 
+from vmr_env.arrays import Floats
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import Prediction, read_predictions
 from vmr_env.data.profiles import PROFILES, get_profile
-from vmr_env.data.timelines import CHANNELS, ClipFeatures, Floats, Grid, NoEvidence, PaintedTimelines
+from vmr_env.data.timelines import CHANNELS, ClipFeatures, Grid, NoEvidence, PaintedTimelines
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
 from vmr_env.metrics.spans import best_tiou

@@ -25,17 +25,16 @@ it must reach the threshold; for mIoU and G-mIoU any free moment is taken, also 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmr_env.arrays import AnyFloats
 from vmr_env.data.answer_sets import AnswerSet, TruthSet
 from vmr_env.metrics import spans
 from vmr_env.metrics.measures import check_share
-from vmr_env.metrics.moments import AP_WINDOWS, average_precision, match, pad
-
-Floats = NDArray[np.floating[Any]]
+from vmr_env.metrics.moments import AP_WINDOWS, average_precision, greedy_hits, pad
 
 RANKS = (1, 3, 5)
 REJECTION = 0.4
@@ -44,10 +43,10 @@ REJECTION = 0.4
 class Scored(NamedTuple):
     """What tables are made of: of each query (P,), NaN where a measure leaves the query out."""
 
-    existence: Floats
+    existence: AnyFloats
     positive: NDArray[np.bool_]
     """Which queries have a moment."""
-    measures: dict[str, Floats]
+    measures: dict[str, AnyFloats]
     """Fractions, by name."""
 
 
@@ -98,7 +97,7 @@ def score_queries(
     counts = usable.sum(axis=1)
     overlaps = np.where(usable[:, None], spans.pairwise_tiou(windows[..., :2], moments), -1.0)
     overlaps[~real] = -1.0
-    hits = match(overlaps)  # (P, thresholds, K)
+    hits = greedy_hits(overlaps)  # (P, thresholds, K)
     pairs = matched_overlaps(overlaps)  # (P, K), NaN where a window finds no free moment
     positive, several = counts > 0, counts > 1
     measures = {"mAP": np.where(positive, _precision(windows, real, overlaps, usable), np.nan)}
@@ -116,7 +115,7 @@ def score_queries(
     return Scored(existence, positive, measures)
 
 
-def area_under_curve(scores: Floats, positive: NDArray[np.bool_]) -> float:
+def area_under_curve(scores: AnyFloats, positive: NDArray[np.bool_]) -> float:
     """Share of pairs of a positive and a negative in which the positive has the higher score; ties count
     half.
 
@@ -137,7 +136,7 @@ def f1(predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
     return float(2 * (predicted & true).sum() / (predicted.sum() + true.sum()))
 
 
-def matched_overlaps(overlaps: Floats) -> Floats:
+def matched_overlaps(overlaps: AnyFloats) -> AnyFloats:
     """tIoU of each window with the free moment of highest tIoU, in order: (P, K, G) -> (P, K).
 
     Negative overlaps mark padding; NaN stands where no moment is free.
@@ -155,8 +154,8 @@ def matched_overlaps(overlaps: Floats) -> Floats:
 
 
 def _precision(
-    windows: Floats, real: NDArray[np.bool_], overlaps: Floats, usable: NDArray[np.bool_]
-) -> Floats:
+    windows: AnyFloats, real: NDArray[np.bool_], overlaps: AnyFloats, usable: NDArray[np.bool_]
+) -> AnyFloats:
     """Mean average precision of each query (P,), of its first ten windows; 0 where it has no moment."""
     order = np.argsort(np.where(real, -windows[..., 2], np.inf)[:, :AP_WINDOWS], axis=1, kind="stable")
     ranked = np.take_along_axis(overlaps, order[..., None], axis=1)
@@ -166,13 +165,13 @@ def _precision(
     return result
 
 
-def _gated(windows: Floats, real: NDArray[np.bool_], kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _gated(windows: AnyFloats, real: NDArray[np.bool_], kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which windows (P, K) an answer consists of: none of a rejected answer, none without length."""
     result: NDArray[np.bool_] = real & kept[:, None] & (spans.lengths(windows[..., :2]) > 0)
     return result
 
 
-def _mean_overlaps(pairs: Floats) -> tuple[Floats, Floats]:
+def _mean_overlaps(pairs: AnyFloats) -> tuple[AnyFloats, AnyFloats]:
     """Mean of matched tIoUs (P, k), and of all but the highest; 0 where there are none: (P,) each."""
     matched = ~np.isnan(pairs)
     number = matched.sum(axis=1)
@@ -181,12 +180,12 @@ def _mean_overlaps(pairs: Floats) -> tuple[Floats, Floats]:
     return total / np.maximum(number, 1), (total - best) / np.maximum(number - 1, 1) * (number > 1)
 
 
-def _set_overlaps(overlaps: Floats, gated: NDArray[np.bool_], k: int, counts: Floats) -> Floats:
+def _set_overlaps(overlaps: AnyFloats, gated: NDArray[np.bool_], k: int, counts: AnyFloats) -> AnyFloats:
     """tIoU of the sets of windows and of moments of each query: (P,)."""
     taken = gated & (np.cumsum(gated, axis=1) <= min(k, AP_WINDOWS))
     pairs = matched_overlaps(np.where(taken[..., None], overlaps, -1.0))
     matched = (~np.isnan(pairs)).sum(axis=1)
     union = taken.sum(axis=1) + counts - matched
     total = np.nansum(pairs, axis=1)
-    result: Floats = np.where(union > 0, total / np.maximum(union, 1), 1.0)
+    result: AnyFloats = np.where(union > 0, total / np.maximum(union, 1), 1.0)
     return result

@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from vmr_env.arrays import AnyFloats
 from vmr_env.errors import check_choice
 
-Floats: TypeAlias = NDArray[np.floating[Any]]
 Over: TypeAlias = Literal["queries", "videos"]
 """What a mean is over: queries, or videos, each with the mean of its queries."""
 
@@ -44,7 +44,7 @@ class Comparison(NamedTuple):
 
 
 def mean_intervals(
-    values: Floats, videos: Sequence[Any] | NDArray[Any], over: Over = "queries", draws: int = DRAWS
+    values: AnyFloats, videos: Sequence[Any] | NDArray[Any], over: Over = "queries", draws: int = DRAWS
 ) -> list[Interval]:
     """Mean of each column with its interval by a bootstrap over videos.
 
@@ -67,8 +67,8 @@ def mean_intervals(
 
 
 def comparisons(
-    values: Floats,
-    others: Floats,
+    values: AnyFloats,
+    others: AnyFloats,
     videos: Sequence[Any] | NDArray[Any],
     over: Over = "queries",
     draws: int = DRAWS,
@@ -102,7 +102,9 @@ def comparisons(
     return [Comparison(*interval, float(p)) for interval, p in zip(intervals, beyond / total, strict=True)]
 
 
-def _by_video(values: Floats, videos: Sequence[Any] | NDArray[Any], over: Over) -> tuple[Floats, Floats]:
+def _by_video(
+    values: AnyFloats, videos: Sequence[Any] | NDArray[Any], over: Over
+) -> tuple[AnyFloats, AnyFloats]:
     """What each of V videos adds to a mean (V, M), and to its denominator (V,)."""
     check_choice("over", over, ("queries", "videos"))
     names, codes = np.unique(np.asarray(videos, dtype=object).astype(str), return_inverse=True)
@@ -119,7 +121,7 @@ def _blocks(width: int, rows: int) -> Iterator[int]:
         yield min(block, rows - first)
 
 
-def video_draws(videos: int, draws: int, rng: np.random.Generator) -> Iterator[Floats]:
+def video_draws(videos: int, draws: int, rng: np.random.Generator) -> Iterator[AnyFloats]:
     """Draws of as many videos as there are, with replacement: how often each is drawn, (block, V), in blocks.
 
     Args:
@@ -132,7 +134,7 @@ def video_draws(videos: int, draws: int, rng: np.random.Generator) -> Iterator[F
         yield rng.multinomial(videos, shares, size=size).astype(np.float64)
 
 
-def _signs(videos: int, permutations: int) -> Iterator[Floats]:
+def _signs(videos: int, permutations: int) -> Iterator[AnyFloats]:
     """-1 where a video's answers change sides, else 1: (block, V); all ways where they are few, else drawn
     ones."""
     if 2 ** min(videos, 63) <= permutations:

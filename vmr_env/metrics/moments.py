@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from vmr_env.arrays import AnyFloats, Bools
 from vmr_env.data.annotations import (
     SALIENCY_CLIP_SECONDS,
     Annotation,
@@ -41,8 +42,6 @@ from vmr_env.metrics.registry import METRICS, registered_scores
 if TYPE_CHECKING:
     import pandas as pd
 
-Floats: TypeAlias = NDArray[np.floating[Any]]
-Mask: TypeAlias = NDArray[np.bool_]
 Result: TypeAlias = dict[str, dict[str, Any]]
 Predictions: TypeAlias = PathLike | Iterable[Prediction | Mapping[str, Any]]
 Missing: TypeAlias = Literal["error", "miss"]
@@ -224,16 +223,16 @@ def _miss(annotation: Annotation) -> Prediction:
 class _RangeScores:
     """Scores of the queries that have ground truth of one length range: iou (P,), ap (P, thresholds)."""
 
-    iou: Floats
-    ap: Floats
+    iou: AnyFloats
+    ap: AnyFloats
 
 
 @dataclass(frozen=True, slots=True)
 class HighlightScores:
     """Highlight scores at one rating: ap (P, raters), hit (P,)."""
 
-    ap: Floats
-    hit: Floats
+    ap: AnyFloats
+    hit: AnyFloats
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +251,7 @@ def _score(joined: Joined) -> _Scores:
     )
 
 
-def pad(arrays: Sequence[NDArray[Any]]) -> tuple[Floats, Mask]:
+def pad(arrays: Sequence[NDArray[Any]]) -> tuple[AnyFloats, Bools]:
     """Ragged (K_i, ...) arrays as one (P, max K, ...) padded with 0, and the mask (P, max K) of the real."""
     counts = np.array([len(array) for array in arrays])
     mask = np.arange(counts.max()) < counts[:, None]
@@ -261,7 +260,7 @@ def pad(arrays: Sequence[NDArray[Any]]) -> tuple[Floats, Mask]:
     return padded, mask
 
 
-def average_precision_of(joined: Joined) -> Floats:
+def average_precision_of(joined: Joined) -> AnyFloats:
     """Average precision of each query at each of the ten thresholds, (P, 10), as fractions."""
     return _score_moments(joined)["full"].ap
 
@@ -287,7 +286,7 @@ def _score_moments(joined: Joined) -> dict[str, _RangeScores]:
     return scores
 
 
-def first_iou(first: Floats, moments: Floats, overlaps: Floats, usable: Mask) -> Floats:
+def first_iou(first: AnyFloats, moments: AnyFloats, overlaps: AnyFloats, usable: Bools) -> AnyFloats:
     """IoU (by the formula of R1) of first windows (P, 2) with the usable moment (P, G, 2) of highest overlap.
 
     The first moment on a tie; `overlaps` (P, G) are by the formula of matching, as the evaluator does.
@@ -296,11 +295,11 @@ def first_iou(first: Floats, moments: Floats, overlaps: Floats, usable: Mask) ->
     moment = moments[np.arange(len(moments)), best]
     hull = np.maximum(first[:, 1], moment[:, 1]) - np.minimum(first[:, 0], moment[:, 0])
     # Two windows without length at one place have no hull; they overlap as little as any of that length.
-    result: Floats = spans.intersection(first, moment) / np.where(hull > 0, hull, 1)
+    result: AnyFloats = spans.intersection(first, moment) / np.where(hull > 0, hull, 1)
     return result
 
 
-def average_precision(overlaps: Floats, usable: Mask) -> Floats:
+def average_precision(overlaps: AnyFloats, usable: Bools) -> AnyFloats:
     """Average precision per query and threshold (P, T), of windows ranked by score.
 
     Args:
@@ -319,18 +318,18 @@ def average_precision(overlaps: Floats, usable: Mask) -> Floats:
         queries = np.flatnonzero((fewer < counts) & (counts <= most))
         candidates = by_use[queries, :, :most]
         real = np.arange(candidates.shape[2]) < counts[queries, None]
-        hits[queries] = match(np.where(real[:, None], candidates, -1.0))
+        hits[queries] = greedy_hits(np.where(real[:, None], candidates, -1.0))
         fewer, most = most, 2 * most
 
     found = hits.cumsum(axis=2)
     precision = found / np.arange(1, overlaps.shape[1] + 1)
     interpolated = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
     recall_steps = np.diff(found / counts[:, None, None], axis=2, prepend=0.0)
-    result: Floats = (recall_steps * interpolated).sum(axis=2)
+    result: AnyFloats = (recall_steps * interpolated).sum(axis=2)
     return result
 
 
-def match(overlaps: Floats) -> Mask:
+def greedy_hits(overlaps: AnyFloats) -> Bools:
     """Greedy matching of ranked windows at each threshold: overlaps (P, K, G) -> true positives (P, T, K).
 
     A window takes the moment of highest IoU that no better-ranked window has, the first on a tie, if the IoU
@@ -416,7 +415,7 @@ def _ratings(rated: Sequence[RatedQuery], width: int) -> NDArray[np.int8]:
     return ratings.swapaxes(1, 2)
 
 
-def _curve_precision(positive: Mask, points: Mask) -> Floats:
+def _curve_precision(positive: Bools, points: Bools) -> AnyFloats:
     """Highlight average precision (P, raters): mean interpolated precision of the points where recall rises.
 
     Args:
@@ -429,7 +428,7 @@ def _curve_precision(positive: Mask, points: Mask) -> Floats:
     rises = found > before
     precision = found / np.arange(1, found.shape[2] + 1)
     interpolated = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
-    result: Floats = (interpolated * rises).sum(axis=2) / np.maximum(rises.sum(axis=2), 1)
+    result: AnyFloats = (interpolated * rises).sum(axis=2) / np.maximum(rises.sum(axis=2), 1)
     return result
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vmr_env.arrays import AnyFloats, Ints64
 from vmr_env.caches.format import Ragged
 from vmr_env.metrics import spans
-from vmr_env.metrics.spans import Floats
 from vmr_env.simulation.config import SimulatorConfig
-from vmr_env.simulation.videos import Ints, SimulatedSamples
+from vmr_env.simulation.videos import SimulatedSamples
 
 _GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, stay evenly spread
 
@@ -32,10 +32,10 @@ class _Regions:
             distractors.
     """
 
-    spans: Floats
+    spans: AnyFloats
     real: NDArray[np.bool_]
     targets: int
-    appeal: Floats
+    appeal: AnyFloats
 
 
 def simulated_regions(
@@ -52,7 +52,7 @@ def simulated_regions(
 
 def simulated_proposals(
     samples: SimulatedSamples, regions: _Regions, config: SimulatorConfig, rng: np.random.Generator
-) -> tuple[Floats, Floats]:
+) -> tuple[AnyFloats, AnyFloats]:
     """Proposals (N, Q, 2) in seconds and their scores (N, Q), by falling score."""
     n, q = len(samples.durations), config.proposals
     aim = _aims(samples, regions, config, rng)
@@ -85,7 +85,7 @@ def simulated_proposals(
     return np.take_along_axis(proposals, order[..., None], axis=1), scores
 
 
-def _scores(value: Floats, config: SimulatorConfig, rng: np.random.Generator) -> Floats:
+def _scores(value: AnyFloats, config: SimulatorConfig, rng: np.random.Generator) -> AnyFloats:
     """Scores of proposals (N, Q) by falling rank value, rounded to four decimals as in prediction files."""
     top = (
         config.top_logit
@@ -101,7 +101,7 @@ def _scores(value: Floats, config: SimulatorConfig, rng: np.random.Generator) ->
 
 def _aims(
     samples: SimulatedSamples, regions: _Regions, config: SimulatorConfig, rng: np.random.Generator
-) -> Ints:
+) -> Ints64:
     """The region at which each proposal aims: (N, Q), -1 for none.
 
     Evenly spread rather than independent: a detector's queries share the video out among themselves.
@@ -115,20 +115,20 @@ def _aims(
     return np.where(kind < config.target_share, target, np.where(kind < limit, distractor, -1))
 
 
-def _pulled(boundaries: Floats, config: SimulatorConfig) -> Floats:
+def _pulled(boundaries: AnyFloats, config: SimulatorConfig) -> AnyFloats:
     """Spans (N, K, 2) around the same centres, with lengths drawn to the typical one."""
     cxw = spans.to_cxw(boundaries)
     cxw[..., 1] = cxw[..., 1] ** (1 - config.length_pull) * config.typical_length**config.length_pull
     return spans.from_cxw(cxw)
 
 
-def _blurred(boundaries: Floats, noise: Floats, floor: float, rng: np.random.Generator) -> Floats:
+def _blurred(boundaries: AnyFloats, noise: AnyFloats, floor: float, rng: np.random.Generator) -> AnyFloats:
     """Boundaries (N, K, 2) moved by noise relative to the length, of at least `floor` seconds."""
     deviation = np.hypot(noise * spans.lengths(boundaries)[..., None], floor)
     return np.sort(boundaries + deviation * rng.normal(size=boundaries.shape), axis=-1)
 
 
-def _part(wanted: Floats, rng: np.random.Generator) -> Floats:
+def _part(wanted: AnyFloats, rng: np.random.Generator) -> AnyFloats:
     """A part of 30 to 80 % of each span."""
     share = rng.uniform(0.3, 0.8, wanted.shape[:-1])
     length = spans.lengths(wanted)
@@ -136,7 +136,9 @@ def _part(wanted: Floats, rng: np.random.Generator) -> Floats:
     return np.stack([start, start + share * length], axis=-1)
 
 
-def _merged(wanted: Floats, perceived: Floats, regions: _Regions, rng: np.random.Generator) -> Floats:
+def _merged(
+    wanted: AnyFloats, perceived: AnyFloats, regions: _Regions, rng: np.random.Generator
+) -> AnyFloats:
     """Each span drawn out over another region, where that makes it less than three times as long."""
     n, q = wanted.shape[:2]
     other = rng.integers(regions.real.shape[1], size=(n, q))
@@ -148,7 +150,9 @@ def _merged(wanted: Floats, perceived: Floats, regions: _Regions, rng: np.random
     return np.where(near[..., None], drawn, wanted)
 
 
-def _anywhere(regions: _Regions, room: Floats, shape: tuple[int, int], rng: np.random.Generator) -> Floats:
+def _anywhere(
+    regions: _Regions, room: AnyFloats, shape: tuple[int, int], rng: np.random.Generator
+) -> AnyFloats:
     """Spans as long as some region of another sample, anywhere in the video."""
     n, k = regions.real.shape
     lengths = spans.lengths(regions.spans)[
@@ -159,7 +163,7 @@ def _anywhere(regions: _Regions, room: Floats, shape: tuple[int, int], rng: np.r
     return np.stack([start, start + lengths], axis=-1)
 
 
-def _better_siblings(aim: Ints, value: Floats) -> Ints:
+def _better_siblings(aim: Ints64, value: AnyFloats) -> Ints64:
     """How many proposals of the same region have a higher value: (N, Q), 0 for proposals without a region."""
     order = np.lexsort((-value, aim), axis=-1)
     sorted_aim = np.take_along_axis(aim, order, axis=1)
@@ -206,12 +210,12 @@ def simulated_saliency(
     return Ragged(curve.astype(np.float32), offsets)
 
 
-def _averaged(values: Floats, offsets: Ints, width: int) -> Floats:
+def _averaged(values: AnyFloats, offsets: Ints64, width: int) -> AnyFloats:
     """Moving average over `width` clips that stays within each sample."""
     lengths = np.diff(offsets)
     place = np.arange(len(values))
     low = np.maximum(place - (width - 1) // 2, np.repeat(offsets[:-1], lengths))
     high = np.minimum(place + width // 2 + 1, np.repeat(offsets[1:], lengths))
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    result: Floats = (sums[high] - sums[low]) / (high - low)
+    result: AnyFloats = (sums[high] - sums[low]) / (high - low)
     return result

@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vmr_env.arrays import AnyFloats, Ints64
 from vmr_env.data.profiles import DatasetProfile, Quantiles, VideoStatistics
 from vmr_env.errors import DataError, Problem
-from vmr_env.metrics.spans import Floats
 from vmr_env.simulation.config import SimulatorConfig
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +23,12 @@ class SimulatedSamples:
         distractors: float64 (N, D, 2), seconds: moments of other events of the same video.
     """
 
-    videos: Ints
-    events: Ints
-    durations: Floats
-    moments: Floats
-    counts: Ints
-    distractors: Floats
+    videos: Ints64
+    events: Ints64
+    durations: AnyFloats
+    moments: AnyFloats
+    counts: Ints64
+    distractors: AnyFloats
 
 
 def statistics_of(profile: DatasetProfile) -> VideoStatistics:
@@ -68,17 +65,17 @@ def draw_samples(
     )
 
 
-def _quantile(table: Quantiles, ranks: Floats) -> Floats:
+def _quantile(table: Quantiles, ranks: AnyFloats) -> AnyFloats:
     return np.interp(ranks, np.linspace(0, 1, len(table)), table)
 
 
 def _events(
     statistics: VideoStatistics,
     config: SimulatorConfig,
-    durations: Floats,
-    ranks: Floats,
+    durations: AnyFloats,
+    ranks: AnyFloats,
     rng: np.random.Generator,
-) -> tuple[Floats, Ints]:
+) -> tuple[AnyFloats, Ints64]:
     """Moments of every event of every video: (V, E, M, 2) seconds, and their number (V, E)."""
     shares = np.array(statistics.moments_per_query)
     most = len(shares)
@@ -106,8 +103,8 @@ def _events(
 
 
 def _length_ranks(
-    shares: Floats, floor: float, counts: Ints, shape: tuple[int, ...], rng: np.random.Generator
-) -> Floats:
+    shares: AnyFloats, floor: float, counts: Ints64, shape: tuple[int, ...], rng: np.random.Generator
+) -> AnyFloats:
     """Uniform ranks of moment length over all moments, of which single ones take only those above `floor`."""
     single = shares[0] / (shares * np.arange(1, len(shares) + 1)).sum()
     ranks = rng.random(shape)
@@ -120,6 +117,6 @@ def _length_ranks(
     return np.where(counts[..., None] == 1, floor + ranks * (1 - floor), several)
 
 
-def _on_grid(seconds: Floats, step: float) -> Floats:
-    result: Floats = np.maximum(np.round(seconds / step), 0) * step
+def _on_grid(seconds: AnyFloats, step: float) -> AnyFloats:
+    result: AnyFloats = np.maximum(np.round(seconds / step), 0) * step
     return result
