@@ -15,6 +15,8 @@ from slow_episode import SlowEpisode
 from walks import recorded, varied_actions
 
 import vmr_env
+from vmr_env.envs import kernel
+from vmr_env.envs.env import VMREnv
 from vmr_env.envs.vector_env import VMRVectorEnv
 
 MODES = ("discrete", "multidiscrete", "continuous")
@@ -73,6 +75,14 @@ def test_threads_change_nothing(source: str) -> None:
     one, two = (recorded(source, threads=threads) for threads in (1, 2))
     for name, values in one.items():
         np.testing.assert_array_equal(two[name], values, err_msg=name)
+
+
+def test_the_kernel_is_compiled_for_one_set_of_types(source: str) -> None:
+    """Whatever the task is: later calls do not look at types."""
+    recorded(source)
+    VMRVectorEnv(2, source=source, samples=[1], components=["span"], proposals=1).reset(seed=0)
+    VMREnv(source=source).reset(seed=0)
+    assert len(kernel.advance.overloads) == len(kernel.draw.overloads) == 1
 
 
 def test_an_installation_that_is_read_only_compiles_into_the_users_folder(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
 from llvmlite import binding
 from numba import njit
 
@@ -32,6 +33,7 @@ _SOURCES = ("envs", "caches", "metrics")  # folders that compiled code, or a con
 
 _CONFIG: Any = numba.config
 _READY = False
+_DIRECT: dict[Any, Any] = {}
 
 
 def scalar(function: Function) -> Function:
@@ -42,6 +44,8 @@ def scalar(function: Function) -> Function:
 
 def entry(function: Function) -> Function:
     """Compile a function that Python calls; what is compiled is kept on disk."""
+    if _CONFIG.DISABLE_JIT:
+        return np.errstate(over="ignore")(function)  # numbers wrap around in compiled code
     before = _CONFIG.CACHE_DIR
     _CONFIG.CACHE_DIR = str(_folder())  # is read by the decorator alone
     try:
@@ -49,6 +53,25 @@ def entry(function: Function) -> Function:
     finally:
         _CONFIG.CACHE_DIR = before
     return compiled
+
+
+def direct(function: Function) -> Function:
+    """A compiled function without Numba's look-up of types at each call, once it has been called.
+
+    With some forty arrays the look-up takes five times as long as a step of an episode. Only for functions
+    that are always called with the same types.
+
+    Raises:
+        ValueError: it has been called with others.
+    """
+    found: Function | None = _DIRECT.get(function)
+    if found is None:
+        versions = list(getattr(function, "overloads", {}).values())
+        if not versions:
+            return function  # is compiled by its first call, or not at all
+        (version,) = versions
+        found = _DIRECT[function] = version.entry_point
+    return found
 
 
 @cache

@@ -117,6 +117,7 @@ class VMREnv(Specified, gymnasium.Env[Any, Any]):
         self._drawn = False
         self._over = True
         self._about: Info = {}
+        self._duration = 0.0
         self._window: Window | None = None
         self._no_desktop = False
 
@@ -169,10 +170,12 @@ class VMREnv(Specified, gymnasium.Env[Any, Any]):
         flat = episodes.advance(_BEGIN).observations
         self._over = False
         self.trajectory = []
-        sample = self.cache.sample(int(episodes.samples[0]))
+        row = int(episodes.samples[0])
+        sample = self.cache.sample(row)
+        self._duration = float(self.cache.durations[row])
         self._about = {
             "source": self.cache.manifest["source"],
-            "sample": int(episodes.samples[0]),
+            "sample": row,
             "qid": str(sample.qid),
             "vid": sample.vid,
             "query": sample.query,
@@ -201,12 +204,12 @@ class VMREnv(Specified, gymnasium.Env[Any, Any]):
         """
         _, source, _, start, end, _, tiou, _ = self.episodes.state.item(0)  # quicker than one by one
         self.trajectory.append((start, end))
-        self._show()
-        duration = float(self.cache.durations[self._about["sample"]])
+        if self.render_mode == "human":
+            self._show()
         info = {
             **self._about,
             "tiou": tiou,
-            "span": np.array((start * duration, end * duration)),
+            "span": np.array((start * self._duration, end * self._duration)),
             "proposal": source,
             "action_mask": self.episodes.mask[0].astype(np.int8),
         }

@@ -2,7 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vmr_env.arrays import Array, Bools, Floats, Ints
 from vmr_env.envs import kernel
-from vmr_env.envs.compilation import first_call
+from vmr_env.envs.compilation import direct, first_call
 from vmr_env.envs.config import Task
 from vmr_env.envs.curriculum import Stage, get_stage
 
@@ -55,7 +55,7 @@ class Episodes:
         self._none = np.empty((0, task.observer.width), np.float32)
         k = task.mode.probes
         self._candidates = [
-            kernel.Candidates(np.zeros(k, np.float32), np.zeros((2, k), np.float32), np.zeros((2, k), bool))
+            kernel.Candidates(np.zeros((2, k), np.float32), np.zeros((2, k), bool))
             for _ in range(min(threads, n))
         ]
         self._potentials: Array = np.zeros(n)
@@ -96,8 +96,8 @@ class Episodes:
 
     def draw(self, orders: NDArray[np.uint8]) -> None:
         """Choose sample and proposal of the episodes that are ordered to BEGIN, each by its own stream."""
-        with np.errstate(over="ignore"):  # uint64 wraps around, also where the kernel is not compiled
-            kernel.draw(self.task.tables.counts, self.rules, self.state, orders, self.streams)
+        draw = direct(kernel.draw)
+        draw(self.task.tables.counts, self.rules, self.state, orders, self.streams)
 
     def choose(self, rows: Ints, options: dict[str, Any]) -> None:
         """Let a reset's options choose sample and proposal of the episodes `rows` (K,), which were drawn.
@@ -128,11 +128,15 @@ class Episodes:
             out: (N, width) float32, where observations are written; (0, width) for nowhere; None for a fresh
                 array.
         """
-        n = len(self)
+        n, parts = len(self.state), len(self._candidates)
         observations = np.empty((n, self.task.observer.width), np.float32) if out is None else out
         outcome = Outcome(observations, np.zeros(n), np.zeros(n, bool))
         for rules, theirs in self._by_rules(orders):
-            self._lead_on(rules, theirs, outcome)
+            lead_on = partial(self._lead_on, rules, theirs, outcome)
+            others = [_pool(parts - 1, os.getpid()).submit(lead_on, part) for part in range(1, parts)]
+            lead_on(0)
+            for other in others:
+                other.result()
         if self._reward.potential is not None:
             before, self._potentials = self._potentials, np.asarray(self._reward.potential(self), np.float64)
             steps = orders == kernel.STEP
@@ -154,32 +158,25 @@ class Episodes:
         rest = np.where(self._under_older(), kernel.SKIP, orders).astype(np.uint8)
         return [*each, (self.rules, rest)]
 
-    def _lead_on(self, rules: kernel.Rules, orders: NDArray[np.uint8], outcome: Outcome) -> None:
-        """Carry out orders (N,) under one stage's rules."""
-        n = len(self)
-
-        def lead_on(part: int) -> None:
-            kernel.advance(
-                self.task.tables,
-                rules,
-                self.state,
-                self._candidates[part],
-                self.mask,
-                orders,
-                self._numbers,
-                self._shares,
-                outcome.observations,
-                outcome.rewards,
-                outcome.ended,
-                part * n // parts,
-                (part + 1) * n // parts,
-            )
-
-        parts = len(self._candidates)
-        others = [_pool(parts - 1, os.getpid()).submit(lead_on, part) for part in range(1, parts)]
-        lead_on(0)
-        for other in others:
-            other.result()
+    def _lead_on(self, rules: kernel.Rules, orders: NDArray[np.uint8], outcome: Outcome, part: int) -> None:
+        """Carry out orders (N,) under one stage's rules, those to the episodes of one thread."""
+        n, parts = len(self.state), len(self._candidates)
+        advance = direct(kernel.advance)
+        advance(
+            self.task.tables,
+            rules,
+            self.state,
+            self._candidates[part],
+            self.mask,
+            orders,
+            self._numbers,
+            self._shares,
+            outcome.observations,
+            outcome.rewards,
+            outcome.ended,
+            part * n // parts,
+            (part + 1) * n // parts,
+        )
 
     def observe(self) -> Floats:
         """Flat observations of all episodes as they are now: (N, width), fresh."""
@@ -212,8 +209,10 @@ class Episodes:
 
     def seconds(self) -> NDArray[np.float64]:
         """(N, 2), the current spans in seconds."""
-        durations = self.task.cache.durations[self.samples].astype(np.float64)
-        seconds: NDArray[np.float64] = self.spans * durations[:, None]
+        durations = self.task.tables.durations[self.samples]
+        seconds = np.empty((len(self.state), 2))
+        np.multiply(self.state["start"], durations, out=seconds[:, 0], dtype=np.float64)
+        np.multiply(self.state["end"], durations, out=seconds[:, 1], dtype=np.float64)
         return seconds
 
     @property

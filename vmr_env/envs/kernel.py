@@ -169,8 +169,6 @@ class Rules(NamedTuple):
 class Candidates(NamedTuple):
     """Where the boundaries of one span can go; memory that is used for one episode after the other."""
 
-    shifts: Floats
-    """(K,) float32."""
     positions: Floats
     """(2, K) float32, of start and end; where a boundary is if it cannot go there while the other stays."""
     reached: Bools
@@ -285,31 +283,28 @@ def shift_of(rules: Rules, episode: Record, number: int) -> Number:
 @scalar
 def find_candidates(rules: Rules, episode: Record, candidates: Candidates) -> None:
     """Where each boundary can go while the other stays."""
-    shifts, positions, reached = candidates
-    for k in range(len(shifts)):
-        shifts[k] = shift_of(rules, episode, k)
-        positions[0, k], reached[0, k] = start_candidate(episode, shifts[k])
-        positions[1, k], reached[1, k] = end_candidate(episode, shifts[k])
+    positions, reached = candidates
+    for k in range(positions.shape[1]):
+        shift = shift_of(rules, episode, k)
+        positions[0, k], reached[0, k] = start_candidate(episode, shift)
+        positions[1, k], reached[1, k] = end_candidate(episode, shift)
 
 
 @scalar
 def find_possible(tables: Tables, rules: Rules, episode: Record, candidates: Candidates, mask: Bools) -> None:
-    """Which choices (A,) are possible: both boundaries can go there, or there is another span to switch to.
+    """Which choices (A,) are possible: boundaries can go there alone and together, or there is another span.
 
     Conditions are joined by `&`: branches that no processor foresees cost more than they save.
     """
-    shifts, _, reached = candidates
+    positions, reached = candidates
     start, end, least = episode.start, episode.end, least_width(episode)
     moves, switches = rules.moves == 1, rules.switches == 1
     proposals = min(tables.counts[episode.sample], rules.proposals)
     for a in range(len(mask)):
         kind, first, second = rules.choices[a, 0], rules.choices[a, 1], rules.choices[a, 2]
         if kind == MOVE:
-            on, back = shifts[first], shifts[second]
-            if on > _ZERO and back < _ZERO:  # from both sides
-                mask[a] = moves & ((end + back) - (start + on) >= least)
-            else:
-                mask[a] = moves & reached[0, first] & reached[1, second]
+            width = positions[1, second] - positions[0, first]
+            mask[a] = moves & reached[0, first] & reached[1, second] & (width >= least)
         elif kind == SWITCH:
             low, high = tables.spans[episode.sample, first, 0], tables.spans[episode.sample, first, 1]
             mask[a] = switches & (first < proposals) & ((low != start) | (high != end))

@@ -135,6 +135,7 @@ class Observer:
         if len(chosen) != len(components):
             raise ValueError(f"components names one twice: {', '.join(components)}")
         self._components = chosen
+        self._looked_up = {name: part.look_up for name, part in chosen.items() if part.look_up is not None}
         self.shapes = {name: part.shape for name, part in chosen.items()}
         self.slices: dict[str, slice] = {}
         self.width = 0
@@ -145,7 +146,7 @@ class Observer:
     def columns(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Where compiled components begin, -1 where they are left out."""
         found = [
-            self.slices[name].start if name in self.slices and self._components[name].look_up is None else -1
+            self.slices[name].start if name in self.slices and name not in self._looked_up else -1
             for name in names
         ]
         return np.array(found, np.int64)
@@ -176,13 +177,12 @@ class Observer:
         Raises:
             ValueError: one has another shape than it declares.
         """
-        for name, part in self._components.items():
-            if part.look_up is not None:
-                found = np.asarray(part.look_up(episodes))
-                if found.shape != (len(out), *part.shape):
-                    expected = f"expected {(len(out), *part.shape)}"
-                    raise ValueError(f"observation component {name!r} has shape {found.shape}, {expected}")
-                out[:, self.slices[name]] = found.reshape(len(out), -1)
+        for name, look_up in self._looked_up.items():
+            found = np.asarray(look_up(episodes))
+            if found.shape != (len(out), *self.shapes[name]):
+                expected = f"expected {(len(out), *self.shapes[name])}"
+                raise ValueError(f"observation component {name!r} has shape {found.shape}, {expected}")
+            out[:, self.slices[name]] = found.reshape(len(out), -1)
 
 
 def _key(name: str) -> str:
