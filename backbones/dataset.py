@@ -166,11 +166,14 @@ class MomentDataset:
         """Everything wrong with the features of these samples, each video and query read once.
 
         Missing and damaged files, wrong shapes and widths, numbers that are not finite, and videos whose
-        rows do not cover their duration to within a tenth (or two clips).
+        rows do not cover their duration to within a tenth (or two clips), or end before a rated clip.
         """
         problems: list[Problem] = []
         durations = {row.vid: row.duration for row in self.annotations}
         keys = [key for row in self.annotations for key in self._text_keys(row)]
+        of_video: dict[str, list[Annotation]] = {}
+        for row in self.annotations:
+            of_video.setdefault(row.vid, []).append(row)
         for features, names in ((self._clips, list(durations)), (self._tokens, keys)):
             for name in names if features.dim else []:
                 try:
@@ -184,6 +187,9 @@ class MomentDataset:
                 message = message or array_problem(rows, features.dim)
                 if message is None and features is self._clips:
                     message = self._coverage_problem(len(rows), durations[name])
+                if message is None and features is self._clips:
+                    found = (self._rating_problem(row, len(rows)) for row in of_video.get(name, ()))
+                    message = next(filter(None, found), None)
                 if message is not None:
                     problems.append(Problem(repr(features), None, name, message))
         return problems
@@ -244,7 +250,20 @@ class MomentDataset:
         if self._covers(rows, duration):
             return None
         seconds = rows * self.settings.clip_seconds
-        return f"has {rows} rows, {seconds:g} s; the annotation says {duration:g} s"
+        return (
+            f"has {rows} rows, {seconds:g} s; the annotation says {duration:g} s: encode the whole video at "
+            f"{self.settings.clip_seconds:g} s a row, or leave its annotations out"
+        )
+
+    def _rating_problem(self, row: Annotation, rows: int) -> str | None:
+        """Officially a rated clip may be at most one past the last row (Q4); the labels hold no other."""
+        settings = self.settings
+        if not (settings.rated and settings.official) or row.clip_ids is None or not len(row.clip_ids):
+            return None
+        kept, last = min(rows, settings.max_clips), int(row.clip_ids.max())
+        if last <= kept:
+            return None
+        return f"has {rows} rows, {kept} read; qid {row.qid} rates clip {last}, expected at most {kept}"
 
     def _transposed_problem(self, shape: tuple[int, ...], duration: float) -> str | None:
         """A problem where the columns fit the video's length and the rows do not."""
@@ -255,7 +274,10 @@ class MomentDataset:
 
     def _timeline(self, row: Annotation) -> Timeline:
         settings = self.settings
-        clips = fit_rows(self._clips.read(row.vid), settings.max_clips, cut=settings.official)
+        rows = self._clips.read(row.vid)
+        if message := self._rating_problem(row, len(rows)):
+            raise DataError(Problem(repr(self._clips), None, row.vid, message))
+        clips = fit_rows(rows, settings.max_clips, cut=settings.official)
         moments = row.moments / (row.duration / len(clips))
         if not settings.rated:
             return Timeline(clips, moments)

@@ -22,6 +22,7 @@ from vmr_env.backbones.girl_detr.checkpoint import (
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.recipes import Recipe, get_recipe
 
+from vmr_env.data.durations import SECONDS, is_seconds
 from vmr_env.errors import DataError, Problem, shorten
 
 _RECIPES = {"hl": "qvhighlights", "charadesSTA": "charades", "tacos": "tacos"}
@@ -133,10 +134,7 @@ def _is_folders(value: object) -> bool:
 # Official option -> what holds for a good value, and how the error names it.
 _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("eval_bsz", "max_q_l", "max_v_l", "max_windows"), (_is_count, "an integer from 1")),
-    "clip_length": (
-        lambda value: type(value) in (int, float) and 0 < value < float("inf"),
-        "a positive number of seconds",
-    ),
+    "clip_length": (is_seconds, SECONDS),
     "iou_rerank_alpha": (lambda value: type(value) in (int, float) and 0 <= value <= 1, "0 to 1"),
     "no_norm_vfeat": (lambda value: type(value) is bool, "true or false"),
     "ctx_mode": (lambda value: value in ("video", "video_tef"), "'video' or 'video_tef'"),

@@ -178,6 +178,11 @@ ON_OPENING: dict[str, tuple[Break, str, str]] = {
     "key unknown": (manifest(extra=1), "manifest.json", "extra: is no known key"),
     "no samples": (manifest(samples=0), "manifest.json", "samples: 0"),
     "samples a float": (manifest(samples=7.0), "manifest.json", "samples: 7.0"),
+    "endless clips": (
+        manifest(clip_seconds=1e300),
+        "manifest.json",
+        "clip_seconds: 1e.300, expected seconds",
+    ),
     "negative clip length": (manifest(clip_seconds=-1), "manifest.json", "clip_seconds: -1"),
     "clip length a text": (manifest(clip_seconds="1"), "manifest.json", "clip_seconds: '1'"),
     "other type": (manifest(dtype="float16"), "clips.values.npy", "holds <f4 .* expected <f2"),
@@ -293,7 +298,7 @@ WHEN_VERIFIED: dict[str, tuple[Break, str, str]] = {
         "samples.parquet",
         "row 2, qid: 'same' stands there twice",
     ),
-    "null duration": (table(lambda t: t.assign(duration=None)), "", "durations: nan, expected positive"),
+    "null duration": (table(lambda t: t.assign(duration=None)), "", "durations: nan, expected seconds from"),
     "null vid": (table(lambda t: t.assign(vid=None)), "", "row 1, vids: None"),
     "moment past the end": (table(lambda t: t.assign(duration=0.5)), "", "moments"),
     "moment of three": (

@@ -113,6 +113,29 @@ def test_official_mode_cuts_long_videos() -> None:
     np.testing.assert_allclose(item.spans, [[22.5 / 20, 15 / 20]], rtol=1e-6)  # past the end (Q3)
 
 
+def test_official_labels_refuse_clips_further_past_the_last_row() -> None:
+    """The published code has room for one more clip than there are rows (Q4), and ends in an IndexError."""
+    settings = DatasetSettings(clip_seconds=2, max_clips=75, official=True, rated=True)
+    fields = {"duration": 64.0, "moments": np.array([[0.0, 4.0]]), "saliency": np.ones((2, 3), np.int64)}
+    allowed = toy(settings, rows=30, clip_ids=np.array([0, 30]), **fields)
+    assert allowed.problems() == []
+    assert len(allowed.item(0, random.Random(0)).saliency) == 31
+    refused = toy(settings, rows=30, clip_ids=np.array([0, 31]), **fields)
+    expected = "v: has 30 rows, 30 read; qid 1 rates clip 31, expected at most 30"
+    with pytest.raises(DataError, match=expected):
+        refused.item(0, random.Random(0))
+    assert [str(problem).endswith(expected) for problem in refused.problems()] == [True]
+
+
+def test_short_features_name_the_ways_out() -> None:
+    dataset = toy(
+        DatasetSettings(clip_seconds=1, max_clips=75), rows=20, duration=30.0, moments=np.array([[1.0, 2.0]])
+    )
+    (problem,) = dataset.problems()
+    expected = "the annotation says 30 s: encode the whole video at 1 s a row, or leave its annotations out"
+    assert problem.message.endswith(expected)
+
+
 def test_rated_clip_past_the_last_row_is_labelled_where_it_shows() -> None:
     """The case of Q4: three two-second clips rated, but only twelve rows of features for 26 s."""
     settings = DatasetSettings(clip_seconds=2, max_clips=75, rated=True)

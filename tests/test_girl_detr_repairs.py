@@ -118,6 +118,24 @@ def test_the_official_model_has_dead_ones() -> None:
         assert found[name] < DEAD, name
 
 
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_positions_of_the_wrong_text(goldens: Path, behaviour: Behaviour) -> None:
+    """The published negative pass keeps the positions of the matching text, the repaired one does not."""
+    video, video_mask, text, text_mask = inputs_of(goldens / "tiny")
+    model = shaken(GirlDetrConfig(**SIZES, behaviour=behaviour, use_txt_pos=True))
+    given: list[tuple[Tensor, Tensor]] = []
+    model.cmi.register_forward_pre_hook(lambda _, arguments: given.append(arguments[2:4]))
+    with torch.no_grad():
+        model(video, video_mask, text, text_mask, training_branches=True)
+        ((texts, positions),) = given
+        assert model.text_positions is not None
+        n = len(text)
+        torch.testing.assert_close(positions[:n], model.text_positions(texts[:n]))
+        own, wrong = model.text_positions(texts[: len(texts) - n]), model.text_positions(texts[n:])
+    assert not torch.allclose(own, wrong)
+    torch.testing.assert_close(positions[n:], own if behaviour == "official" else wrong)
+
+
 def test_query_and_key_weights_of_the_gate() -> None:
     """Officially the attention to the sentence ignores its query and key weights; repaired it does not."""
     generator = torch.Generator().manual_seed(3)

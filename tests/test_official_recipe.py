@@ -164,7 +164,7 @@ def test_the_command_line_overrides_aloud(
     [
         ({"eval_bsz": 0}, "eval_bsz: 0; expected an integer from 1"),
         ({"max_v_l": "75"}, "max_v_l: '75'; expected an integer from 1"),
-        ({"clip_length": float("nan")}, "clip_length: nan; expected a positive number of seconds"),
+        ({"clip_length": float("nan")}, "clip_length: nan; expected seconds from 0.01 to 864000"),
         ({"iou_rerank_alpha": 2.0}, "iou_rerank_alpha: 2.0; expected 0 to 1"),
         ({"no_norm_vfeat": 1}, "no_norm_vfeat: 1; expected true or false"),
         ({"ctx_mode": "tef"}, "ctx_mode: 'tef'; expected 'video' or 'video_tef'"),

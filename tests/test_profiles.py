@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vmr_env.data.annotations import read_annotations
-from vmr_env.data.profiles import PROFILES, get_profile
+from vmr_env.data.profiles import PROFILES, DatasetProfile, get_profile
 from vmr_env.simulation.videos import statistics_of
 
 TRAIN = {
@@ -101,3 +101,12 @@ def test_clips_of_qvhighlights_belong_to_the_videos_that_they_were_cut_from(data
     assert len({profile.source_video(row.vid) for row in rows}) == 474
     for name in ("charades", "tacos"):
         assert get_profile(name).source_video("NUsG9BgSes0_210.0_360.0") == "NUsG9BgSes0_210.0_360.0"
+
+
+@pytest.mark.parametrize("seconds", [1e300, 1e-30, 0.0, -1.0, float("nan"), float("inf"), True])
+def test_clips_have_a_sensible_length(seconds: float) -> None:
+    expected = "clip_seconds of data set films is .*, expected seconds from 0.01 to 864000"
+    with pytest.raises(ValueError, match=expected):
+        DatasetProfile(name="films", env_name="Films", clip_seconds=seconds, max_clips=75)
+    for bound in (0.01, 864_000.0):
+        DatasetProfile(name="films", env_name="Films", clip_seconds=bound, max_clips=75)

@@ -16,8 +16,8 @@ sets the faults right. Each repair has a name, and any subset can be made (``rep
 * blocks that do something: `word_clip_attention`, `cmi_residual`, `cmi_text_norm`, `query_content`,
   `gate_tokens`, `unused_parameters`, `cmi_pre_norm`;
 * numbers that stay sound: `anchor_width_floor`, `anchor_init`;
-* losses that do not depend on the batch: `negative_refinement`, `loss_means`, `loss_padding`,
-  `constant_hard_weight`;
+* losses that do not depend on the batch: `negative_refinement`, `negative_text_positions`,
+  `loss_means`, `loss_padding`, `constant_hard_weight`;
 * training steps that take less time: `half_negatives`, `shared_dropout`.
 
 One part is not the paper's: with ``query_selection=True`` the decoder starts from spans that the encoded

@@ -36,6 +36,10 @@ REPAIRS: Mapping[str, str] = {
         "Negative pairs: the video is refined with the wrong text too, not with the matching one; a batch of "
         "one has no negative pair, where the official model takes the sample's own text (Q14)."
     ),
+    "negative_text_positions": (
+        "Negative pairs: with `use_txt_pos` the wrong text has its own positions, not those of the matching "
+        "text."
+    ),
     "half_negatives": (
         "Negative pairs: at each training step half of the batch is shown with a wrong text, not all of it; "
         "batches are shuffled, so all videos take turns. A step costs a fifth less."

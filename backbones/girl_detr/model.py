@@ -237,7 +237,11 @@ class GirlDetr(nn.Module):
         positions = torch.cat([positions[:count] for count in counts])
         text_positions = None
         if self.use_txt_pos and self.text_positions is not None:
-            text_positions = self.text_positions(text)
+            if self.config.repaired("negative_text_positions"):
+                text_positions = self.text_positions(text)
+            else:
+                own = self.text_positions(pairings[0].text)
+                text_positions = torch.cat([own[:count] for count in counts])
         joint_masks = CrossMasks(*map(torch.cat, zip(*masks, strict=True)))
         video = self.cmi(video, positions, text, text_positions, joint_masks, self._recompute)
         memory: Memory = self.encoder(video, positions, torch.cat(video_masks), self._recompute)

@@ -8,6 +8,7 @@ import numpy as np
 
 from vmr_env.arrays import Array
 from vmr_env.caches.format import Ragged
+from vmr_env.data.durations import LONGEST, SECONDS, SHORTEST
 from vmr_env.errors import DataError, Problem, shorten
 
 
@@ -209,10 +210,8 @@ def content_problems(batch: CacheBatch, models: int, where: str = "batch", first
             padding = values.reshape(*real.shape, -1).any(axis=-1) & ~real
             check.rows(name, padding, values, "zeros after the last proposal of a sample")
 
-    # Stored again as float32, so it must be finite there too.
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(batch.durations.astype(np.float32))
-    check.rows("durations", ~(finite & (batch.durations > 0)), batch.durations, "positive seconds")
+    sensible = (batch.durations >= SHORTEST) & (batch.durations <= LONGEST)
+    check.rows("durations", ~sensible, batch.durations, SECONDS)
     check.rows("n_clips", batch.n_clips < 1, batch.n_clips, "at least 1 clip")
 
     moments = batch.moments

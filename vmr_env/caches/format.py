@@ -13,6 +13,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vmr_env.data.durations import SECONDS, is_seconds
 from vmr_env.data.profiles import PROFILES
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.objects import read_object
@@ -290,12 +291,6 @@ def _is_backbone(value: object) -> bool:
     return _is_name(value["kind"]) and (value["sha256"] is None or _is_sha256(value["sha256"]))
 
 
-def _is_seconds(value: object) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-    )
-
-
 def _is_widths(value: object) -> bool:
     if not isinstance(value, dict):
         return False
@@ -320,7 +315,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: _is_names(value) and 1 <= len(value) <= MAX_MODELS,
         f"a list of 1 to {MAX_MODELS} different names",
     ),
-    "clip_seconds": (_is_seconds, "a positive number of seconds"),
+    "clip_seconds": (is_seconds, SECONDS),
     "files": (lambda value: isinstance(value, dict), "an object of file names"),
     "notes": (lambda value: isinstance(value, dict), "an object"),
 }

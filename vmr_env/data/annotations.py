@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.data.durations import NUMBER
-from vmr_env.data.rows import Fault, Qid, Row, collect, given_rows, identity_faults, is_number, read_rows
+from vmr_env.data.durations import NUMBER, SECONDS, is_seconds
+from vmr_env.data.rows import Fault, Qid, Row, collect, given_rows, identity_faults, read_rows
 from vmr_env.errors import DataError, Problem, check_choice, conclude, shorten
 from vmr_env.files.text import PathLike, name_of, read_lines, write_text
 
@@ -70,9 +70,9 @@ class Annotation:
             object.__setattr__(self, "saliency", np.asarray(self.saliency, dtype=np.int64))
 
     def _faults(self) -> Iterable[Fault]:
-        known = is_number(self.duration) and 0 < self.duration < np.inf
+        known = is_seconds(self.duration)
         if not known:
-            yield "duration", f"is {shorten(self.duration)}; expected seconds, finite and above 0"
+            yield "duration", f"is {shorten(self.duration)}; expected {SECONDS}"
         moments = np.asarray(self.moments)
         if moments.ndim != 2 or moments.shape[1] != 2 or not len(moments) or moments.dtype.kind not in "fiu":
             yield "relevant_windows", f"is {shorten(self.moments)}; expected one or more [start, end]"

@@ -4,12 +4,24 @@ import csv
 import re
 from pathlib import Path
 
-from vmr_env.data.rows import Row, decode_json
+from vmr_env.data.rows import Row, decode_json, is_number
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike, name_of, read_lines
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 """A decimal number in text, for `re.ASCII`; narrower than `float`, which takes "nan" and "1_000"."""
+
+
+SHORTEST, LONGEST = 0.01, 864_000.0
+"""Bounds of lengths in seconds, of videos and of clips: a hundredth of a second to ten days."""
+
+SECONDS = f"seconds from {SHORTEST:g} to {LONGEST:g}"
+"""The bounds in words, for messages."""
+
+
+def is_seconds(value: object) -> bool:
+    """Whether a value is a number within the bounds of lengths."""
+    return is_number(value) and SHORTEST <= value <= LONGEST
 
 
 def read_durations(path: PathLike) -> dict[str, float]:
@@ -32,8 +44,8 @@ def read_durations(path: PathLike) -> dict[str, float]:
     durations: dict[str, float] = {}
     for row in readers[suffix](where, read_lines(path), problems):
         vid, seconds = row.text("id"), row.number_of("length")
-        if seconds is not None and not 0 < seconds < float("inf"):
-            row.note("length", f"is {seconds}; expected seconds, finite and above 0")
+        if seconds is not None and not is_seconds(seconds):
+            row.note("length", f"is {seconds}; expected {SECONDS}")
         if vid in durations:
             row.note("id", f"is {shorten(vid)}, as in an earlier row; expected each video once")
         problems.extend(row.problems)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.data.annotations import SALIENCY_CLIP_SECONDS, saliency_faults
+from vmr_env.data.durations import SECONDS, is_seconds
 from vmr_env.data.records import Rows, name_rows, pair_by_qid, read_records
 from vmr_env.data.rows import Qid, Row
 
@@ -62,8 +63,8 @@ def _ratings(row: Row) -> Ratings | None:
     saliency = row.table("saliency_scores", "a, b, c", np.int64)
     if qid is None or vid is None or duration is None or clip_ids is None or saliency is None:
         return None
-    if not 0 < duration < np.inf:
-        row.note("duration", f"is {duration}; expected seconds, finite and above 0")
+    if not is_seconds(duration):
+        row.note("duration", f"is {duration}; expected {SECONDS}")
         return None
     for field, message in saliency_faults(clip_ids, saliency, duration // SALIENCY_CLIP_SECONDS):
         row.note(field, message)

@@ -2,10 +2,14 @@
 
 import difflib
 import re
+
+# X
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
+
+from vmr_env.data.durations import SECONDS, is_seconds
 
 Quantiles = tuple[float, ...]
 
@@ -65,7 +69,7 @@ class DatasetProfile:
             group is that video; None where every vid is a video of its own.
 
     Raises:
-        ValueError: a name is no word, or a number is not positive.
+        ValueError: a name is no word, a number is not positive, or a clip is no sensible length.
     """
 
     name: str
@@ -95,7 +99,10 @@ class DatasetProfile:
             value = getattr(self, field)
             if not isinstance(value, str) or not pattern.fullmatch(value):
                 raise ValueError(f"{field} is {value!r}, expected a word like {example!r}")
-        for field in ("clip_seconds", "max_clips", "submission_step", "max_query_tokens", "max_windows"):
+        if not is_seconds(self.clip_seconds):
+            message = f"clip_seconds of data set {self.name} is {self.clip_seconds!r}, expected {SECONDS}"
+            raise ValueError(message)
+        for field in ("max_clips", "submission_step", "max_query_tokens", "max_windows"):
             value = getattr(self, field)
             if not 0 < value < float("inf"):
                 raise ValueError(f"{field} of data set {self.name} is {value!r}, expected a positive number")

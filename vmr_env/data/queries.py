@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
+from vmr_env.data.durations import SECONDS, is_seconds
 from vmr_env.data.records import Rows, read_records
 from vmr_env.data.rows import Qid, Row, identity_faults
 
@@ -42,6 +41,6 @@ def _query(row: Row) -> Query | None:
         return None
     for field, message in identity_faults(qid, vid, query):
         row.note(field, message)
-    if not 0 < duration < np.inf:
-        row.note("duration", f"is {duration}; expected seconds, finite and above 0")
+    if not is_seconds(duration):
+        row.note("duration", f"is {duration}; expected {SECONDS}")
     return Query(qid, vid, query, duration)
