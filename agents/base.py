@@ -21,7 +21,7 @@ Metrics = dict[str, float]
 
 
 def curriculum_state(env: Any) -> dict[str, Any] | None:
-    """Where the curriculum of an environment's wrapper stands; None of an environment without."""
+    """State of the curriculum in an environment's wrapper; None without a curriculum."""
     progression: Progression | None = getattr(env, "progression", None)
     return None if progression is None else progression.state_dict()
 

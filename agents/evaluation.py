@@ -158,7 +158,7 @@ def shares_of_uses(before: Array, after: Array, switched: Array, least: float) -
 
 
 def submission(cache: DecoderStateCache, refined: Refined) -> list[Prediction]:
-    """Predictions in which the refined moment stands first, in place of the proposal it came from.
+    """Predictions that begin with the refined moment, which replaces the proposal it came from.
 
     The other proposals follow in their order. A moment that came from the first proposal keeps that one's
     score, so that doing nothing gives back the detector's own windows, scores and order; one that came from

@@ -28,7 +28,7 @@ _SCORE = SPAN_FEATURES.index("score")
 
 
 class Layout(Protocol):
-    """Where the components stand in flat observations; `vmr_env.envs.observations.Observer` is one."""
+    """Slices of the components in flat observations; `vmr_env.envs.observations.Observer` is one."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -37,7 +37,7 @@ class Layout(Protocol):
 
     @property
     def slices(self) -> Mapping[str, slice]:
-        """Where each component stands."""
+        """Slice of each component."""
         ...
 
 
@@ -198,7 +198,7 @@ class RefinementNetwork(nn.Module):
     """One small network scores every action; their pooled hidden layers give the value.
 
     Args:
-        observer: tells where the components stand; all of the default ones must be there.
+        observer: gives the slices of the components; all of the default ones must be there.
         hidden: width of the two hidden layers.
     """
 

@@ -97,7 +97,7 @@ def constant_window(
 ) -> Refined:
     """The same part of each video as the moment of each test sample, fitted on training samples' moments.
 
-    Its window stands for the first proposal.
+    Its window replaces the first proposal.
 
     Args:
         train: where the training samples are.

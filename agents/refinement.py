@@ -43,9 +43,9 @@ def refine(
     agent: PathLike,
     out: PathLike | None = None,
 ) -> list[Prediction]:
-    """Refined predictions of a detector for queries whose moments nobody knows.
+    """Refined predictions of a detector for queries without ground truth.
 
-    The refined moment stands first, the others follow in their order; see `agents.evaluation.submission`.
+    The refined moment comes first, the others follow in their order; see `agents.evaluation.submission`.
     Windows that leave the video are moved to its borders, as in every cache.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the cache builder needs of a detector, so that models of other people can stand behind a cache.
+"""The interface through which the cache builder uses a detector; other models implement it too.
 
 Any model of the Moment-DETR family can: wrap it in a class with the three members of `Detector` and pass
 that to `vmr_env.backbones.cache.build_cache`. `states` are what the model's own class and span layers read,

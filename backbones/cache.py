@@ -165,7 +165,7 @@ class _Parts:
             np.savez(file, allow_pickle=False, clipped=clipped, **joined)
 
     def is_done(self, index: int) -> bool:
-        """Whether a part is there and undamaged; a damaged one is told, and done again."""
+        """Whether a part is there and undamaged; a damaged one is reported and made again."""
         if not self.file(index).exists():
             return False
         try:

@@ -3,7 +3,7 @@
 Labels follow section 1.4 of the GIRL-DETR specification. Where that is odd, `DatasetSettings.official`
 chooses between the official behaviour and ours:
 
-* Videos longer than `max_clips` are cut, and spans divided by the length that the kept rows stand for, so
+* Videos longer than `max_clips` are cut, and spans divided by the length of the kept rows, so
   they can lie beyond 1 and are scaled otherwise than at inference (Q3, Q32). Ours: rows are averaged down to
   `max_clips`, so they cover the whole video, and spans are divided by its duration.
 * A rated clip beyond the last feature row makes the label array longer than the features (Q4). Ours: each

@@ -31,7 +31,7 @@ class Recipe:
         blind: no clip features; the model sees the text and the positions of the clips.
         video_folders: folders of clip features below the feature root, in the official layout.
         text_folders: likewise for text features.
-        text_prefix: what stands before the qid in their file names.
+        text_prefix: of their file names, before the qid.
         epochs: passes over the training samples.
         batch_size: samples of a training step.
         eval_batch_size: samples of a forward pass in evaluation.

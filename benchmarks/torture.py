@@ -74,7 +74,7 @@ _QUICK_JOB = ("--agents", "expected_gain", "--members", "2", "--evaluations", "1
 
 @dataclass(frozen=True)
 class Options:
-    """What the command is told."""
+    """Options of the command."""
 
     quick: bool = option(False, "a tenth of the attacks")
     seconds: int = option(1200, "begin no attack after so many", least=1)

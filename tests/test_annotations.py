@@ -173,7 +173,7 @@ def test_charades_cd_has_its_published_number_of_moments_past_the_end(
             read_annotations(path, past_end="clip")
     with pytest.warns(DataWarning) as told:
         kept = read_annotations(path, past_end="drop")
-    assert f"{past - noise} moments that are no stretch of their video were left out" in str(told[-1].message)
+    assert f"{past - noise} moments that do not lie within their video were left out" in str(told[-1].message)
     assert len(kept) == len(raw) - (past - noise)
 
 

@@ -65,7 +65,7 @@ ANNOTATION_CASES = [
     Case(
         "million characters in a field", with_(qid=["x" * 1_000_000]), "expected an int or a string", 2, "qid"
     ),
-    Case("key twice", raw('"qid": 2', '"qid": 2, "qid": 3'), "key 'qid' stands twice", 2),
+    Case("key twice", raw('"qid": 2', '"qid": 2, "qid": 3'), "key 'qid' appears twice", 2),
     Case("qid missing", without("qid"), "is missing", 2, "qid"),
     Case("qid null", with_(qid=None), "is null", 2, "qid"),
     Case("qid float", with_(qid=2.0), "expected an int or a string", 2, "qid"),
@@ -246,7 +246,7 @@ JSON_CASES = [
     Case("number", "5", "expected a JSON object"),
     Case("broken", '{"A": 5', "is no JSON object"),
     Case("no videos", "{}", "has no rows"),
-    Case("key twice", '{"A": 5, "A": 6}', "key 'A' stands twice"),
+    Case("key twice", '{"A": 5, "A": 6}', "key 'A' appears twice"),
     Case("text", '{"A": 5, "B": "6"}', "expected a number", 2, "length"),
     Case("null", '{"A": 5, "B": null}', "is null", 2, "length"),
     Case("bool", '{"A": true}', "expected a number", 1, "length"),

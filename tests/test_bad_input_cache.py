@@ -296,7 +296,7 @@ WHEN_VERIFIED: dict[str, tuple[Break, str, str]] = {
     "qid twice": (
         table(lambda t: t.assign(qid="same", qid_is_int=False)),
         "samples.parquet",
-        "row 2, qid: 'same' stands there twice",
+        "row 2, qid: 'same' appears twice",
     ),
     "null duration": (table(lambda t: t.assign(duration=None)), "", "durations: nan, expected seconds from"),
     "null vid": (table(lambda t: t.assign(vid=None)), "", "row 1, vids: None"),
@@ -432,7 +432,7 @@ BATCHES: dict[str, tuple[CacheBatch, str]] = {
     ),
     "qid None": (batch(qids=[1, None, 2, 3]), "row 2, qids: None, expected an int or a non-empty text"),
     "qid bool": (batch(qids=[1, True, 2, 3]), "row 2, qids: True"),
-    "qid twice by text": (batch(qids=[1, 2, "2", 3]), "row 3, qids: '2' stands there twice"),
+    "qid twice by text": (batch(qids=[1, 2, "2", 3]), "row 3, qids: '2' appears twice"),
     "vid empty": (batch(vids=["a", "", "b", "c"]), "row 2, vids: ''"),
     "query half a character": (batch(queries=["a", "\ud800", "b", "c"]), "row 2, queries"),
 }
@@ -477,7 +477,7 @@ def test_batches_of_another_layout_or_with_known_qids_are_refused(tmp_path: Path
             writer.append(random_batch(4, q=5, first=10))
         with pytest.raises(DataError, match="saliency=False"):
             writer.append(random_batch(4, saliency=False, first=10))
-        with pytest.raises(DataError, match="row 5, qids: 'q2' stands there twice"):
+        with pytest.raises(DataError, match="row 5, qids: 'q2' appears twice"):
             writer.append(random_batch(4, first=2))
     with pytest.raises(RuntimeError, match="outside of its `with` block"):
         writer.append(random_batch(4))

@@ -48,7 +48,7 @@ CASES = [
     Case("blank line", GOOD_LINE + "\n" + with_().split("\n")[1], "is blank", 2),
     Case("million characters", GOOD_LINE + "[" + "1," * 500_000 + "\n", "is no JSON object", 2),
     Case("million-character sentence", with_(query="x" * 1_000_000, vid=3), "expected a string", 2, "vid"),
-    Case("key twice", GOOD_LINE + '{"qid": 2, "qid": 2}\n', "key 'qid' stands twice", 2),
+    Case("key twice", GOOD_LINE + '{"qid": 2, "qid": 2}\n', "key 'qid' appears twice", 2),
     Case("qid missing", without("qid"), "is missing", 2, "qid"),
     Case("qid null", with_(qid=None), "is null", 2, "qid"),
     Case("qid float", with_(qid=1.5), "an int or a string", 2, "qid"),

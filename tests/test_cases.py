@@ -111,7 +111,7 @@ def test_what_is_dropped_is_counted(case: Any, tmp_path: Path) -> None:
     truth.write_text(lines(GT | {"relevant_windows": [[2, 2]]}, GT | SECOND))
     found = run("evaluate", case("pred_two.jsonl"), truth, "--past-end", "drop", "--json")
     assert json.loads(found.stdout)["brief"]["MR-full-mIoU"] == 100.0
-    assert "1 moments that are no stretch of their video were left out, and with them 1 rows" in found.stderr
+    assert "1 moments that do not lie within their video were left out, and with them 1 rows" in found.stderr
 
 
 @pytest.mark.parametrize("command", ["evaluate", "validate"])

@@ -136,7 +136,7 @@ def test_agents_are_compared_with_each_other(read: Reader) -> None:
 def test_it_begins_with_what_was_found(read: Reader) -> None:
     text = "".join(read.text)
     assert "ppo: R1@0.7 +1.5 [+0.2, +2.8]: improved" in text
-    assert "tp & rl: R1@0.7 +0.5 [-1.0, +2.0]: no change that can be told from chance" in text
+    assert "tp & rl: R1@0.7 +0.5 [-1.0, +2.0]: no significant change" in text
     assert text.index(": improved") < text.index("Results on test queries")
 
 

@@ -153,8 +153,9 @@ def test_the_command_line_overrides_aloud(
     predict.main([*command, "--batch-size", "4", "--recipe", "charades"])
     assert "overrides" not in capsys.readouterr().err
     assert_submission(out, golden / "submission_tiny_evalbsz4.jsonl")
-    with pytest.raises(DataError, match="--batch-size: 0; expected at least 1"):
+    with pytest.raises(SystemExit):
         predict.main([*command, "--batch-size", "0"])
+    assert "argument --batch-size: is '0'; expected a whole number from 1" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"--recipe: is 'tacos'.*trained on charadesSTA, expected 'charades'"):
         predict.main([*command, "--recipe", "tacos"])
 

@@ -71,7 +71,7 @@ def test_a_run_ends_in_words() -> None:
     rows["worse"] = {"change": told["references"]["random"]["change"], "chosen_rounds": [1]}
     assert lines(told) == [
         "ppo: R1@0.7 +1.5 [+0.2, +2.8]: improved",
-        "tp & rl: R1@0.7 +0.5 [-1.0, +2.0]: no change that can be told from chance",
+        "tp & rl: R1@0.7 +0.5 [-1.0, +2.0]: no significant change",
         "kept: R1@0.7 +0.0 [+0.0, +0.0]: fell back to the detector in every run",
         "worse: R1@0.7 -1.5 [-2.8, -0.2]: became worse",
     ]

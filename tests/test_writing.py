@@ -214,8 +214,8 @@ def test_every_changed_byte_of_a_state_is_seen(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"a": 1, "a": 2}', "'a' stands there twice"),
-        ('{"a": {"b": 1, "b": 1}}', "'b' stands there twice"),
+        ('{"a": 1, "a": 2}', "'a' appears twice"),
+        ('{"a": {"b": 1, "b": 1}}', "'b' appears twice"),
         ('{"a": NaN}', "NaN is no JSON number"),
         ("[" * 200_000, "is not JSON"),
         ("[1]", "expected a JSON object"),

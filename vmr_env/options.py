@@ -54,10 +54,10 @@ def option(
     Args:
         default: value where the option is not given; `dataclasses.MISSING` for an option that must be.
         help: what it is for. The default is added to it.
-        group: heading of the help text under which it stands.
+        group: heading above it in the help text.
         choices: the values that it may have; all where there are none.
         least: smallest number that makes sense; `out_of_range` tells smaller ones.
-        metavar: what stands for its value in the help text.
+        metavar: placeholder of its value in the help text.
         repeated: whether it takes one value and may be given several times, instead of several values.
         empty: whether it may be given without any value.
         bare: its value where it is given without one; None where it needs one.
@@ -67,7 +67,7 @@ def option(
 
 
 def argument(help: str) -> Any:
-    """A field for an argument that is told by its place."""
+    """A field for a positional argument."""
     return field(metadata={"form": _Form(help, positional=True)})
 
 
@@ -129,7 +129,7 @@ def _flag(one: Field[Any]) -> str:
 
 
 def _arguments(one: Field[Any], kind: Any, form: _Form) -> dict[str, Any]:
-    """What argparse is told of a field."""
+    """Arguments of argparse's `add_argument` for a field."""
     told: dict[str, Any] = {"help": form.help}
     if one.default not in (MISSING, None, (), False):
         shown = " ".join(map(str, one.default)) if isinstance(one.default, tuple) else one.default

@@ -69,10 +69,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the out-of-fold judgement said."""
+    """Result of the out-of-fold evaluation."""
 
     rounds: tuple[int, ...]
-    """Rounds after which the members were judged."""
+    """Rounds after which the members were evaluated."""
     gains: tuple[float, ...]
     """Mean gain in `quality` over all training samples, out of fold, after each of them."""
     chosen: int
@@ -81,7 +81,7 @@ class Selection:
     """Environment steps of all members together, as far as the agent reports them in `charts/steps`."""
     uses: tuple[tuple[float, ...], ...] = ()
     """What was made of the detector's moments then: shares of `vmr_env.agents.evaluation.USES`. Empty where
-    nobody recorded it."""
+    it was not recorded."""
 
 
 class CrossFittedEnsemble:
@@ -213,7 +213,7 @@ def _uses(cache: DecoderStateCache, parts: Sequence[Refined]) -> tuple[float, ..
 
 
 def quality(tiou: Array) -> Array:
-    """What members are judged by: the mean of a moment's tIoU and of its hits at tIoU 0.5 and 0.7.
+    """Score of members: the mean of a moment's tIoU and of its hits at tIoU 0.5 and 0.7.
 
     So its mean over queries is that of mIoU, R1@0.5 and R1@0.7. By tIoU alone, moments that grow towards the
     average length count as better, also where recall pays for it.

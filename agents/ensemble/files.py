@@ -7,7 +7,7 @@ The header's entry "ensemble" is a JSON object:
     members  for each its "class" (`module:Class`), "config" (settings, or null), "width" (of observations)
              and "state" (`vmr_env.agents.base.Agent.state_dict`)
 
-In a state, {"tensor": name} and {"array": name} stand for tensors and NumPy arrays, {"dict": [[key, value],
+In a state, {"tensor": name} and {"array": name} represent tensors and NumPy arrays, {"dict": [[key, value],
 …]} for a dict and {"list": […]} for a list. "sha256" is the hash of that object's text and of all tensors.
 """
 

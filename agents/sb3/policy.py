@@ -3,7 +3,7 @@
     env = NativeVecEnv(VMRVectorEnv(256, "charades", observation="dict", autoreset_mode="SameStep"))
     model = PPO(RefinementPolicy, env, gamma=1.0)
 
-Observations must be a `Dict`, which says where each component stands; actions must be discrete. Where the
+Observations must be a `Dict`, which gives the place of each component; actions must be discrete. Where the
 component `action_mask` is among them, impossible actions are never taken; where it is not, they are as likely
 as others and change nothing.
 """
@@ -25,11 +25,11 @@ ENOUGH = 1024
 
 
 class DictLayout:
-    """Where the components of a `Dict` stand once they are flat and side by side, in the order of its keys.
+    """Slices of the components of a `Dict` when flattened in the order of its keys.
 
     Attributes:
         shapes: shape of each component.
-        slices: where each stands in the flat vector.
+        slices: of each component in the flat vector.
     """
 
     def __init__(self, space: spaces.Dict) -> None:

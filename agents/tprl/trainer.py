@@ -139,7 +139,7 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
         if now.span:
             span = self._span_loss(spans, matches.top(regressed), log_pi.gather(1, columns[:, :regressed]))
         if now.score:
-            # What nobody reads stays 0: with "score_greedy" all but the best-scored and the drawn proposals.
+            # Unused entries stay 0: with "score_greedy" all but the best-scored and the drawn proposals.
             reward = torch.zeros_like(log_pi).scatter(1, columns, self._rewards(known, moments, matches))
             score = score_loss(
                 log_pi,
@@ -198,7 +198,7 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
 
 
 class _FirstChannel(nn.Module):
-    """Stands for layers whose output nobody reads."""
+    """Replaces layers whose output is not used."""
 
     def forward(self, states: Tensor) -> Tensor:
         """One channel of ``states (..., D)``."""

@@ -5,8 +5,8 @@
 
 Charades-STA was made from the action labels of the parent data set, so features made from those labels hold
 the answer, blurred by the noise below. They show what a model does with features of a stated quality; they
-are no video features, are always labelled `annotation-derived`, and figures made from them stand for nothing
-else.
+are no video features, are always labelled `annotation-derived`, and figures made from them are evidence
+for nothing else.
 
 The noise model, per video:
 

@@ -86,7 +86,7 @@ class OfficialFeatures:
     Attributes:
         folders: folders in channel order.
         array: name of the array in an ``.npz`` file.
-        prefix: what stands before the key in file names.
+        prefix: of file names, before the key.
         normalise: whether rows are L2-normalised.
     """
 
@@ -121,7 +121,7 @@ class OfficialFeatures:
         return np.concatenate([part[:length] for part in parts], axis=1)
 
     def file(self, folder: Path, key: str) -> NDArray[Any]:
-        """The array of one key in one folder as it stands, ``(T, D)``.
+        """The array of one key in one folder, unchanged, ``(T, D)``.
 
         Raises:
             DataError: as `read` does.

@@ -44,7 +44,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "--past-end",
         choices=PAST_END,
         default="clip",
-        help="what to do with moments that are no stretch of their video (default: clip)",
+        help="what to do with moments that do not lie within their video (default: clip)",
     )
     parser.add_argument("--clips", type=Path, help="feature store of clips (not for blind recipes)")
     parser.add_argument("--text", type=Path, help="feature store of text tokens")
@@ -52,7 +52,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_samples(paths: Sequence[Path], past_end: PastEnd) -> list[Annotation]:
-    """Annotations of all files, under one rule for moments that are no stretch of their video."""
+    """Annotations of all files, under one rule for moments that do not lie within their video."""
     return [row for path in paths for row in read_annotations(path, past_end=past_end)]
 
 

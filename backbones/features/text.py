@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in options.files:
         found = read_sentences(path)
         if repeated := sorted(found.keys() & sentences.keys()):
-            parser.error(f"{path}: qid {repeated[0]} stands in an earlier file too")
+            parser.error(f"{path}: qid {repeated[0]} is also in an earlier file")
         sentences |= found
     encoder = SentenceEncoder(options.model, device=options.device, batch_size=options.batch_size)
     store = build_text_store(options.out, sentences, encoder, cache=options.cache)

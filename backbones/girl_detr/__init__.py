@@ -20,8 +20,8 @@ sets the faults right. Each repair has a name, and any subset can be made (``rep
   `loss_means`, `loss_padding`, `constant_hard_weight`;
 * training steps that take less time: `half_negatives`, `shared_dropout`.
 
-One part is not the paper's: with ``query_selection=True`` the decoder starts from spans that the encoded
-clips speak for, instead of anchors that are the same for every video (`query_selection`). From a thousand
+One part is not the paper's: with ``query_selection=True`` the decoder starts from spans scored by the
+encoded clips, instead of anchors that are the same for every video (`query_selection`). From a thousand
 training videos that is worth nine points of R1@0.7 (benchmarks/RESULTS.md). It is off by default and works
 with either behaviour.
 

@@ -205,7 +205,7 @@ def _official_state(content: Mapping[str, Any], key: str, path: PathLike) -> dic
 
 
 class _Options(NamedTuple):
-    """Official options, where they stand, and whether `v_feat_dim` still lacks the endpoint channels."""
+    """Official options, where they were found, and whether `v_feat_dim` still lacks the endpoint channels."""
 
     values: dict[str, Any]
     where: str

@@ -42,7 +42,7 @@ class CrossBranch(nn.Module):
     """Attention to the other modality, dropout, linear.
 
     The linear layer and the output projection of the attention, one behind the other, are multiplied into
-    one. So dropout, as published between the two, stands before them with ``shared_dropout``.
+    one. So dropout, as published between the two, comes before them with ``shared_dropout``.
     """
 
     def __init__(self, width: int, heads: int, p: float, shared_dropout: bool = True) -> None:

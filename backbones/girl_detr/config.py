@@ -26,7 +26,7 @@ REPAIRS: Mapping[str, str] = {
     "sentence_padding": "TGG: the sentence vector is the maximum over real tokens only (Q12).",
     "query_content": (
         "Decoder: queries start from learned content instead of zeros, so the text-guided gate and the first "
-        "layer's self-attention tell them apart (Q13, Q38)."
+        "layer's self-attention distinguish them (Q13, Q38)."
     ),
     "gate_tokens": (
         "TGG: queries attend to the sentence vector and all real tokens, not to the sentence vector alone, "

@@ -51,7 +51,7 @@ def windows(output: GirlDetrOutput, seconds: ArrayLike, settings: WindowSettings
 
     Args:
         output: of the model.
-        seconds: ``(B,)``, length in seconds that a span of 1 stands for. Official predictions take the
+        seconds: ``(B,)``, length in seconds of a span of 1. Official predictions take the
             annotation's duration, though training normalises by the number of clips times their length (Q32).
         settings: see `WindowSettings`.
     """

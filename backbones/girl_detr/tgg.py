@@ -11,7 +11,7 @@ from vmr_env.backbones.girl_detr.layers import Attention, Dropout
 class TextGuidedGating(nn.Module):
     """Queries read the text, a gate weighs what they then read from each other.
 
-    In the official model the queries' content is zero where the gate stands and the text is a single vector.
+    In the official model the queries' content is zero at the gate and the text is a single vector.
     So the gate is the constant 1/2, the output is the same for all queries, and the query and key weights do
     nothing (Q13). The repairs ``query_content`` and ``gate_tokens`` bring all of it to life.
     """

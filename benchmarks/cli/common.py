@@ -42,7 +42,7 @@ def problems_exit_with_1(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def past_end_option(choices: Sequence[PastEnd]) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """The option for moments that are no stretch of their video, with those rules that a command has."""
+    """The option for moments that do not lie within their video, with those rules that a command has."""
     return click.option(
         "--past-end",
         type=click.Choice(choices),

@@ -44,7 +44,9 @@ SOURCE = click.Path(exists=True, path_type=Path)
     help="Of predictions: rescale scores. Default: keep.",
 )
 @click.option(
-    "--scale", type=click.FloatRange(0, min_open=True), help="Of answers: what stands for the video's end."
+    "--scale",
+    type=click.FloatRange(0, min_open=True),
+    help="Of answers: the number that means the end of the video.",
 )
 @past_end_option(PAST_END)
 @click.option(

@@ -91,7 +91,7 @@ def _words(name: str) -> str:
 
 
 def _name(key: str, clips: int, env: VMREnv, actions: Mapping[str, int]) -> str | None:
-    """Name of the action that a key stands for."""
+    """Name of the action of a key."""
     if key == ".":
         return "stop"
     if key in _DIRECTIONS:

@@ -48,7 +48,7 @@ def graft(weights: Path, head: Path, out: Path) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command is told."""
+    """Options of the command."""
 
     weights: Path = argument("folder of the backbone's weights")
     head: Path = argument("the trained head (.safetensors)")

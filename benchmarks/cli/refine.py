@@ -16,7 +16,7 @@ def refine(predictions: Path, queries: Path, agent: Path, out: Path) -> None:
     """Refine a detector's predictions for queries without ground truth, by a trained agent.
 
     QUERIES has qid, vid, query and duration in each row. The result has the order and the fields of
-    PREDICTIONS; what it was made from stands beside it.
+    PREDICTIONS; its provenance is written beside it.
 
     \b
       vmr-env refine my_model.jsonl queries.jsonl --agent runs/tprl/ensemble.safetensors --out refined.jsonl

@@ -298,7 +298,7 @@ def run_all(
     running: dict[Future[None], Run] = {}
     with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=arguments) as pool:
         try:
-            with _interrupts_ignored():  # workers inherit it: they are told by `stop` alone
+            with _interrupts_ignored():  # workers inherit it: only `stop` ends them
                 running = {pool.submit(_work, run): run for run in runs}
             while running:
                 done, _ = wait(running, _POLL, FIRST_COMPLETED)

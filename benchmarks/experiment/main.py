@@ -75,7 +75,7 @@ def carry_out(given: Options, words: Sequence[str]) -> bool:
     options = resolved(given)
     check(options)
     if not options.ablate:
-        chosen_methods(options)  # wrong agents and settings are told before anything is trained
+        chosen_methods(options)  # refuse wrong agents and settings before anything is trained
     make_folder(options)
     with only_writer(options.out):
         return in_folder(options, words)

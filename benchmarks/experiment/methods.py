@@ -151,7 +151,7 @@ class EnvironmentMethod(Method):
         return asdict(self.make.config) if isinstance(self.make, Configured) else {}
 
     def check(self, name: str, fold: Fold, settings: Settings) -> None:
-        """Make an agent and drop it, so that what does not go together is told before anything is learnt.
+        """Make an agent and drop it, so that incompatible settings are refused before training.
 
         Raises:
             DataError: the agent, its settings and the environment's do not go together.

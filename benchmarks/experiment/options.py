@@ -40,7 +40,7 @@ BESIDE = "girl_detr"
 
 @dataclass(frozen=True)
 class Options:
-    """What the main job is told."""
+    """Options of the main job."""
 
     dataset: str = option(EMBEDDED, "name of the data set", group="data")
     predictions: tuple[Path, ...] = option(
@@ -50,7 +50,7 @@ class Options:
     sort: bool = option(False, "bring the windows of prediction files by falling score first", group="data")
     past_end: PastEnd = option(
         "error",
-        "what to do with annotated moments that are no stretch of their video",
+        "what to do with annotated moments that do not lie within their video",
         group="data",
         choices=("error", "clip", "drop"),
     )

@@ -74,7 +74,7 @@ def gather(
 
     Args:
         heading: what was run, in a sentence or two.
-        record: what stands in `results.json`.
+        record: contents of `results.json`.
         truth: ground truth of the test queries.
         detector: the answers that the agents are compared with.
         start: the answers that the agents start from; others in a pool of detectors.
@@ -296,7 +296,7 @@ def _variants(record: Mapping[str, Any]) -> list[tuple[str, str, list[Mapping[st
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """Settings by name as text; a schedule is told by the epochs of its stages and its coefficient."""
+    """Settings by name as text; a schedule is shown as the epochs of its stages and its coefficient."""
     settings = {name: value for name, value in config.items() if name != "schedule"}
     if schedule := config.get("schedule"):
         settings["rl_coef"] = schedule.get("rl_coef")
@@ -323,7 +323,7 @@ def _facts(page: Page) -> dict[str, str]:
 
 
 def _run(run: Mapping[str, Any]) -> dict[str, str]:
-    """What the run wrote down about itself, but for what stands elsewhere on the page."""
+    """Facts about the run that appear nowhere else on the page."""
     apart = ("command", "notes", "submission_times")  # the last is a setting
     return dict(_flat({name: value for name, value in run.items() if name not in apart}))
 

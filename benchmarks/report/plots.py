@@ -35,7 +35,7 @@ class _Axes:
         y: lowest and highest value shown.
         width: of the picture.
         height: of the picture.
-        left: of the plot; what is named at its left stands there.
+        left: edge of the plot, in pixels; row names are left of it.
         parts: elements so far.
     """
 
@@ -76,12 +76,12 @@ class _Axes:
         self.parts.append(f'<circle class="{name}" {place}><title>{escape(says)}</title></circle>')
 
     def name(self, text: str, y: float) -> None:
-        """What stands over a row, at its left."""
+        """Text above a row, at its left."""
         left, top = self.at(self.x[0], y)
         self.parts.append(f'<text class="name" x="{left + 2:.1f}" y="{top:.1f}">{escape(text)}</text>')
 
     def label(self, text: str, y: float) -> None:
-        """What stands left of the plot, beside a row."""
+        """Text left of the plot, beside a row."""
         _, top = self.at(self.x[0], y)
         place = f'x="{self.left - 8}" y="{top + 4:.1f}" text-anchor="end"'
         self.parts.append(f'<text class="name" {place}>{escape(text)}</text>')
@@ -277,7 +277,7 @@ def shares(used: Mapping[str, Doubles], kinds: Sequence[str], title: str, x_labe
     """Stacked bars of shares that make up a whole; the kinds have the classes `k0`, `k1`, ….
 
     Args:
-        used: what is told of -> shares of the kinds.
+        used: series name -> shares of the kinds.
         kinds: their names.
         title: of the picture.
         x_label: what the shares are of.

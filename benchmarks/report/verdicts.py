@@ -24,14 +24,14 @@ def verdict(row: Mapping[str, Any]) -> str:
         return "improved"
     if change["high"] < 0:
         return "became worse"
-    return "no change that can be told from chance"
+    return "no significant change"
 
 
 def lines(record: Mapping[str, Any]) -> list[str]:
     """A line for each agent, best first, and what to try next where none improved.
 
     Args:
-        record: what stands in `results.json`.
+        record: contents of `results.json`.
     """
     agents = sorted(record["agents"].items(), key=lambda item: -item[1]["change"][MEASURE]["mean"])
     said = []
@@ -48,7 +48,7 @@ def advice(record: Mapping[str, Any]) -> str:
     """What to try where no agent improved the detector's moments.
 
     Args:
-        record: what stands in `results.json`.
+        record: contents of `results.json`.
     """
     ceiling = record["references"].get(_CEILING)
     if ceiling is not None and ceiling["change"][MEASURE]["mean"] < _LITTLE:

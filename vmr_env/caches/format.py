@@ -108,7 +108,7 @@ class Ragged:
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """Type and shape of one array; letters in the shape stand for the sizes that the manifest tells.
+    """Type and shape of one array; letters in the shape are sizes from the manifest.
 
     The letter "*" is the length of a ragged array, which only its offsets know; dtype None is the manifest's.
     """
@@ -227,7 +227,7 @@ def open_arrays(
     return arrays
 
 
-# What `np.save` writes before a plain array; the pattern stands in for evaluating the header as Python.
+# What `np.save` writes before a plain array; matching it avoids evaluating the header as Python.
 _NPY_START = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
     rb"\{'descr': '([^']*)', 'fortran_order': (True|False), 'shape': \((\d{1,18}(?:, \d{1,18})*),?\), \} *\n"
@@ -330,7 +330,7 @@ def manifest_problems(where: str, raw: Mapping[str, Any], *, check_files: bool =
         for key, (holds, expected) in _RULES.items()
         if key in raw and not holds(raw[key])
     ]
-    # A file of another format or version owes us nothing: its other differences would only hide that.
+    # Report only that the format or version differs: every other difference follows from it.
     foreign = [problem for problem in problems if problem.field in ("format", "version")]
     return foreign or problems or (_file_problems(where, raw) if check_files else [])
 

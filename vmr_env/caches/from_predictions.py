@@ -67,7 +67,7 @@ def build_prediction_cache(
           difference is an error;
         - where some queries have no saliency curve, the cache has none, with a warning;
         - the saliency of a pool is the mean of the curves of the models that have one, each brought to mean 0
-          and deviation 1 over the video (before a zero is added); a single model's stands as in its file.
+          and deviation 1 over the video (before a zero is added); a single model's curve is as in its file.
 
     Args:
         path: folder of the new cache.
@@ -83,7 +83,7 @@ def build_prediction_cache(
             out and counts them (`predictions_dropped`).
         sort: bring the windows of each row by falling score first; those of equal score keep their order.
         scores: rescale the scores of each file, which must lie within [0, 1]; see `Scores`.
-        past_end: rule for moments that are no stretch of their video: "error", "clip" or "drop" of `PastEnd`.
+        past_end: rule for moments that do not lie within their video: "error", "clip" or "drop" of `PastEnd`.
             A cache holds none, so that "keep" is refused.
         labelled: False makes a cache of queries without ground truth, to be refined and no more: rewards,
             training and figures refuse it. `annotations` then are rows with `qid`, `vid`, `query` and
@@ -150,7 +150,7 @@ def build_prediction_cache(
         models=[model.name for model in pool],
         clip_seconds=profile.clip_seconds,
         backbone_kind="prediction files" if len(pool) > 1 else "prediction file",
-        # One file stands for its weights; a pool for the hashes of its files, in their order.
+        # The hash of one file identifies its model; a pool is identified by its files' hashes, in order.
         backbone_sha256=hashes[0] if len(pool) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
         overwrite=overwrite,
         notes={

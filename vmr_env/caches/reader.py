@@ -1,7 +1,7 @@
 """The decoder-state cache: the frozen proposals of all samples of one split, memory-mapped.
 
 `DecoderStateCache.open` gives access to a cache folder; `CacheWriter` and `write_cache` make one. The format
-stands in `vmr_env.caches.format`.
+is described in `vmr_env.caches.format`.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 LABELLED = "labelled"
-"""Note of a manifest: False where the queries have no ground truth, and whole videos stand in its place."""
+"""Note of a manifest: False where the queries have no ground truth, and whole videos are used instead."""
 
 _VERIFY_ROWS = 4096
 _OPENINGS = 5  # tries to open a folder that others replace meanwhile
@@ -234,7 +234,7 @@ class DecoderStateCache:
         problems = []
         qids = self.qids()
         if (row := first_repeated(qids)) is not None:
-            message = f"{qids[row]!r} stands there twice"
+            message = f"{qids[row]!r} appears twice"
             problems.append(Problem(str(self.path / SAMPLES_FILE), row + 1, "qid", message))
         for first, batch in self._batches(qids):
             problems += content_problems(batch, len(self.manifest["models"]), str(self.path), first)

@@ -207,7 +207,7 @@ def _qid(text: str, is_int: bool) -> int | str:
 
 
 def first_repeated(qids: Sequence[int | str], seen: Set[str] = frozenset()) -> int | None:
-    """Index of the first qid whose text stands before it or in `seen`; None where all are new."""
+    """Index of the first qid whose text occurs earlier or in `seen`; None if all are new."""
     texts: set[str] = set()
     for index, text in enumerate(map(str, qids)):
         if text in seen or text in texts:

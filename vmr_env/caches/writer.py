@@ -145,7 +145,7 @@ class CacheWriter:
         problems = content_problems(batch, len(self._manifest["models"]), first=self._samples)
         repeated = first_repeated(batch.qids, self._seen)
         if repeated is not None:
-            message = f"{batch.qids[repeated]!r} stands there twice, expected different query ids"
+            message = f"{batch.qids[repeated]!r} appears twice, expected different query ids"
             problems.append(Problem("batch", self._samples + repeated + 1, "qids", message))
         if problems:
             raise DataError(problems)

@@ -15,7 +15,7 @@ from vmr_env.errors import DataError, Problem, check_choice, conclude, shorten
 from vmr_env.files.text import PathLike, name_of, read_lines, write_text
 
 PastEnd: TypeAlias = Literal["error", "clip", "keep", "drop"]
-"""What to do with moments that are no stretch of their video: that end after it, start before it, or have no
+"""What to do with moments that do not lie within their video: that end after it, start before it, or have no
 length.
 
 "error" reports them. "clip" cuts them to the video; one of which nothing would be left stays an error. "keep"
@@ -111,12 +111,12 @@ def saliency_faults(clip_ids: NDArray[Any], saliency: NDArray[Any], clips: float
 def read_annotations(path: PathLike, *, past_end: PastEnd = "error") -> list[Annotation]:
     """Rows of a moment-detr annotation file (`.jsonl`, `.jsonl.gz`), in file order.
 
-    Unknown fields are ignored. Where saliency (`relevant_clip_ids` and `saliency_scores`) stands in some rows
-    only, a `DataWarning` tells. Rows that repeat an earlier one under another qid are kept.
+    Unknown fields are ignored. If only some rows have saliency (`relevant_clip_ids` and `saliency_scores`), a
+    `DataWarning` says so. Rows that repeat an earlier one under another qid are kept.
 
     Args:
         path: the file.
-        past_end: rule for moments that are no stretch of their video; see `PastEnd`.
+        past_end: rule for moments that do not lie within their video; see `PastEnd`.
 
     Raises:
         DataError: all problems of the file at once.
@@ -166,7 +166,7 @@ def annotations_from(
     Args:
         rows: the rows.
         where: name of the argument, for messages.
-        past_end: rule for moments that are no stretch of their video; see `PastEnd`.
+        past_end: rule for moments that do not lie within their video; see `PastEnd`.
         dropped: takes the qids of rows that the rule "drop" left out, as text.
 
     Raises:
@@ -198,7 +198,7 @@ class _Tally:
             yield f"{self.cut} moments that leave their video were cut to it{rounding}"
         if self.dropped:
             yield (
-                f"{self.dropped} moments that are no stretch of their video were left out, and with them "
+                f"{self.dropped} moments that do not lie within their video were left out, and with them "
                 f"{len(self.rows)} rows that have no other"
             )
 
@@ -255,15 +255,15 @@ def _annotation(row: Row, past_end: PastEnd) -> Annotation | None:
         return Annotation(qid, vid, query, duration, moments, clip_ids, saliency)
     except DataError as error:
         row.adopt(error)
-        if past_end != "keep":  # what can be told without a duration is told too
+        if past_end != "keep":  # faults that need no duration are reported too
             start, end = moments.T
             for i in np.flatnonzero(np.isfinite(start + end) & ((start < 0) | (start >= end))).tolist():
-                row.note(f"relevant_windows[{i}]", _no_stretch(moments[i], np.inf))
+                row.note(f"relevant_windows[{i}]", _outside_video(moments[i], np.inf))
         return None
 
 
 def _settle(row: Row, annotation: Annotation, past_end: PastEnd, tally: _Tally) -> Annotation | None:
-    """The annotation under the rule for moments that are no stretch of their video; None where it has none.
+    """The annotation under the rule for moments that do not lie within their video; None where it has none.
 
     Problems are noted in the row, and what was cut or left out is counted.
     """
@@ -279,7 +279,7 @@ def _settle(row: Row, annotation: Annotation, past_end: PastEnd, tally: _Tally) 
     left = fits | cut
     if past_end != "drop":
         for i in np.flatnonzero(~left).tolist():
-            row.note(f"relevant_windows[{i}]", _no_stretch(moments[i], duration))
+            row.note(f"relevant_windows[{i}]", _outside_video(moments[i], duration))
         if row.problems:
             return None
     tally.cut += int(cut.sum())
@@ -291,8 +291,8 @@ def _settle(row: Row, annotation: Annotation, past_end: PastEnd, tally: _Tally) 
     return replace(annotation, moments=np.where(cut[:, None], inside, moments)[left])
 
 
-def _no_stretch(moment: NDArray[np.float64], duration: float) -> str:
-    """What is wrong with a moment (2,) that is no stretch of its video, and what allows it."""
+def _outside_video(moment: NDArray[np.float64], duration: float) -> str:
+    """What is wrong with a moment (2,) that does not lie within its video, and what allows it."""
     start, end = moment.tolist()
     if 0 <= start < end:
         place = "starts" if start >= duration else "ends"

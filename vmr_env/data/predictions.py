@@ -118,7 +118,7 @@ def parse_predictions(
 
 
 def is_unsorted(row: Prediction) -> bool:
-    """Whether a window stands after one of lower score."""
+    """Whether a window follows one of lower score."""
     return bool((np.diff(row.windows[:, 2]) > 0).any())
 
 

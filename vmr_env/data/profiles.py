@@ -59,7 +59,7 @@ class DatasetProfile:
         max_clips: clips read of a video; longer ones are cut there.
         max_query_tokens: text tokens read of a query.
         max_windows: ground-truth moments used of a query in training.
-        length_ranges: lengths of ground truth that mAP is told apart by.
+        length_ranges: ranges of moment length for which mAP is also reported.
         has_saliency: whether annotations rate clips, so that highlight metrics exist.
         splits: names of the splits, in the order train, validation, test.
         submission_step: published detectors round their submission windows to multiples of this (seconds).

@@ -15,7 +15,7 @@ from vmr_env.files.text import PathLike, name_of, read_lines
 Qid: TypeAlias = int | str
 Number = TypeVar("Number", np.float64, np.int64)
 Fault: TypeAlias = tuple[str, str]
-"""Field and message: a problem before it is known where the value stands."""
+"""Field and message of a problem whose file and row are not known yet."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {shorten(twice)} stands twice")
+        raise ValueError(f"key {shorten(twice)} appears twice")
     return result
 
 
@@ -57,7 +57,7 @@ def decode_json(where: str, row: int | None, text: str, problems: list[Problem])
 class Row:
     """One row under inspection: typed access to its fields, noting a problem for each one that does not fit.
 
-    Getters return None where the field is unusable; the problem then stands in `problems`. Beside JSON's own
+    Getters return None where the field is unusable; the problem is added to `problems`. Beside JSON's own
     types they take NumPy's numbers and arrays, for rows made in memory.
     """
 
@@ -284,7 +284,7 @@ def collect(
 ) -> dict[int, Record]:
     """Records by row number; problems of rows, alone and beside each other, are added to `problems`.
 
-    Two qids are the same when their text is equal (7 and "7"). Saliency that stands in some rows only is a
+    Two qids are the same when their text is equal (7 and "7"). Saliency in some rows only is a
     warning; windows that stand in no row are one error for all of them.
     """
     records: dict[int, Record] = {}

@@ -1,6 +1,6 @@
-"""Splitting samples by video, so that no video stands on both sides.
+"""Splitting samples by video, so that both parts never share a video.
 
-What counts as one video is the data set's to say: `DatasetProfile.source_video` tells it from a vid.
+The data set defines what counts as one video: `DatasetProfile.source_video` maps a vid to it.
 """
 
 from collections.abc import Mapping, Sequence

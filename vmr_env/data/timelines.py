@@ -38,7 +38,7 @@ class ClipFeatures(Protocol):
 
 
 class NoEvidence:
-    """Stands for features where there are none: every clip of every video is zero."""
+    """Placeholder for missing features: every clip of every video is zero."""
 
     def __init__(self, dim: int) -> None:
         self.dim = dim

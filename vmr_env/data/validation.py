@@ -54,14 +54,14 @@ def validate_predictions(
     scores outside [0, 1], qids that are unknown or missing, other videos than the annotations' and, with a
     data set, saliency curves that do not fit the clips. Warnings: windows that are not by falling score or
     look normalised and, with annotations, another sentence, a number of saliency scores other than that of
-    clips, windows that look counted in clips, and windows past the end. A kind of warning stands once, at its
-    first row, with a count.
+    clips, windows that look counted in clips, and windows past the end. Each kind of warning is
+    given once, at its first row, with a count.
 
     Args:
         path: the prediction file.
-        annotations: ground truth of the same split, a file or rows; its own problems are told too.
+        annotations: ground truth of the same split, a file or rows; its own problems are reported too.
         profile: the data set, whose clips saliency curves are compared with.
-        past_end: rule for moments that are no stretch of their video; see `PastEnd`.
+        past_end: rule for moments that do not lie within their video; see `PastEnd`.
     """
     problems: list[Problem] = []
     refused: set[str] = set()

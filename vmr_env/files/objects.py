@@ -90,9 +90,7 @@ def _different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(
-            f"key {shorten(next(key for key in keys if keys.count(key) > 1))} stands there twice"
-        )
+        raise ValueError(f"key {shorten(next(key for key in keys if keys.count(key) > 1))} appears twice")
     return content
 
 

@@ -139,7 +139,7 @@ def f1(predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
 def matched_overlaps(overlaps: AnyFloats) -> AnyFloats:
     """tIoU of each window with the free moment of highest tIoU, in order: (P, K, G) -> (P, K).
 
-    Negative overlaps mark padding; NaN stands where no moment is free.
+    Negative overlaps mark padding; NaN marks windows without a free moment.
     """
     result = np.full(overlaps.shape[:2], np.nan)
     free = np.ones((len(overlaps), overlaps.shape[2]), bool)

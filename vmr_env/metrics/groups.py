@@ -1,7 +1,7 @@
 """Queries by what they ask for: how long and where the moment is, how long the video, how the sentence is
 put.
 
-Where a query has several moments, the longest stands for it, the first of equals. No group looks at
+Where a query has several moments, the longest counts, and the first of equally long ones. No group looks at
 predictions, so that two models are compared on the same queries.
 """
 
@@ -28,7 +28,7 @@ POSITIONS = ("first third", "middle third", "last third")
 """Thirds of the video, by the centre of the moment."""
 
 DURATION_LIMITS = (30.0, 60.0, 180.0, 600.0)
-"""Seconds up to which videos are told apart by length."""
+"""Upper bounds in seconds of the groups of videos by length."""
 
 DURATIONS = (*(f"up to {limit:g} s" for limit in DURATION_LIMITS), f"over {DURATION_LIMITS[-1]:g} s")
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURES = ("R1@0.5", "R1@0.7", "mIoU", "mAP")
-"""What tables show unless they are told otherwise."""
+"""Measures that tables show by default."""
 
 _RECALL = re.compile(r"R([1-9]\d*)@(0?\.\d+)")
 

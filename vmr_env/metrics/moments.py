@@ -70,7 +70,7 @@ def evaluate(
         match_number: both sides must have the same qids; with False only the shared ones are scored, and a
             `DataWarning` says how many they are.
         missing: what a query without an answer is: "error", or a "miss", which a `DataWarning` counts.
-        past_end: rule for moments that are no stretch of their video; see `PastEnd`. The original keeps them
+        past_end: rule for moments that do not lie within their video; see `PastEnd`. The original keeps them
             without a word. Windows of predictions that start before 0 s are refused under "error", and scored
             as they stand under every other rule.
 
@@ -392,7 +392,7 @@ def score_highlights(
     order = np.argsort(-values, axis=1)
     values = np.take_along_axis(values, order, axis=1)
     ranked = np.take_along_axis(ratings, order[:, None], axis=2)
-    # Equal scores are one point of the curve: the last clip of each tie stands for it.
+    # Equal scores are one point of the curve: each tie is represented by its last clip.
     points = np.isfinite(values)
     points[:, :-1] &= values[:, 1:] != values[:, :-1]
     return {

@@ -37,8 +37,9 @@ def rewards_for_text(
         completions: (n,), what the model wrote.
         relevant_windows: (n,), the moments of each query, [[start s, end s], …]; [] where there is none.
         duration: (n,), seconds; needed by answers in per cent or on a scale.
-        scale: (n,), what stands for the video's end in answers that are no seconds, such as 100; None for
-        seconds. columns: what else the trainer passes on; not looked at.
+        scale: (n,), the number for the end of the video in answers that are no seconds, such as 100; None for
+            seconds.
+        columns: further columns that the trainer passes on; not used.
 
     Raises:
         DataError: a query has no ground truth, columns differ in length, or a completion is no text.

@@ -23,7 +23,7 @@ SHOWN_MOVES = 7
 """Spans of the trajectory that are shown, at most: the first and the last ones."""
 
 TEXT_COLUMNS = 100
-"""Widest line of `render_ansi`, in terminal columns, unless it is told another."""
+"""Widest line of `render_ansi`, in terminal columns by default."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ _SALIENCY: Colour = (204, 121, 167)
 _LEFT, _RIGHT = 120, 820
 """Pixels where the video starts and ends."""
 _TOP, _BOTTOM = 108, 500
-"""Pixels where what stands over the time axis starts and ends."""
+"""First and last pixel of the drawing over the time axis."""
 _MOVES_TOP, _PROPOSALS_TOP, _SALIENCY_TOP = 175, 282, 432
 _MOVE_PITCH = (_PROPOSALS_TOP - _MOVES_TOP - 9) // SHOWN_MOVES
 _MARGIN = 20

@@ -71,7 +71,7 @@ def convert_annotations(
         format: one of `ANNOTATION_FORMATS`; None guesses.
         durations: video lengths in seconds, for formats that do not tell them; see `read_durations`.
         questions: the table of sentences, for formats that have them apart.
-        past_end: rule for moments that are no stretch of their video; see `PastEnd`.
+        past_end: rule for moments that do not lie within their video; see `PastEnd`.
         refused: what to do with rows that cannot be used.
 
     Raises:
@@ -102,7 +102,7 @@ def convert_predictions(
         format: one of `PREDICTION_FORMATS`; None guesses.
         annotations: ground truth of the split, which completes rows that lack video, sentence or duration.
         scores: whether scores are rescaled; see `Scores`.
-        scale: of "answers": what stands for the video's end where bare numbers are no seconds.
+        scale: of "answers": the number for the end of the video where bare numbers are no seconds.
         refused: what to do with rows that cannot be used.
 
     Raises:

@@ -67,7 +67,7 @@ def read_answer(text: str, duration: float | None = None, scale: float | None = 
         text: the answer. Of `<answer>…</answer>` the last one counts, and of anything else what stands
             outside of `<think>…</think>`.
         duration: length of the video in seconds, which per cent and scales need.
-        scale: what stands for the video's end where bare numbers are no seconds, such as 100 or 99.
+        scale: the number for the end of the video where bare numbers are no seconds, such as 100 or 99.
 
     Returns:
         Spans, the statement that there are none, or what was not understood. Spans whose end lies before

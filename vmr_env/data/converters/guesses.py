@@ -22,8 +22,8 @@ TEXTS = ("answer", "response", "output", "prediction", "pred", "completion", "te
 CURVES = ("pred_scores", "scores", "dense_scores", "frame_scores", "clip_scores", "pred_saliency_scores")
 
 MISS = [0.0, 0.0, 0.0]
-"""What stands for no answer: a window without length, of score 0. It overlaps nothing, so it is a miss under
-every metric, and its row stays.
+"""Placeholder for a missing answer: a window without length, of score 0. It overlaps nothing, so it is a miss
+under every metric, and its row stays.
 """
 
 MOST_WINDOWS = 10
@@ -51,7 +51,7 @@ def answers(source: Source, scale: float | None = None) -> Iterator[Row]:
 
     Args:
         source: rows with a text, and their own `scale` where they have one.
-        scale: what stands for the video's end where bare numbers are no seconds.
+        scale: the number for the end of the video where bare numbers are no seconds.
     """
     for number, record in _records(source):
         row = _identified(source, number, record)
@@ -162,7 +162,7 @@ def _truth(source: Source, qid: Any, vid: Any, text: Any) -> Annotation | None:
 
 
 def _scored(source: Source, value: Any) -> Any:
-    """Windows with scores; what is none stays as it stands, to be refused."""
+    """Windows with scores; what is none stays unchanged, to be refused later."""
     if is_list(value) and not len(value):
         source.counts["queries without an answer, which are misses"] += 1
         return [MISS]

@@ -29,7 +29,7 @@ _RATINGS = ("relevant_clip_ids", "saliency_scores")
 def records(source: Source) -> Iterator[Row]:
     """A list of objects or JSON lines, an object for each query, with the fields' names as in `FIELDS`.
 
-    A moment is `[start, end]`, several of them, `"13.4-28.1"`, or stands in `start` and `end`; in seconds. A
+    A moment is `[start, end]`, several of them, `"13.4-28.1"`, or in `start` and `end`; in seconds. A
     row without an id gets its number. Names of video files lose folder and suffix.
     """
     document = source.document()
@@ -53,7 +53,7 @@ def records(source: Source) -> Iterator[Row]:
 
 
 def moments_of(record: Mapping[str, Any], value: Any) -> Any:
-    """Moments as a list of [start, end]; what is none stays as it stands, to be refused."""
+    """Moments as a list of [start, end]; what is none stays unchanged, to be refused later."""
     if value is None and {"start", "end"} <= set(record):
         value = [record["start"], record["end"]]
     if isinstance(value, str):

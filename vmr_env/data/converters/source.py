@@ -61,7 +61,7 @@ class Source:
         return self.content
 
     def row(self, number: int, values: Mapping[str, Any], place: str | None = None) -> Row:
-        """A row to be checked; `place` says where it stands in a document of many levels."""
+        """A row to be checked; `place` says where it is in a document of many levels."""
         return Row(self.name if place is None else f"{self.name}, {place}", number, values)
 
     def fail(self, message: str) -> DataError:
