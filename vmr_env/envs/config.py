@@ -126,7 +126,7 @@ class Task:
             clip_seconds=np.float32(self.cache.manifest["clip_seconds"]),
             longest=offsets.max(),
             offsets=_fixed(offsets, np.float32, 2),
-            choices=_fixed(self.mode.choices, np.int64, 2),
+            choices=_fixed(self.mode.choices, np.uint32, 2),
             samples=_fixed(self._samples, np.int64, 1),
             columns=_fixed(self.observer.columns(kernel.COMPONENTS), np.int64, 1),
         )

@@ -209,10 +209,9 @@ class Episodes:
 
     def seconds(self) -> NDArray[np.float64]:
         """(N, 2), the current spans in seconds."""
-        durations = self.task.tables.durations[self.samples]
         seconds = np.empty((len(self.state), 2))
-        np.multiply(self.state["start"], durations, out=seconds[:, 0], dtype=np.float64)
-        np.multiply(self.state["end"], durations, out=seconds[:, 1], dtype=np.float64)
+        seconds[:, 0], seconds[:, 1] = self.state["start"], self.state["end"]
+        seconds *= self.task.tables.durations[self.samples][:, None]
         return seconds
 
     @property

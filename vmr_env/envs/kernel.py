@@ -157,9 +157,9 @@ class Rules(NamedTuple):
     """The longest offset."""
     offsets: Floats
     """(H, K) float32, where the candidates of a boundary are at each step, the last row at all later ones."""
-    choices: Integers
+    choices: NDArray[np.uint32]
     """(A, 3), of each entry of the mask: a MOVE and its offsets' numbers for start and end, a SWITCH and the
-    proposal's number, or STOP."""
+    proposal's number, or STOP. Unsigned: Numba tests signed indices for negative ones."""
     samples: Integers
     """Rows of the cache to draw from; empty for all."""
     columns: Integers
@@ -504,9 +504,7 @@ def observe(
         part = out[at[_POINTS] :]
         for side in range(2):
             for k in range(positions.shape[1]):
-                cell = cell_of(positions[side, k])
-                for f in range(_POINT_WIDTH):
-                    part[f] = points[cell, f]
+                copy(points[cell_of(positions[side, k])], part)
                 part = part[_POINT_WIDTH:]
     if at[_WHOLE] >= 0:
         copy(points[CELLS, _INTEGRALS:], out[at[_WHOLE] :])

@@ -212,7 +212,7 @@ class VMRVectorEnv(Specified, VectorEnv[Any, Any, Any]):
             "tiou": episodes.tiou.astype(np.float64),
             "span": episodes.seconds(),
             "proposal": episodes.sources.copy(),
-            "action_mask": episodes.mask.astype(np.int8),
+            "action_mask": episodes.mask.view(np.int8).copy(),
         }
         for_all = np.ones((len(told), self.num_envs), bool)
         return told | {f"_{key}": row for key, row in zip(told, for_all, strict=True)}
