@@ -21,10 +21,10 @@ def clip_fraction(log_ratio: Tensor, clip: float) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns): 1 for perfect values, 0 for a constant; NaN where returns
-    are one."""
+    """1 - Var(returns - values) / Var(returns): 1 for perfect values, 0 for a constant and where
+    there is no variance to explain."""
     spread = returns.var(correction=0)
-    return float(1 - (returns - values).var(correction=0) / spread) if spread > 0 else float("nan")
+    return float(1 - (returns - values).var(correction=0) / spread) if spread > 0 else 0.0
 
 
 class UpdateHealth:

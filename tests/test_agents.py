@@ -131,7 +131,7 @@ def test_global_random_numbers_are_left_alone(cache: DecoderStateCache, name: st
 @pytest.mark.parametrize("name", ALL)
 def test_figures_are_named_and_finite(cache: DecoderStateCache, name: str) -> None:
     metrics = ALL[name](environment(cache), 0).update()
-    assert all(key.startswith(("charts/", "losses/")) for key in metrics)
+    assert all(key.startswith(("charts/", "losses/", "health/")) for key in metrics)
     assert np.isfinite(list(metrics.values())).all()
     assert metrics["charts/steps"] % 32 == 0
     assert 0 < metrics["losses/entropy"] < np.log(53)
@@ -208,7 +208,7 @@ def test_ppo_keeps_what_the_clip_forbids(cache: DecoderStateCache) -> None:
     taken = log_policy.gather(1, actions[:, None])[:, 0].detach()
     # Advantages +1 and -1 after normalisation up to a factor; ratios e^0.5 > 1.2 and e^-0.5 < 0.8.
     old = taken - torch.tensor([0.5, -0.5])
-    policy, value, _ = agent._losses(network, *inputs, actions, old, torch.tensor([1.0, -1.0]), said.values)
+    policy, value, *_ = agent._losses(network, *inputs, actions, old, torch.tensor([1.0, -1.0]), said.values)
     (policy + 0 * value).backward()
     # Both are clipped on the side where the clip holds, so nothing moves.
     assert all(p.grad is None or not p.grad.any() for p in network.parameters())

@@ -418,7 +418,7 @@ def test_skrl(native: bool, options: dict[str, Any]) -> None:
     [
         ("sb3-contrib", "sb3_contrib"),
         ("TorchRL", "torchrl"),
-        ("Ray RLlib", "ray"),
+        ("Ray RLlib", "ray.rllib.algorithms.ppo"),
         ("skrl", "skrl"),
         ("Tianshou", "tianshou"),
     ],

@@ -428,9 +428,9 @@ def test_folds_and_parts_keep_the_clips_of_a_source_video_together(
     learnt: list[set[str]] = []
     made = vmr_env.agents.ensemble.cross_fitting.training_environment
 
-    def environment(make: Any, cache: DecoderStateCache, samples: Any, options: Any) -> VMRVectorEnv:
+    def environment(make: Any, cache: DecoderStateCache, samples: Any, *more: Any) -> VMRVectorEnv:
         learnt.append({sources[i] for i in samples.tolist()})
-        return made(make, cache, samples, options)
+        return made(make, cache, samples, *more)
 
     monkeypatch.setattr(vmr_env.agents.ensemble.cross_fitting, "training_environment", environment)
     options = {"proposals": 1}

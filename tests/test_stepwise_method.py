@@ -67,7 +67,9 @@ def test_resuming_gives_the_same_numbers(backbone: Backbone, tmp_path: Path) -> 
     before = json.loads(run.read_text())
     run.unlink()
     assert main([*arguments(backbone, out, *select), "--resume"]) == 0
-    assert {**json.loads(run.read_text()), "seconds": 0} == {**before, "seconds": 0}
+    again = json.loads(run.read_text())
+    assert before.keys() == again.keys()
+    assert all(again[name] == before[name] for name in before if name not in ("seconds", "sha256"))
     assert before["selection"]["steps"] == 2 * 40
 
 
@@ -75,7 +77,7 @@ def test_caches_without_clip_features_are_refused_before_anything_is_learnt(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare = make_backbone(tmp_path / "bare", train=8, select=4, test=4)
-    assert main(arguments(bare, tmp_path / "out")) == 2
+    assert main(arguments(bare, tmp_path / "out")) == 1
     errors = capsys.readouterr().err
     assert "clips: no clip features and text, expected a cache written with the backbone" in errors
     assert errors.count("error: ") == 1

@@ -137,7 +137,7 @@ def _question(number: int, row: Mapping[str, Any]) -> Question | list[Problem]:
     if not isinstance(vid, str) or not vid.strip():
         problems.append(("vid", f"is {shorten(vid)}; expected a non-empty string"))
     known = isinstance(duration, (int, float)) and not isinstance(duration, bool)
-    if not known or not 0 < duration < np.inf:
+    if not known or not 0 < float(duration) < np.inf:  # type: ignore[arg-type]
         problems.append(("duration", f"is {shorten(duration)}; expected seconds, finite and above 0"))
     if problems:
         return [Problem("annotations", number, field, message) for field, message in problems]

@@ -118,6 +118,8 @@ def compared(
     result = {}
     for measure in (name for name in measures() if name in others[0]):
         values = [np.stack([resampling.column(one, measure) for one in each]) for each in (agents, others)]
+        # From a common zero for each query, so that equal answers differ by exactly nothing.
+        values = [of_seeds - values[1].mean(axis=0) for of_seeds in values]
         drawn = [
             np.take_along_axis(resampling.means(of_seeds), chosen, axis=1).mean(axis=1)
             for of_seeds, chosen in zip(values, seeds, strict=True)
