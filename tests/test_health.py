@@ -1,7 +1,5 @@
 """Figures of training health, against enumeration, theory, and what agents log."""
 
-import math
-
 import numpy as np
 import pytest
 import torch

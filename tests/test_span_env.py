@@ -39,7 +39,7 @@ def make(**changes: object) -> gymnasium.Env:
         "queries": QUERIES,
         "grid_clips": 5,
     }
-    return gymnasium.make("vmr_env.envs.span_env:VMR-QVHighlights-Spans-v0", **{**options, **changes})
+    return gymnasium.make("VMR-QVHighlights-Spans-v0", **{**options, **changes})
 
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space m..imum value")

@@ -177,7 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         beliefs = believe(networks, judge)
     relevance = None if options.no_evidence else beliefs.relevance
     answered = answers(judge, beliefs.probabilities, relevance=relevance)
-    print(report(answered, vote_answers(judge), judge.models[0], judge.annotations, profile))
+    truth = read_annotations((options.test or options.train)[0], past_end="keep")
+    print(report(answered, vote_answers(judge), judge.models[0], truth, profile))
     if options.out is not None:
         write_predictions(options.out, answered)
 

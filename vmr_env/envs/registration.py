@@ -22,7 +22,7 @@ _VECTOR_ENV = "vmr_env.envs.vector_env:VMRVectorEnv" if hasattr(gymnasium.vector
 
 
 def register_all() -> None:
-    """Register `VMR-<data set>-v0` and its variants; ids that are there already stay as they are."""
+    """Register `VMR-<data set>-v0`, its variants and `-Spans-v0`; ids that are there already stay."""
     for profile in PROFILES.values():
         _register_ids(profile)
 
@@ -50,3 +50,6 @@ def _register_ids(profile: DatasetProfile) -> None:
                 vector_entry_point=_VECTOR_ENV,
                 kwargs={"dataset": profile.name, **kwargs},
             )
+    name = f"VMR-{profile.env_name}-Spans-v0"
+    if name not in registry:
+        register(id=name, entry_point="vmr_env.envs.span_env:VMRSpanEnv", kwargs={"dataset": profile.name})

@@ -6,13 +6,12 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import register, registry
 from numpy.typing import NDArray
 
 from vmr_env.arrays import Floats
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import Prediction, read_predictions
-from vmr_env.data.profiles import PROFILES, get_profile
+from vmr_env.data.profiles import get_profile
 from vmr_env.data.timelines import CHANNELS, ClipFeatures, Grid, NoEvidence, PaintedTimelines
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
@@ -155,6 +154,7 @@ class VMRSpanEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         timelines = self._timelines
         clips, query = timelines.clip_vectors(self._sample), timelines.query_vectors(self._sample)[0]
         channels = timelines.channels(self._sample, clips, query, range(len(timelines.models)))
+        assert self.observation_space.shape is not None
         observation = np.zeros(self.observation_space.shape, np.float32)
         observation[: len(clips)] = np.concatenate([clips, clips * query, channels], axis=1)
         return observation
@@ -174,14 +174,6 @@ class VMRSpanEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         }
 
 
-def register_span_envs() -> None:
-    """Register `VMR-<data set>-Spans-v0`; ids that are there already stay as they are."""
-    for profile in PROFILES.values():
-        name = f"VMR-{profile.env_name}-Spans-v0"
-        if name not in registry:
-            register(id=name, entry_point=VMRSpanEnv, kwargs={"dataset": profile.name})
-
-
 def _annotations(given: PathLike | Sequence[Annotation]) -> list[Annotation]:
     return read_annotations(given) if isinstance(given, (str, os.PathLike)) else list(given)
 
@@ -192,6 +184,3 @@ def _predictions(given: PathLike | Sequence[Prediction]) -> list[Prediction]:
 
 def _fail(option: str, message: str) -> DataError:
     return DataError(Problem("options", None, option, message))
-
-
-register_span_envs()
