@@ -1,4 +1,4 @@
-"""What an agent makes of given samples: moments, the steps to them, and the submission that metrics read."""
+"""Results of an agent on given samples: moments, the steps to them, and the submission that metrics read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ class Refined(NamedTuple):
 
 
 KINDS = ("start", "move", "switch", "stop")
-"""What a row of `Trajectories` can be."""
+"""Kinds of rows of `Trajectories`."""
 
 
 class Trajectories(NamedTuple):
@@ -140,7 +140,7 @@ def _kinds(mode: ActionMode, actions: Array) -> NDArray[np.intp]:
 
 
 USES = ("kept", "start moved", "end moved", "both moved", "another proposal")
-"""What can become of the detector's moment."""
+"""Fates of the detector's moment."""
 
 
 def shares_of_uses(before: Array, after: Array, switched: Array, least: float) -> tuple[float, ...]:

@@ -42,7 +42,7 @@ class Layout(Protocol):
 
 
 class PolicyValue(NamedTuple):
-    """What a network says about B observations."""
+    """Output of a network for B observations."""
 
     logits: Tensor
     """(B, A), -inf where an action is impossible."""

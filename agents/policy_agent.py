@@ -1,4 +1,4 @@
-"""What our learning agents have in common: members that learn independently and act by their mean policy."""
+"""Base of our learning agents: members that learn independently and act by their mean policy."""
 
 import math
 from abc import abstractmethod

@@ -11,7 +11,7 @@ from vmr_env.arrays import Floats, Ints64
 
 @dataclass(frozen=True)
 class Timeline:
-    """What happens in a video, in units of its T feature rows: time t lies in row floor(t)."""
+    """Events in a video, in units of its T feature rows: time t lies in row floor(t)."""
 
     clips: Floats
     """``(T, D)``."""

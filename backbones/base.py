@@ -46,7 +46,7 @@ class Detector(Protocol):
 
     @property
     def kind(self) -> str:
-        """What it is, in a word."""
+        """Its kind, in a word."""
         ...
 
     @property

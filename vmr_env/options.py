@@ -130,26 +130,26 @@ def _flag(one: Field[Any]) -> str:
 
 def _arguments(one: Field[Any], kind: Any, form: _Form) -> dict[str, Any]:
     """Arguments of argparse's `add_argument` for a field."""
-    told: dict[str, Any] = {"help": form.help}
+    arguments: dict[str, Any] = {"help": form.help}
     if one.default not in (MISSING, None, (), False):
         shown = " ".join(map(str, one.default)) if isinstance(one.default, tuple) else one.default
-        told["help"] += f" (default: {shown})"
+        arguments["help"] += f" (default: {shown})"
     if kind is bool:
-        return told | {"action": "store_true"}
+        return arguments | {"action": "store_true"}
     if form.metavar is not None:
-        told["metavar"] = form.metavar
+        arguments["metavar"] = form.metavar
     if form.choices:
-        told["choices"] = form.choices
-    told["type"] = str if get_origin(kind) is Literal else kind
+        arguments["choices"] = form.choices
+    arguments["type"] = str if get_origin(kind) is Literal else kind
     if form.bare is not None:
-        told |= {"nargs": "?", "const": form.bare}
+        arguments |= {"nargs": "?", "const": form.bare}
     if get_origin(kind) is tuple:
         of_one, *others = get_args(kind)
-        told["type"] = of_one
+        arguments["type"] = of_one
         if form.repeated:
-            told["action"] = "append"
+            arguments["action"] = "append"
         else:
-            told["nargs"] = ("*" if form.empty else "+") if others == [...] else 1 + len(others)
+            arguments["nargs"] = ("*" if form.empty else "+") if others == [...] else 1 + len(others)
     if not form.positional and one.default is MISSING:
-        told["required"] = True
-    return told
+        arguments["required"] = True
+    return arguments

@@ -35,7 +35,7 @@ WEIGHTS_FILE = "weights.safetensors"
 
 
 class Evidence(NamedTuple):
-    """What is known of videos and queries beside predictions."""
+    """Facts about videos and queries beside predictions."""
 
     clips: ClipFeatures
     """Features of each video by vid."""

@@ -57,7 +57,7 @@ def soft_hit(overlaps: Tensor, threshold: float) -> Tensor:
 
 
 def span_numbers(spans: Tensor, windows: Windows) -> Tensor:
-    """What the detector, or the models of a pool, say about each span: `NUMBERS`, (S, 2) -> (B, S, 6)."""
+    """Evidence of the detector, or of the models of a pool, for each span: `NUMBERS`, (S, 2) -> (B, S, 6)."""
     overlaps = span_tiou(spans, windows.spans)
     weights = torch.stack([windows.shares, windows.first], dim=2)  # (B, K, 2)
     tables = [overlaps, *(soft_hit(overlaps, threshold) for threshold in HITS)]
@@ -75,7 +75,7 @@ def best_overlap(spans: Tensor, moments: Tensor) -> Tensor:
 
 
 def gain(overlaps: Tensor) -> Tensor:
-    """What an answer is worth: mean of tIoU and of the hits at 0.5 and 0.7, any shape."""
+    """Value of an answer: mean of tIoU and of the hits at 0.5 and 0.7, any shape."""
     hits = [(overlaps >= threshold).float() for threshold in HITS]
     return (overlaps + hits[0] + hits[1]) / 3
 

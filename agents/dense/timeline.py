@@ -121,7 +121,7 @@ class Timelines(PaintedTimelines):
 
 
 class Draw:
-    """What is random in a training sample: wording of the query, models shown, whether there is evidence."""
+    """Random choices of a training sample: wording of the query, models shown, whether there is evidence."""
 
     def __init__(self, rng: np.random.Generator, models_shown: int, evidence_dropout: float) -> None:
         """Settings as of `trainer.DenseConfig`."""

@@ -126,7 +126,7 @@ def _groups(network: DenseNetwork, config: DenseConfig) -> list[dict[str, Any]]:
 
 
 class Beliefs(NamedTuple):
-    """What networks together say about n queries."""
+    """Joint output of networks for n queries."""
 
     probabilities: Tensor
     """(n, S), zero beyond the video."""

@@ -53,7 +53,7 @@ class Configured:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is; told after every round."""
+    """Progress of a training, reported after every round."""
 
     member: int
     round: int

@@ -24,7 +24,7 @@ STAY = 3  # index of "no change"
 
 
 class DetectedSamples(NamedTuple):
-    """What a frozen detector knows about B samples."""
+    """Output of a frozen detector for B samples."""
 
     clips: Tensor  # (B, L, d) clip features, padded
     mask: Tensor  # (B, L) 1 for a clip, 0 for padding
@@ -34,7 +34,7 @@ class DetectedSamples(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What a policy says of N proposals at each of T steps, given the actions taken."""
+    """Output of a policy for N proposals at each of T steps, given the actions taken."""
 
     log_probs: Tensor  # (T, N)
     entropies: Tensor  # (T, N)

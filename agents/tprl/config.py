@@ -32,7 +32,7 @@ class TprlConfig(HeadConfig):
     threshold_aware: bool = False
     """Raise those weights near a tIoU of 0.7."""
     distance: Distance = "l1"
-    """What L_span makes small."""
+    """Objective of L_span."""
     giou: bool = False
     """Add 1 - GIoU to L_span."""
     policy_input: PolicyInput = "probability"

@@ -17,7 +17,7 @@ VideoLength = Literal["duration", "clips"]
 
 
 class StateBatch(NamedTuple):
-    """What one step of TPRL needs of B samples."""
+    """Inputs of one step of TPRL for B samples."""
 
     states: Tensor  # (B, Q, D) float32
     references: Tensor  # (B, Q, 2) float32: centre, width

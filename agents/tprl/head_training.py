@@ -33,7 +33,7 @@ Rows = NDArray[np.intp]
 Weights = dict[str, Tensor]
 Figures = dict[str, float]
 Proposals = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""What `vmr_env.agents.tprl.validation.propose` gives."""
+"""Result of `vmr_env.agents.tprl.validation.propose`."""
 Config = TypeVar("Config", bound=HeadConfig)
 Epoch = TypeVar("Epoch")
 
@@ -117,7 +117,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         return [{"params": self._weights}]
 
     def _extra(self) -> nn.Module | None:
-        """What learns beside the head and goes into checkpoints."""
+        """Parts that are trained beside the head and saved in checkpoints."""
         return None
 
     def fit(

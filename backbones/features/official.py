@@ -47,7 +47,7 @@ def file_keys(folder: Path, prefix: str = "") -> list[str]:
 
 
 def feature_file_problems(folder: Path) -> list[Problem]:
-    """What is wrong with the files of a folder, or the arrays of an HDF5 file: each read once.
+    """Problems of the files of a folder, or the arrays of an HDF5 file: each read once.
 
     Files that cannot be read, shapes, numbers that are not finite, and widths that differ from the first's.
     """

@@ -53,7 +53,7 @@ class Features(Protocol):
 
 
 def array_problem(array: NDArray[Any], width: int | None = None) -> str | None:
-    """What is wrong with a feature array, as a sentence; None for a good one.
+    """Problem of a feature array, as a sentence; None for a good one.
 
     Args:
         array: the array as read from its file.
@@ -369,7 +369,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         f"an object of {', '.join(f'{name}.npy' for name in _ARRAYS)}",
     ),
 }
-"""What holds for a good value of each key of a manifest, and how the error names it."""
+"""Rule for the value of each key of a manifest, and its wording in errors."""
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

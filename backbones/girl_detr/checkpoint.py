@@ -85,7 +85,7 @@ def load_checkpoint(folder: PathLike) -> GirlDetr:
 
 
 def read_manifest(folder: PathLike) -> dict[str, Any]:
-    """What ``config.json`` of a checkpoint says: ``config``, ``weights``, ``sha256`` and ``notes``."""
+    """Contents of a checkpoint's ``config.json``: ``config``, ``weights``, ``sha256`` and ``notes``."""
     path = Path(folder) / CONFIG_FILE
     described = read_object(path)
     if described.get("format") != FORMAT or described.get("version") != VERSION:

@@ -119,7 +119,7 @@ class GirlDetrConfig:
     selection_overlap: float = 0.7
     """Largest tIoU of two selected anchors."""
     selection_temperature: float = 0.05
-    """How sharply the target of the selection falls off with tIoU."""
+    """Slope with which the target of the selection falls with tIoU."""
 
     set_cost_span: float = 10.0
     set_cost_giou: float = 1.0

@@ -21,7 +21,7 @@ ANCHOR_WIDTH_FLOOR = 0.01
 
 
 class DecoderStates(NamedTuple):
-    """What the decoder says about its queries, one entry per layer."""
+    """Output of the decoder for its queries, one entry per layer."""
 
     states: Tensor  # (layers, B, Q, d)
     references: Tensor  # (layers, B, Q, 2): the anchor (centre, width) that each layer started from

@@ -9,7 +9,7 @@ from vmr_env.backbones.girl_detr.layers import Attention, Dropout, FeedForward, 
 
 
 class Memory(NamedTuple):
-    """What the encoder makes of a video and a text."""
+    """Output of the encoder for a video and a text."""
 
     clips: Tensor  # (B, Lv, d)
     whole: Tensor  # (B, d): the global token

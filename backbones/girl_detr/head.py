@@ -13,7 +13,7 @@ FOREGROUND = 0  # index of the foreground class in the logits; 1 is background
 
 
 class Detections(NamedTuple):
-    """What the head says about each proposal."""
+    """Output of the head for each proposal."""
 
     logits: Tensor  # (..., Q, 2): foreground, background
     spans: Tensor  # (..., Q, 2): (centre, width) in units of the video length, each in (0, 1)

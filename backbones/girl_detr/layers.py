@@ -166,7 +166,7 @@ class Attention(nn.Module):
         return cast(Tensor, self.out_proj(self.mix(query, key, value, visible)))
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
-        """What `forward` projects at its end: the values, mixed in each head."""
+        """The values mixed in each head, before the last projection of `forward`."""
         q, k, v = (split_heads(x, self.heads) for x in self._project(query, key, value))
         return attend(q, k, v, visible, self.p if self.training else 0.0, self.shared_dropout)
 

@@ -147,7 +147,7 @@ class Simulator:
         return chosen
 
     def _presence(self, moments: list[Times], duration: float, rng: np.random.Generator) -> Floats:
-        """How plainly each activity is seen in each clip: ``(activities, T)``."""
+        """Visibility of each activity in each clip: ``(activities, T)``."""
         world, seconds = self.world, self.profile.clip_seconds
         length = int(np.ceil(duration / seconds))
         times = np.arange(length) + 0.5
@@ -176,7 +176,7 @@ class Simulator:
     def _annotated(
         self, moments: Times, presence: Floats, duration: float, rng: np.random.Generator
     ) -> tuple[Times, NDArray[np.int64] | None, NDArray[np.int64] | None]:
-        """What an annotator notes of an activity: moments, rated clips, ratings."""
+        """Labels of an activity by an annotator: moments, rated clips, ratings."""
         shortest = self.profile.clip_seconds
         error = self.world.boundary_seconds * rng.standard_normal(moments.shape)
         noted = np.sort(moments + error, axis=1)

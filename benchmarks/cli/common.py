@@ -1,4 +1,4 @@
-"""What the commands of `vmr-env` share: kinds of arguments, and errors without a traceback."""
+"""Code shared by the commands of `vmr-env`: kinds of arguments, and errors without a traceback."""
 
 import warnings
 from collections.abc import Callable, Sequence

@@ -16,7 +16,7 @@ KEYS = {
     "r": "another episode",
     "q": "quit",
 }
-"""What the keys of `play` do."""
+"""Meanings of the keys of `play`."""
 
 
 def _env_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -39,7 +39,7 @@ def _tell(problems: Iterable[Problem], as_json: bool) -> None:
 
 
 def _problems_of(check: Callable[[Path], object], paths: Iterable[Path]) -> Iterable[Problem]:
-    """What the check of each path raises."""
+    """Errors that the check of each path raises."""
     for path in paths:
         try:
             check(path)

@@ -38,7 +38,7 @@ def load_agent(name: str) -> MakeAgent:
 
 
 def methods_of(options: Options, folds: Sequence[Fold]) -> dict[str, Method]:
-    """What is to be compared: by name.
+    """Methods to be compared, by name.
 
     Raises:
         DataError: an agent or a setting is unknown, or the weights are not those behind the caches.

@@ -93,7 +93,7 @@ class RunResult:
 
     @property
     def selection(self) -> Selection:
-        """How training went."""
+        """Report on the training."""
         return self.outcome.selection
 
 

@@ -1,4 +1,4 @@
-"""How a run of an experiment gets from training samples to answers for test samples.
+"""The methods of an experiment: each turns training samples into answers for test samples.
 
 `EnvironmentMethod` trains an agent in the environments; it answers with one refined moment for each sample.
 `HeadMethod` trains the backbone's own detection head on its cached decoder states; it answers with all
@@ -49,7 +49,7 @@ _DECIMALS = 4  # of seconds and scores in submissions
 
 @dataclass(frozen=True)
 class Fold:
-    """What one training learns from and is judged on."""
+    """Samples that one training learns from, and samples that it is evaluated on."""
 
     train: DecoderStateCache
     train_samples: NDArray[np.intp]
@@ -100,12 +100,12 @@ Answers: TypeAlias = Refined | Ranked
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a method gave."""
+    """Result of a method."""
 
     answers: Answers
     """To the test samples of the fold."""
     selection: Selection
-    """How training went; rounds are epochs where a head was trained, and steps the samples learnt from."""
+    """Report on the training; for a trained head, rounds are epochs and steps the samples learnt from."""
     frozen: dict[str, dict[str, str]] = field(default_factory=dict)
     """SHA-256 of every frozen tensor of the backbone "before" and "after"; empty where only its cached states
     were there."""
@@ -263,7 +263,7 @@ class HeadMethod(Method):
 
 
 def selection_of(result: HeadResult, steps: int) -> Selection:
-    """How the training of a head went, in the words of ensembles."""
+    """Report on the training of a head, in the terms of ensembles."""
     start, *rows = result.history
     return Selection(
         tuple(int(row["epoch"]) + 1 for row in rows),

@@ -26,7 +26,7 @@ BACKBONE_METHODS = (*HEAD_AGENTS, *STEPWISE_AGENTS)
 """Agents that need more of a backbone than its proposals: its head, or its clip features."""
 
 DEFAULT_AGENTS = ("expected_gain", "ppo", "reinforce")
-"""What is compared on proposals without a backbone."""
+"""Methods compared on proposals without a backbone."""
 
 BACKBONE_AGENTS = ("tprl_paper", "tprl", "reinforce", "ppo", "grpo", "expected_gain", "sb3_ppo")
-"""What is compared on a frozen backbone: TPRL, then agents in the environments over its decoder states."""
+"""Methods compared on a frozen backbone: TPRL, then agents in the environments over its decoder states."""

@@ -234,7 +234,7 @@ def check(options: Options) -> None:
 def _source_problems(
     prefix: str, predictions: Sequence[Path], annotations: Path | None, cache: Path | None
 ) -> list[Problem]:
-    """What is wrong with the data of one role."""
+    """Problems of the data of one role."""
     problems = []
     if bool(predictions) != bool(annotations):
         given, missing = ("predictions", "annotations") if predictions else ("annotations", "predictions")
@@ -247,7 +247,7 @@ def _source_problems(
 
 
 def _backbone_problems(options: Options) -> list[Problem]:
-    """What is wrong with --backbone, or does not go with it."""
+    """Problems of --backbone, or of options that cannot be combined with it."""
     problems = []
     if options.backbone not in RECIPES:
         message = f"is {options.backbone!r}, expected {', '.join(RECIPES)}"

@@ -1,4 +1,4 @@
-"""How far the runs of an experiment are: shown while they go on, and logged.
+"""Progress of an experiment's runs, shown while they run and logged.
 
 On a terminal a bar, with the time that is left from the first round on; elsewhere, as in the log of a job, a
 line every 30 seconds. Both tell what the running agents gain on samples that are held out from them.

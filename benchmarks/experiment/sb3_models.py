@@ -1,4 +1,4 @@
-"""What saved models of Stable-Baselines3 or RL Baselines3 Zoo gain on samples that they did not learn from.
+"""Gains of saved models of Stable-Baselines3 or RL Baselines3 Zoo on samples that they were not trained on.
 
     python -m vmr_env.benchmarks.experiment.sb3_models ppo runs/zoo/ppo/*/VMR-Charades-v0.zip
 

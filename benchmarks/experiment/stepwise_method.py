@@ -99,7 +99,7 @@ def _trajectories(
 
 
 def _selection(result: StepwiseResult, before: float, steps: int) -> Selection:
-    """How training went, in the words of ensembles."""
+    """Report on the training, in the terms of ensembles."""
     return Selection(
         tuple(int(row["epoch"]) + 1 for row in result.history),
         tuple((row["quality"] - before) / 100 for row in result.history),

@@ -42,7 +42,7 @@ from vmr_env.seeding import derived
 
 Unfrozen = Literal["nothing", "last decoder layer", "everything"]
 UNFROZEN: tuple[Unfrozen, ...] = ("last decoder layer", "everything")
-"""What can learn beside the head."""
+"""Parts that can be trained beside the head."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class UnfrozenMethod(Method):
     """Folder of the backbone's weights."""
     features: Features
     unfrozen: Unfrozen
-    """What learns beside the head."""
+    """Parts that are trained beside the head."""
     dropout: bool = False
     """Whether the whole model is in training mode while it learns, with the dropout of its frozen part, as
     published: every step sees states of its own."""
@@ -184,7 +184,7 @@ class _Samples:
 
 
 def _parameters(model: GirlDetr, unfrozen: Unfrozen) -> list[nn.Parameter]:
-    """What learns beside the head's class and span layers."""
+    """Parts that are trained beside the head's class and span layers."""
     if unfrozen == "nothing":
         return []
     part: nn.Module = model.decoder.layers[-1] if unfrozen == "last decoder layer" else model

@@ -16,7 +16,7 @@ Training = tuple[Sequence[int], Sequence[float]]
 """Rounds, and the gains after them."""
 
 CHANGES = ("kept", "start only", "end only", "both", "another proposal")
-"""What an agent may have done to the boundaries of the detector's moment."""
+"""Changes that an agent can make to the boundaries of the detector's moment."""
 
 _SAME = 0.005
 """Seconds below which a boundary counts as not moved; submissions have four decimals."""
@@ -150,7 +150,7 @@ def staged_curve(training: Training, lengths: Sequence[int]) -> tuple[list[float
 
 
 def _uses(page: Mapping[str, Any]) -> list[str]:
-    """What became of the detector's moments at the end of every stage."""
+    """Use of the detector's moments at the end of every stage."""
     used = {}
     for agent, trainings in page.get("uses", {}).items():
         rounds, shares = page["curves"][agent][0][0], np.mean(trainings, axis=0)  # (evaluations, uses)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: table, figures as JSON, submissions and learning curves of all that is done.
+"""Output of a run: table, figures as JSON, submissions and learning curves of all that is done.
 
 `results.json` is an object:
 

@@ -49,7 +49,7 @@ REPORT_FILE = "report.html"
 
 
 class Given(NamedTuple):
-    """What one seed of an agent gave."""
+    """Results of one seed of an agent."""
 
     answers: Sequence[Prediction]
     """To all test queries."""
@@ -194,7 +194,7 @@ def _title(run: Mapping[str, Any]) -> str:
 
 
 def _explored(page: Page) -> Page:
-    """What the episode explorer reads."""
+    """Data of the episode explorer."""
     return {
         "queries": page["queries"],
         "detector": page["detector"],

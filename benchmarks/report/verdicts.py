@@ -1,4 +1,4 @@
-"""What a run found, in words: whether each agent improved the detector's moments, and what to try next."""
+"""Findings of a run in words: whether each agent improved the detector's moments, and what to try next."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ _LITTLE = 5.0
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """What became of an agent, in a few words.
+    """Verdict on an agent, in a few words.
 
     Args:
         row: its entry in `results.json`.

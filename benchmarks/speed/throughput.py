@@ -73,7 +73,7 @@ PPOS: dict[str, Callable[[VMRVectorEnv, int], Agent]] = {
     "our PPO, all alike": lambda env, seed: PPO(env, seed, PPOConfig(network="flat")),
     "SB3's PPO, all alike": SB3PPO,
 }
-"""What is trained; ours and theirs in pairs."""
+"""Models that are trained; ours and the official ones in pairs."""
 
 
 def seconds(work: Work) -> float:

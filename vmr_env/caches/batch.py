@@ -60,7 +60,7 @@ class CacheBatch:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What all batches of one cache have in common: the sizes of its arrays (None where there is none)."""
+    """Properties shared by all batches of one cache: the sizes of its arrays (None where there is none)."""
 
     proposals: int
     d: int | None

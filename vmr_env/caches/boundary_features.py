@@ -48,7 +48,7 @@ INSIDE_FEATURES = (
     *(f"mean {curve} inside" for curve in CURVES),
     *(f"share of {curve} inside" for curve in CURVES[:3]),
 )
-"""What lies inside a span: mean of each curve, and its integral as a share of the whole video's."""
+"""Features of the inside of a span: mean of each curve, and its integral as a share of the whole video's."""
 
 SPAN_FEATURES = (
     *(f"at the start: {name}" for name in POINT_FEATURES[: INTEGRALS.start]),

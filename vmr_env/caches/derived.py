@@ -114,7 +114,7 @@ def _open(folder: Path) -> Tables:
 
 
 def _stamp(path: Path) -> list[int]:
-    """What changes whenever somebody touches a file."""
+    """Stamp that changes whenever a file is touched."""
     status = path.stat()
     return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 

@@ -1,4 +1,4 @@
-"""What a decoder-state cache looks like on disk: its manifest, its arrays, and the checks on opening.
+"""Format of a decoder-state cache on disk: its manifest, its arrays, and the checks on opening.
 
 A cache is a folder with `manifest.json`, `samples.parquet` and one `.npy` file for each array of `ARRAYS`.
 """

@@ -232,7 +232,7 @@ def _named(predictions: PathLike | Sequence[PathLike] | Mapping[str, PathLike]) 
 
 
 def model_name(file: PathLike) -> str:
-    """What a prediction file's model is called: the last dotted part of the file's name."""
+    """Name of a prediction file's model: the last dotted part of the file's name."""
     return Path(file).name.removesuffix(".gz").removesuffix(".jsonl").rpartition(".")[2]
 
 
@@ -275,7 +275,7 @@ def _read_model(
 
 
 def _suspicions(model: _Model, truth: Sequence[Annotation], profile: DatasetProfile) -> Iterator[str]:
-    """What is legal in a model's predictions and yet probably a mistake."""
+    """Warnings about predictions that are legal but probably mistaken."""
     if unsorted := sum(map(is_unsorted, model.rows.values())):
         yield (
             f"pred_relevant_windows of {unsorted} of {len(model.rows)} rows are not by falling score, and "

@@ -318,7 +318,7 @@ Stamp: TypeAlias = tuple[tuple[str, int, int, int], ...] | None
 
 
 def _stamp(folder: Path) -> Stamp:
-    """What changes when a cache is written anew: inodes, times, sizes of its files; None without a folder."""
+    """Stamp of a cache: inodes, times, sizes of files; changes with a rewrite. None without a folder."""
     try:
         with os.scandir(folder) as entries:
             status = {entry.name: entry.stat() for entry in entries}

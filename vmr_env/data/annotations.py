@@ -182,7 +182,7 @@ def annotations_from(
 
 @dataclass(slots=True)
 class _Tally:
-    """What a rule did to the moments of a file: numbers of moments, and rows left out by qid."""
+    """Effect of a rule on the moments of a file: numbers of moments, and rows left out by qid."""
 
     cut: int = 0
     noise: int = 0

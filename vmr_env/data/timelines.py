@@ -1,4 +1,4 @@
-"""What is frozen about a query, clip by clip: a grid of clips, and the proposals of detectors painted on it.
+"""Frozen inputs of a query, clip by clip: a grid of clips, and the proposals of detectors painted on it.
 
 Videos lie on a grid of at most `Grid.clips` clips. A longer one is put on a coarser grid, each of its clips a
 whole number of feature clips, so that memory is bounded by the grid whatever the length of a video: 1,000
@@ -61,11 +61,11 @@ class Grid:
     seconds: float = 2.0
 
     def merged(self, duration: float) -> int:
-        """How many feature clips make one clip of the grid in a video of so many seconds."""
+        """Number of feature clips in one clip of the grid, for a video of so many seconds."""
         return max(1, int(np.ceil(duration / self.seconds / self.clips - 1e-9)))
 
     def count(self, duration: float) -> int:
-        """How many clips of the grid the video has."""
+        """Number of clips of the grid in the video."""
         return max(1, int(np.ceil(duration / (self.seconds * self.merged(duration)) - 1e-9)))
 
 
@@ -171,7 +171,7 @@ class PaintedTimelines:
         return self._queries[str(self.annotations[row].qid)]
 
     def channels(self, row: int, clips: Floats, query: Floats, shown: Sequence[int]) -> Floats:
-        """What is known of each clip beside its features: `CHANNELS`, (clips, 10).
+        """Channels of each clip beside its features: `CHANNELS`, (clips, 10).
 
         Args:
             row: which query.

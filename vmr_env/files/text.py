@@ -15,7 +15,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 _BOM = b"\xef\xbb\xbf"
 _GZIP_MAGIC = b"\x1f\x8b"
 MOST_BYTES = 2**30
-"""What a compressed file may unpack to: megabytes can unpack to all of a machine's memory."""
+"""Largest unpacked size of a compressed file: megabytes can unpack to all of a machine's memory."""
 
 
 def name_of(path: PathLike) -> str:

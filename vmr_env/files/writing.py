@@ -24,7 +24,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 @contextmanager
 def writing_errors(target: Path) -> Iterator[None]:
-    """What the disk refuses in this block becomes a `DataError` that names the target."""
+    """Turn an `OSError` of this block into a `DataError` that names the target."""
     try:
         yield
     except OSError as error:

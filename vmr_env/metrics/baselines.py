@@ -26,7 +26,7 @@ OBJECTIVES: Mapping[str, Callable[[NDArray[np.floating[Any]]], float]] = Mapping
         "mIoU": lambda overlaps: float(overlaps.mean()),
     }
 )
-"""What a constant window can be best at, from the best tIoU of each query."""
+"""Objectives of the best constant window, from the best tIoU of each query."""
 
 
 def constant_window(annotations: Iterable[Annotation], window: Window = (0.0, 1.0)) -> list[Prediction]:

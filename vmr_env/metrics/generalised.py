@@ -41,7 +41,7 @@ REJECTION = 0.4
 
 
 class Scored(NamedTuple):
-    """What tables are made of: of each query (P,), NaN where a measure leaves the query out."""
+    """Columns behind the tables: of each query (P,), NaN where a measure leaves the query out."""
 
     existence: AnyFloats
     positive: NDArray[np.bool_]

@@ -16,7 +16,7 @@ from vmr_env.arrays import AnyFloats
 from vmr_env.errors import check_choice
 
 Over: TypeAlias = Literal["queries", "videos"]
-"""What a mean is over: queries, or videos, each with the mean of its queries."""
+"""Unit of a mean: queries, or videos, each with the mean of its queries."""
 
 DRAWS = 2000
 PERMUTATIONS = 10_000
@@ -105,7 +105,7 @@ def comparisons(
 def _by_video(
     values: AnyFloats, videos: Sequence[Any] | NDArray[Any], over: Over
 ) -> tuple[AnyFloats, AnyFloats]:
-    """What each of V videos adds to a mean (V, M), and to its denominator (V,)."""
+    """Contribution of each of V videos to a mean (V, M), and to its denominator (V,)."""
     check_choice("over", over, ("queries", "videos"))
     names, codes = np.unique(np.asarray(videos, dtype=object).astype(str), return_inverse=True)
     sizes = np.bincount(codes, minlength=len(names)).astype(np.float64)

@@ -349,7 +349,7 @@ def greedy_hits(overlaps: AnyFloats) -> Bools:
 
 
 class RatedQuery(Protocol):
-    """What highlight metrics read of the ground truth; `Annotation` is one."""
+    """Fields of the ground truth that highlight metrics read; `Annotation` is one."""
 
     @property
     def duration(self) -> float:
@@ -365,7 +365,7 @@ class RatedQuery(Protocol):
 
 
 class SaliencyCurve(Protocol):
-    """What highlight metrics read of an answer; `Prediction` is one."""
+    """Fields of an answer that highlight metrics read; `Prediction` is one."""
 
     @property
     def saliency(self) -> NDArray[np.float32] | None:

@@ -80,7 +80,7 @@ def metric(name: str) -> Metric:
 def registered_scores(
     name: str, predictions: Sequence[Prediction], annotations: Sequence[Annotation]
 ) -> NDArray[np.float64]:
-    """What a registered metric says of each query (P,), from its answer and its truth.
+    """Scores of a registered metric for each query (P,), from its answer and its truth.
 
     Raises:
         DataError: it says anything but a finite number; the query is named.

@@ -22,7 +22,7 @@ _GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, stay evenly spread
 
 @dataclass(frozen=True, slots=True)
 class _Regions:
-    """What the detector may take for the answer: K = M + D regions a sample, of which some are padding.
+    """Regions that the detector may take for the answer: K = M + D a sample, of which some are padding.
 
     Attributes:
         spans: float64 (N, K, 2), true boundaries in seconds.

@@ -61,7 +61,7 @@ class Answer:
 
 
 def read_answer(text: str, duration: float | None = None, scale: float | None = None) -> Answer:
-    """What a language model's text answers.
+    """Answer in a language model's text.
 
     Args:
         text: the answer. Of `<answer>…</answer>` the last one counts, and of anything else what stands

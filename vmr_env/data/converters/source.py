@@ -1,4 +1,4 @@
-"""What all formats share: a file while it is converted, and what came of it."""
+"""Code shared by all formats: a file while it is converted, and the result."""
 
 import os
 import re
@@ -46,7 +46,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return name_of(self.content) if isinstance(self.content, (str, os.PathLike)) else "rows"
 
     @property
@@ -139,7 +139,7 @@ def paired(source: Source, place: str, times: Any, sentences: Any) -> Iterator[t
 
 @dataclass(frozen=True, slots=True)
 class Converted(Generic[R]):
-    """What came of a file.
+    """Result of a conversion.
 
     Attributes:
         format: name of the format it was read as.
@@ -165,7 +165,7 @@ class Converted(Generic[R]):
 
 
 def conclude_rows(source: Source, name: str, rows: Mapping[int, R], refused: Refused) -> Converted[R]:
-    """What came of a source whose rows, by number, are all read.
+    """Result for a source whose rows, by number, are all read.
 
     Raises:
         DataError: rows cannot be used and were not to be left out, something else is wrong, or none is left.
