@@ -7,6 +7,7 @@ beside it; a run that was interrupted goes on with the runs that have none, to t
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -296,14 +297,19 @@ def run_all(
     told, stop = context.SimpleQueue(), context.Event()
     arguments = experiment, told, stop
     running: dict[Future[None], Run] = {}
-    with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=arguments) as pool:
+    with (
+        _interrupts_noted() as interrupted,
+        ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=arguments) as pool,
+    ):
         try:
             with _interrupts_ignored():  # workers inherit it: only `stop` ends them
                 running = {pool.submit(_work, run): run for run in runs}
             while running:
                 done, _ = wait(running, _POLL, FIRST_COMPLETED)
-                while not told.empty():
+                while not told.empty() and not interrupted():
                     watch(*told.get())
+                if interrupted():
+                    raise KeyboardInterrupt
                 for future in done:
                     settled(running.pop(future), future.result)
         except BrokenProcessPool as error:
@@ -323,6 +329,25 @@ def run_all(
 def reason(error: BaseException) -> str:
     """What went wrong in a run, in a line."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@contextmanager
+def _interrupts_noted() -> Iterator[Callable[[], bool]]:
+    """Take note of SIGINT and SIGTERM in this block; what it gives tells whether there was one.
+
+    Raised in the middle of reading from a queue, an interrupt can leave it locked for ever.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield lambda: False
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, frame: noted.append(number)) for number in numbers]
+    try:
+        yield lambda: bool(noted)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextmanager
