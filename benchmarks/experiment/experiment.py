@@ -34,6 +34,7 @@ from vmr_env.seeding import derived
 FOLD_SEED = 0
 REMEDY = "remove it, and --resume does the run again"
 _POLL = 0.2  # seconds between looks at what worker processes tell
+_MESSAGES = 100  # read of them at most before looking whether all still live
 
 
 def train_test(
@@ -306,7 +307,9 @@ def run_all(
                 running = {pool.submit(_work, run): run for run in runs}
             while running:
                 done, _ = wait(running, _POLL, FIRST_COMPLETED)
-                while not told.empty() and not interrupted():
+                for _ in range(_MESSAGES):
+                    if told.empty() or interrupted():
+                        break
                     watch(*told.get())
                 if interrupted():
                     raise KeyboardInterrupt
