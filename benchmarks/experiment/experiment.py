@@ -6,6 +6,7 @@ beside it; a run that was interrupted goes on with the runs that have none, to t
 
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
@@ -297,6 +298,9 @@ def run_all(
     context = multiprocessing.get_context("spawn")
     told, stop = context.SimpleQueue(), context.Event()
     arguments = experiment, told, stop
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    # In a thread of its own: a worker that is killed while telling leaves half a message to wait for.
+    threading.Thread(target=_relay, args=(told, inbox), daemon=True).start()
     running: dict[Future[None], Run] = {}
     with (
         _interrupts_noted() as interrupted,
@@ -307,10 +311,8 @@ def run_all(
                 running = {pool.submit(_work, run): run for run in runs}
             while running:
                 done, _ = wait(running, _POLL, FIRST_COMPLETED)
-                for _ in range(_MESSAGES):
-                    if told.empty() or interrupted():
-                        break
-                    watch(*told.get())
+                for _ in range(min(inbox.qsize(), _MESSAGES)):
+                    watch(*inbox.get())
                 if interrupted():
                     raise KeyboardInterrupt
                 for future in done:
@@ -321,12 +323,14 @@ def run_all(
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            while any(future.running() for future in running):  # nobody waits for room to tell something
-                while not told.empty():
-                    told.get()
-                wait(running, _POLL)
             raise
     return failed
+
+
+def _relay(told: Any, inbox: "queue.SimpleQueue[Any]") -> None:
+    """Pass on what workers tell, also while they are being stopped, so that none waits for room."""
+    while True:
+        inbox.put(told.get())
 
 
 def reason(error: BaseException) -> str:
