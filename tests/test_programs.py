@@ -37,6 +37,15 @@ def endless(tmp_path: Path) -> "subprocess.Popen[str]":
     return program
 
 
+def errors_of(program: "subprocess.Popen[str]") -> str:
+    """What a program writes to standard error until it ends; one that does not end is killed."""
+    try:
+        return program.communicate(timeout=60)[1]
+    except subprocess.TimeoutExpired:
+        program.kill()
+        raise
+
+
 def alive(tmp_path: Path) -> list[str]:
     """Worker processes that are there."""
     return [path.name for path in (tmp_path / "workers").iterdir() if Path("/proc", path.name).exists()]
@@ -46,7 +55,7 @@ def alive(tmp_path: Path) -> list[str]:
 def test_sigterm_is_ctrl_c(tmp_path: Path, number: int) -> None:
     with endless(tmp_path) as program:
         program.send_signal(number)
-        _, errors = program.communicate()
+        errors = errors_of(program)
     assert program.returncode == 130
     assert errors.splitlines()[-1] == "interrupted"
     assert "Traceback" not in errors
@@ -63,7 +72,7 @@ def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path) -> None:
 def test_a_killed_worker_is_one_error_that_says_how_to_go_on(tmp_path: Path) -> None:
     with endless(tmp_path) as program:
         os.kill(int(alive(tmp_path)[0]), signal.SIGKILL)
-        _, errors = program.communicate()
+        errors = errors_of(program)
     assert program.returncode == 1
     assert "a worker process was killed, perhaps for want of memory; --resume goes on" in errors
     assert "Traceback" not in errors
