@@ -268,7 +268,7 @@ def run_all(
     Args:
         experiment: what the runs are of.
         runs: which to do.
-        jobs: 1 does them in this process.
+        jobs: 1 does them in this process, as one run alone is.
         watch: called after every round of every run.
         finished: called when a run has its result.
 
@@ -291,7 +291,8 @@ def run_all(
         else:
             finished(run)
 
-    if jobs == 1:
+    jobs = min(jobs, len(runs))
+    if jobs <= 1:
         for run in runs:
             settled(run, partial(experiment.do, run, partial(watch, run)))
         return failed
@@ -302,19 +303,17 @@ def run_all(
     # In a thread of its own: a worker that is killed while telling leaves half a message to wait for.
     threading.Thread(target=_relay, args=(told, inbox), daemon=True).start()
     running: dict[Future[None], Run] = {}
-    with (
-        _interrupts_noted() as interrupted,
-        ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=arguments) as pool,
-    ):
+    with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=arguments) as pool:
         try:
             with _interrupts_ignored():  # workers inherit it: only `stop` ends them
                 running = {pool.submit(_work, run): run for run in runs}
+                # The executor watches the workers that were there when it was last woken, which is before it
+                # starts another one: without this, nobody hears that the last worker was killed.
+                pool.submit(_nothing)
             while running:
                 done, _ = wait(running, _POLL, FIRST_COMPLETED)
                 for _ in range(min(inbox.qsize(), _MESSAGES)):
                     watch(*inbox.get())
-                if interrupted():
-                    raise KeyboardInterrupt
                 for future in done:
                     settled(running.pop(future), future.result)
         except BrokenProcessPool as error:
@@ -327,6 +326,10 @@ def run_all(
     return failed
 
 
+def _nothing() -> None:
+    """Work that is done at once."""
+
+
 def _relay(told: Any, inbox: "queue.SimpleQueue[Any]") -> None:
     """Pass on what workers tell, also while they are being stopped, so that none waits for room."""
     while True:
@@ -336,25 +339,6 @@ def _relay(told: Any, inbox: "queue.SimpleQueue[Any]") -> None:
 def reason(error: BaseException) -> str:
     """What went wrong in a run, in a line."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-@contextmanager
-def _interrupts_noted() -> Iterator[Callable[[], bool]]:
-    """Take note of SIGINT and SIGTERM in this block; what it gives tells whether there was one.
-
-    Raised in the middle of reading from a queue, an interrupt can leave it locked for ever.
-    """
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
-        yield lambda: False
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, frame: noted.append(number)) for number in numbers]
-    try:
-        yield lambda: bool(noted)
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 @contextmanager
