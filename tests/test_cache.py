@@ -368,7 +368,7 @@ def test_a_folder_that_never_holds_still_is_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_cache(tmp_path / "c")
-    moments = iter(range(99))
+    moments = iter(range(999))
     monkeypatch.setattr("vmr_env.caches.reader._stamp", lambda folder: next(moments))
-    with pytest.raises(DataError, match="was replaced 5 times while it was opened; open it again"):
+    with pytest.raises(DataError, match="was replaced 50 times while it was opened; open it again"):
         DecoderStateCache.open(path)

@@ -258,6 +258,7 @@ def test_shells_complete_commands_options_and_ids() -> None:
     assert completions("rep") == ["report"]
     assert completions("validate", "cache", "--j") == ["--json"]
     assert completions("play", "VMR-TACoS-S") == [f"VMR-TACoS-Stage{number}-v0" for number in (1, 2, 3)]
+    assert completions("play", "VMR-TACoS-C") == []  # continuous actions have no keys
     # Of options that belong to other parsers, too: those that their help tells.
     assert completions("tprl", "--ag") == ["--agents", "--agent"]
     for command, module in (

@@ -10,24 +10,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vmr_env.agents.base import Agent
+from vmr_env.agents.expected_gain import ExpectedGain
+from vmr_env.benchmarks.experiment.experiment import Experiment, Run, train_test
+from vmr_env.benchmarks.experiment.main import main
+from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Settings
+from vmr_env.benchmarks.experiment.shipping import files_of, pack, unpack
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile
 from vmr_env.simulation.simulator import simulate
 
 ray = pytest.importorskip("ray", reason="needs Ray")
+Nodes = pytest.importorskip("ray.cluster_utils", reason="needs Ray").Cluster
+cluster = pytest.importorskip("vmr_env.benchmarks.experiment.cluster", reason="needs Ray")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own making
 
-from ray.cluster_utils import Cluster as Nodes  # noqa: E402
-from vmr_env.agents.base import Agent  # noqa: E402
-from vmr_env.agents.expected_gain import ExpectedGain  # noqa: E402
-from vmr_env.benchmarks.experiment.cluster import Cluster, run_on_cluster  # noqa: E402
-from vmr_env.benchmarks.experiment.experiment import Experiment, Run, train_test  # noqa: E402
-from vmr_env.benchmarks.experiment.main import main  # noqa: E402
-from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Settings  # noqa: E402
-from vmr_env.benchmarks.experiment.shipping import files_of, pack, unpack  # noqa: E402
-
-HERE = Cluster("auto")
+HERE = cluster.Cluster("auto")
 SETTINGS = Settings(members=2, evaluations=1, proposals=1, rounds=1)
 
 
@@ -68,12 +67,12 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Two nodes of one processor each; the driver is on the first."""
     marker = tmp_path_factory.mktemp("marker") / "killed"
     os.environ["VMR_TEST_MARKER"] = str(marker)
-    cluster = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    ray.init(cluster.address, log_to_driver=False)
-    yield cluster
+    made = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    ray.init(made.address, log_to_driver=False)
+    yield made
     ray.shutdown()
-    cluster.shutdown()
+    made.shutdown()
     del os.environ["VMR_TEST_MARKER"]
 
 
@@ -105,7 +104,9 @@ def test_numbers_equal_those_of_one_process(nodes: Any, caches: Path, tmp_path: 
         here.do(run)
     done: list[Run] = []
     watched: list[Run] = []
-    failed = run_on_cluster(there, list(there.runs()), HERE, lambda run, _: watched.append(run), done.append)
+    failed = cluster.run_on_cluster(
+        there, list(there.runs()), HERE, lambda run, _: watched.append(run), done.append
+    )
     assert failed == {}
     assert sorted(done) == sorted(there.runs())
     assert set(watched) <= set(done)
@@ -121,7 +122,7 @@ def test_a_run_that_always_fails_is_named_and_the_others_finish(
     nodes: Any, caches: Path, tmp_path: Path
 ) -> None:
     of = experiment(tmp_path / "out", caches, {"bad": Poisoned, "small": Small}, seeds=1)
-    failed = run_on_cluster(of, list(of.runs()), HERE, ignore, ignore)
+    failed = cluster.run_on_cluster(of, list(of.runs()), HERE, ignore, ignore)
     assert failed == {Run("bad", 0, 0): "ValueError: spoilt"}
     assert of.is_done(Run("small", 0, 0))
     assert not of.is_done(Run("bad", 0, 0))
@@ -129,7 +130,7 @@ def test_a_run_that_always_fails_is_named_and_the_others_finish(
 
 def test_a_lost_worker_is_replaced(nodes: Any, caches: Path, tmp_path: Path) -> None:
     of = experiment(tmp_path / "out", caches, {"fatal": Fatal}, seeds=1)
-    assert run_on_cluster(of, list(of.runs()), HERE, ignore, ignore) == {}
+    assert cluster.run_on_cluster(of, list(of.runs()), HERE, ignore, ignore) == {}
     assert Path(os.environ["VMR_TEST_MARKER"]).exists()
     assert of.is_done(Run("fatal", 0, 0))
 
@@ -145,7 +146,7 @@ def test_a_lost_node_is_replaced_by_another(nodes: Any, caches: Path, tmp_path: 
             lost.append(run)
             nodes.remove_node(extra, allow_graceful=False)
 
-    assert run_on_cluster(of, list(of.runs()), HERE, ignore, lose) == {}
+    assert cluster.run_on_cluster(of, list(of.runs()), HERE, ignore, lose) == {}
     assert lost
     assert all(map(of.is_done, of.runs()))
 
@@ -158,11 +159,11 @@ def test_an_interrupt_stops_the_work_and_resuming_goes_on(nodes: Any, caches: Pa
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_on_cluster(of, list(of.runs()), HERE, ignore, interrupt)
+        cluster.run_on_cluster(of, list(of.runs()), HERE, ignore, interrupt)
     todo = [run for run in of.runs() if not of.is_done(run)]
     assert 0 < len(todo) < 2
-    assert run_on_cluster(of, todo, HERE, ignore, ignore) == {}
-    assert run_on_cluster(whole, list(whole.runs()), HERE, ignore, ignore) == {}
+    assert cluster.run_on_cluster(of, todo, HERE, ignore, ignore) == {}
+    assert cluster.run_on_cluster(whole, list(whole.runs()), HERE, ignore, ignore) == {}
     assert contents(of) == contents(whole)
 
 

@@ -337,7 +337,10 @@ def test_a_policy_answers_alike_after_its_disk_and_needs_no_ground_truth(tmp_pat
     policy = DensePolicy(networks, GRID, 16)
     save_policy(tmp_path / "policy", policy, {"made": "for a test"})
     write_predictions(tmp_path / "detector.jsonl", timelines.models[0])
-    asked = [{"qid": one.qid, "vid": one.vid, "duration": one.duration} for one in timelines.annotations]
+    asked = [
+        {"qid": one.qid, "vid": one.vid, "query": one.query, "duration": one.duration}
+        for one in timelines.annotations
+    ]
     evidence = Evidence(timelines._features, timelines._queries)
     refined = refine_rows(load_policy(tmp_path / "policy"), asked, [tmp_path / "detector.jsonl"], evidence)
     beliefs = believe(networks, timelines)
@@ -354,10 +357,9 @@ def test_a_policy_answers_alike_after_its_disk_and_needs_no_ground_truth(tmp_pat
 def test_a_damaged_or_unsuitable_policy_is_one_clear_error(tmp_path: Path) -> None:
     timelines = problem(2)
     policy = DensePolicy((DenseNetwork(DIM, GRID.clips, 16),), GRID, 16)
+    rows = [{"qid": 9 - length, "vid": "v", "query": "q", "duration": length} for length in (9, -3)]
     with pytest.raises(DataError, match=r"row 2.*duration.*is -3"):
-        refine_rows(
-            policy, [{"qid": 0, "vid": "v", "duration": 9}, {"qid": 1, "vid": "v", "duration": -3}], [], None
-        )
+        refine_rows(policy, rows, [], None)
     wide = Rows({})
     wide.dim = 5
     with pytest.raises(DataError, match="width 5; expected 12"):
@@ -375,6 +377,16 @@ def test_a_damaged_or_unsuitable_policy_is_one_clear_error(tmp_path: Path) -> No
     weights.write_bytes(weights.read_bytes()[:-4] + b"1234")
     with pytest.raises(DataError, match="sha256"):
         load_policy(tmp_path / "policy")
+
+
+def test_a_loss_that_is_not_finite_stops_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "vmr_env.agents.dense.trainer.policy_loss", lambda logits, *_: logits.sum() * torch.nan
+    )
+    with pytest.raises(
+        FloatingPointError, match="dense policy, epoch 1: loss is nan, expected a finite number"
+    ):
+        train(problem(4), 0, DenseConfig(channels=16, epochs=1))
 
 
 def test_relevance_moves_saliency_by_its_clip() -> None:

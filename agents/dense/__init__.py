@@ -3,10 +3,9 @@
 from vmr_env.agents.dense.policy import (
     DensePolicy,
     Evidence,
-    Question,
     load_policy,
     refine_rows,
     save_policy,
 )
 
-__all__ = ["DensePolicy", "Evidence", "Question", "load_policy", "refine_rows", "save_policy"]
+__all__ = ["DensePolicy", "Evidence", "load_policy", "refine_rows", "save_policy"]

@@ -21,8 +21,9 @@ from vmr_env.agents.dense.trainer import believe
 
 from vmr_env.arrays import Floats
 from vmr_env.data.predictions import Prediction, read_predictions
-from vmr_env.data.rows import Qid
-from vmr_env.data.timelines import ClipFeatures, Grid, NoEvidence
+from vmr_env.data.queries import read_queries
+from vmr_env.data.records import Rows
+from vmr_env.data.timelines import Asked, ClipFeatures, Grid, NoEvidence
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.objects import read_object
 from vmr_env.files.text import PathLike, write_text
@@ -41,21 +42,6 @@ class Evidence(NamedTuple):
     """Features of each video by vid."""
     queries: Mapping[str, Floats]
     """Vector of each query by qid as text: (1, D)."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A query whose answer is not known.
-
-    Attributes:
-        qid: query id.
-        vid: video id.
-        duration: length of the video in seconds.
-    """
-
-    qid: Qid
-    vid: str
-    duration: float
 
 
 @dataclass(frozen=True)
@@ -78,13 +64,13 @@ class DensePolicy:
         return self.networks[0].dim
 
     def answer(
-        self, models: Sequence[Sequence[Prediction]], queries: Sequence[Any], evidence: Evidence | None
+        self, models: Sequence[Sequence[Prediction]], queries: Sequence[Asked], evidence: Evidence | None
     ) -> list[Prediction]:
         """Ranked windows of each query; with evidence, saliency is improved by relevance.
 
         Args:
             models: predictions of each model, one for every query.
-            queries: annotations, or `Question`s.
+            queries: what is asked.
             evidence: features; without them only the predictions speak.
 
         Raises:
@@ -105,43 +91,22 @@ class DensePolicy:
 
 
 def refine_rows(
-    policy: DensePolicy,
-    annotations_rows: Sequence[Mapping[str, Any]],
-    prediction_files: Sequence[PathLike],
-    stores: Evidence | None,
+    policy: DensePolicy, queries: Rows, prediction_files: Sequence[PathLike], stores: Evidence | None
 ) -> list[Prediction]:
     """Refined rows of prediction files, of one detector or of the models of a pool; no ground truth is read.
 
     Args:
         policy: a trained one.
-        annotations_rows: of each query `qid`, `vid` and `duration`; other fields are not read.
+        queries: as `vmr_env.data.queries.read_queries` takes them.
         prediction_files: one per model, each with a row for every query.
         stores: clip and query vectors, or None.
 
     Raises:
         DataError: all rows with missing or wrong fields; or errors of the files and of `DensePolicy.answer`.
     """
-    questions = [_question(number, row) for number, row in enumerate(annotations_rows, start=1)]
-    problems = [problem for found in questions if isinstance(found, list) for problem in found]
-    if problems:
-        raise DataError(problems)
+    asked = read_queries(queries)
     models = [read_predictions(path, before_start="keep") for path in prediction_files]
-    return policy.answer(models, questions, stores)
-
-
-def _question(number: int, row: Mapping[str, Any]) -> Question | list[Problem]:
-    qid, vid, duration = (row.get(name) for name in ("qid", "vid", "duration"))
-    problems = []
-    if isinstance(qid, bool) or not isinstance(qid, (int, str)) or qid == "":
-        problems.append(("qid", f"is {shorten(qid)}; expected an int or a non-empty string"))
-    if not isinstance(vid, str) or not vid.strip():
-        problems.append(("vid", f"is {shorten(vid)}; expected a non-empty string"))
-    known = isinstance(duration, (int, float)) and not isinstance(duration, bool)
-    if not known or not 0 < float(duration) < np.inf:  # type: ignore[arg-type]
-        problems.append(("duration", f"is {shorten(duration)}; expected seconds, finite and above 0"))
-    if problems:
-        return [Problem("annotations", number, field, message) for field, message in problems]
-    return Question(qid, vid, float(duration))  # type: ignore[arg-type]
+    return policy.answer(models, asked, stores)
 
 
 def save_policy(folder: PathLike, policy: DensePolicy, notes: Mapping[str, Any] | None = None) -> None:

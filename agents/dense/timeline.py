@@ -1,6 +1,7 @@
 """Inputs of the policy over all spans, batch by batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +11,7 @@ from vmr_env.agents.dense.spans import Windows, all_spans, span_mask, span_numbe
 
 from vmr_env.arrays import Floats
 from vmr_env.data.annotations import Annotation
-from vmr_env.data.predictions import Prediction
-from vmr_env.data.timelines import CHANNELS, ClipFeatures, Grid, PaintedTimelines, Query
+from vmr_env.data.timelines import CHANNELS, PaintedTimelines
 from vmr_env.errors import DataError, Problem, shorten
 
 
@@ -33,23 +33,12 @@ class TimelineBatch(NamedTuple):
 
 
 class Timelines(PaintedTimelines):
-    """Timelines as tensors, with all spans of the grid.
+    """Timelines as tensors, with all spans of the grid."""
 
-    Attributes:
-        spans: int64 (S, 2), `spans.all_spans` of the grid.
-    """
-
-    def __init__(
-        self,
-        models: Sequence[Sequence[Prediction]],
-        annotations: Sequence[Query],
-        features: ClipFeatures,
-        queries: Mapping[str, Floats],
-        grid: Grid | None = None,
-    ) -> None:
-        """Arguments and errors as of `PaintedTimelines`."""
-        super().__init__(models, annotations, features, queries, grid)
-        self.spans = all_spans(self.grid.clips)
+    @cached_property
+    def spans(self) -> Tensor:
+        """int64 (S, 2), `spans.all_spans` of the grid."""
+        return all_spans(self.grid.clips)
 
     def batch(self, rows: Sequence[int], draw: "Draw | None" = None) -> TimelineBatch:
         """Inputs of some queries.

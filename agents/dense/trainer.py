@@ -10,9 +10,13 @@ from torch import Tensor, nn
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.spans import best_overlap, gain, vote
 from vmr_env.agents.dense.timeline import Draw, Timelines
+from vmr_env.agents.policy_agent import descend
 from vmr_env.agents.settings import BELOW_1, COUNT_OR_0, Range, Settings
 
 TARGET_TEMPERATURE = 0.08
+MAX_NORM = 1.0
+"""Norm of the gradient above which it is scaled down."""
+
 MIXTURE_RATE = 10.0
 
 
@@ -81,6 +85,9 @@ def train(
         seed: of weights, order, dropout and mixtures of queries. Torch's global generator is left as it was.
         config: settings.
         rows: the queries to train on; all by default.
+
+    Raises:
+        FloatingPointError: the loss or its gradient is not finite.
     """
     config = config or DenseConfig()
     order = np.arange(len(timelines)) if rows is None else np.asarray(rows)
@@ -95,7 +102,7 @@ def train(
         rates = [group["lr"] for group in groups]
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
         step = 0
-        for _ in range(config.epochs):
+        for epoch in range(config.epochs):
             for chosen in np.array_split(rng.permutation(order), -(-len(order) // config.batch_size)):
                 batch = timelines.batch(chosen.tolist(), draw)
                 moments = timelines.moments(chosen.tolist())
@@ -103,10 +110,10 @@ def train(
                 overlaps = best_overlap(timelines.spans, moments)
                 loss = policy_loss(outputs.logits, overlaps, batch.span_mask, step / max(steps - 1, 1))
                 loss = loss + relevance_loss(outputs.relevance, moments, batch.clip_mask)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                optimizer.step()
+                try:
+                    descend(loss, optimizer, MAX_NORM)
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"dense policy, epoch {epoch + 1}: {error}") from None
                 schedule.step()
                 step += 1
     return network.eval()

@@ -1,6 +1,7 @@
 """`vmr-env play`: episodes in the terminal, moved by keys."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 from vmr_env.benchmarks.cli.common import FOLDER, problems_exit_with_1
@@ -22,7 +23,12 @@ KEYS = {
 def _env_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     import gymnasium
 
-    return [name for name in gymnasium.registry if name.startswith("VMR-") and name.startswith(incomplete)]
+    return [name for name, spec in gymnasium.registry.items() if name.startswith(incomplete) and _plays(spec)]
+
+
+def _plays(spec: Any) -> bool:
+    """Whether an environment has a detector's moments that discrete actions move."""
+    return spec.entry_point == "vmr_env.envs.env:VMREnv" and "actions" not in spec.kwargs
 
 
 @click.command()
@@ -44,13 +50,13 @@ def play(env_id: str, source: Path | None, split: str | None, seed: int | None, 
     from vmr_env.envs.env import VMREnv
 
     try:
-        kwargs = gymnasium.spec(env_id).kwargs
+        spec = gymnasium.spec(env_id)
     except gymnasium.error.Error as error:
         raise click.BadParameter(str(error), param_hint="ENV_ID") from error
-    if "dataset" not in kwargs or "actions" in kwargs:
+    if not _plays(spec):
         message = f"{env_id} is no environment of ours with Discrete actions"
         raise click.BadParameter(message, param_hint="ENV_ID")
-    env = VMREnv(split=split, source=source, render_mode="ansi", **kwargs)
+    env = VMREnv(split=split, source=source, render_mode="ansi", **spec.kwargs)
     try:
         play_episodes(env, seed, qid, KEYS)
     except OSError as error:

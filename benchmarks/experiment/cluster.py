@@ -7,7 +7,8 @@ worker or node again.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,53 +60,50 @@ def run_on_cluster(
     Raises:
         KeyboardInterrupt: interrupted; the cluster's work on these runs has been stopped.
     """
-    started = not ray.is_initialized()
-    if started:
-        ray.init(cluster.address, log_to_driver=False, include_dashboard=False)
+    with _connected(cluster.address):
+        packed = pack(experiment)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        driver: Any = ray.remote(_Driver)
+        on_driver = {"num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here}
+        folders = driver.options(**on_driver).remote(packed.folders)
+        inbox = driver.options(**on_driver).remote({})
+        work = ray.remote(num_cpus=cluster.cpus_per_run, num_gpus=cluster.gpus_per_run, max_retries=_RETRIES)(
+            _work
+        )
+        content = ray.put(packed)
+        running = {work.remote(content, run, folders, inbox): run for run in runs}
+        failed: dict[Run, str] = {}
+        try:
+            while running:
+                done, _ = ray.wait(list(running), num_returns=len(running), timeout=_POLL)
+                for run, progress in ray.get(inbox.told.remote()):
+                    watch(run, progress)
+                for task in done:
+                    run = running.pop(task)
+                    try:
+                        _write(experiment, run, ray.get(task))
+                    except RayError as error:
+                        failed[run] = reason(error.cause if isinstance(error, RayTaskError) else error)
+                    else:
+                        finished(run)
+        except BaseException:
+            for task in running:
+                ray.cancel(task, force=True)
+            raise
+        return failed
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """The cluster of this process, if it has one already; else that of the address, left at the end."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address, log_to_driver=False, include_dashboard=False)
     try:
-        return _run_all(experiment, runs, cluster, watch, finished)
+        yield
     finally:
-        if started:
-            ray.shutdown()
-
-
-def _run_all(
-    experiment: Experiment,
-    runs: Sequence[Run],
-    cluster: Cluster,
-    watch: Callable[[Run, Progress], None],
-    finished: Callable[[Run], None],
-) -> dict[Run, str]:
-    packed = pack(experiment)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    driver: Any = ray.remote(_Driver)
-    on_driver = {"num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here}
-    folders = driver.options(**on_driver).remote(packed.folders)
-    inbox = driver.options(**on_driver).remote({})
-    work = ray.remote(num_cpus=cluster.cpus_per_run, num_gpus=cluster.gpus_per_run, max_retries=_RETRIES)(
-        _work
-    )
-    content = ray.put(packed)
-    running = {work.remote(content, run, folders, inbox): run for run in runs}
-    failed: dict[Run, str] = {}
-    try:
-        while running:
-            done, _ = ray.wait(list(running), num_returns=len(running), timeout=_POLL)
-            for run, progress in ray.get(inbox.told.remote()):
-                watch(run, progress)
-            for task in done:
-                run = running.pop(task)
-                try:
-                    _write(experiment, run, ray.get(task))
-                except RayError as error:
-                    failed[run] = reason(error.cause if isinstance(error, RayTaskError) else error)
-                else:
-                    finished(run)
-    except BaseException:
-        for task in running:
-            ray.cancel(task, force=True)
-        raise
-    return failed
+        ray.shutdown()
 
 
 class _Driver:

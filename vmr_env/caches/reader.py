@@ -48,7 +48,7 @@ LABELLED = "labelled"
 """Note of a manifest: False where the queries have no ground truth, and whole videos are used instead."""
 
 _VERIFY_ROWS = 4096
-_OPENINGS = 5  # tries to open a folder that others replace meanwhile
+_OPENINGS = 50  # tries to open a folder that others replace meanwhile
 
 
 class DecoderStateCache:

@@ -7,14 +7,15 @@ clips become 72 of 14.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.arrays import Floats
+from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
-from vmr_env.data.rows import Qid
+from vmr_env.data.queries import Query
 from vmr_env.errors import DataError, Problem, shorten
 
 PAINTED = ("saliency", "coverage", "starts", "ends", "first window", "first score")
@@ -69,23 +70,8 @@ class Grid:
         return max(1, int(np.ceil(duration / (self.seconds * self.merged(duration)) - 1e-9)))
 
 
-class Query(Protocol):
-    """A query of which nothing but the question is known; annotations are such."""
-
-    @property
-    def qid(self) -> Qid:
-        """Query id."""
-        ...
-
-    @property
-    def vid(self) -> str:
-        """Video id."""
-        ...
-
-    @property
-    def duration(self) -> float:
-        """Length of the video in seconds."""
-        ...
+Asked: TypeAlias = Annotation | Query
+"""A query, with ground truth or without."""
 
 
 class PaintedTimelines:
@@ -105,7 +91,7 @@ class PaintedTimelines:
     def __init__(
         self,
         models: Sequence[Sequence[Prediction]],
-        annotations: Sequence[Query],
+        annotations: Sequence[Asked],
         features: ClipFeatures,
         queries: Mapping[str, Floats],
         grid: Grid | None = None,
@@ -244,7 +230,7 @@ def z_scores(values: NDArray[Any]) -> NDArray[Any]:
     return result
 
 
-def _aligned(predictions: Sequence[Prediction], annotations: Sequence[Query]) -> list[Prediction]:
+def _aligned(predictions: Sequence[Prediction], annotations: Sequence[Asked]) -> list[Prediction]:
     by_qid = {str(prediction.qid): prediction for prediction in predictions}
     missing = [annotation.qid for annotation in annotations if str(annotation.qid) not in by_qid]
     if missing:
