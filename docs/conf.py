@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -9,6 +10,7 @@ from docstrings import restructured
 from macros import expand
 from mathml import add_mathml
 from reference import write_pages
+from sphinx.application import Sphinx
 
 import vmr_env
 
@@ -33,6 +35,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+autodoc_mock_imports = ["ray"]  # an extra, and large
 napoleon_use_ivar = True
 napoleon_custom_sections = ["Raises"]
 python_use_unqualified_type_names = True
@@ -49,7 +52,7 @@ copybutton_prompt_text = r"^(>>> |\.\.\. |\$ )"
 copybutton_prompt_is_regexp = True
 
 
-def convert(app, what, name, thing, options, lines):  # type: ignore[no-untyped-def]  # Sphinx's event
+def convert(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Make reStructuredText of a docstring, before napoleon reads its sections."""
     restructured(lines)
     if what in ("attribute", "data", "property"):
@@ -57,7 +60,7 @@ def convert(app, what, name, thing, options, lines):  # type: ignore[no-untyped-
         lines[:0] = ["..", ""]
 
 
-def setup(app):  # type: ignore[no-untyped-def]  # Sphinx's application
+def setup(app: Sphinx) -> None:
     """Macros on pages, Markdown in docstrings, equations as MathML, pages of the API reference."""
     app.connect("source-read", lambda app, name, source: source.__setitem__(0, expand(source[0])))
     app.connect("autodoc-process-docstring", convert, priority=0)

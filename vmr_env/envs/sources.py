@@ -41,8 +41,7 @@ def open_source(
             decoder states.
 
     Raises:
-        DataError: the folder is no cache, or the cache is of another data set or split; `VMR_ENV_DATA` names
-            no cache.
+        DataError: the folder, given or in `VMR_ENV_DATA`, is no cache of this data set and split.
         ValueError: the data set is unknown.
     """
     profile = get_profile(dataset)
