@@ -1,8 +1,28 @@
 """Whether a training goes well: figures of its updates, for logs."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 from vmr_env.agents.base import Metrics
+
+HEALTH_FIGURES = {
+    "health/approximate_kl": "divergence of the policy from the one that acted, in nats",
+    "health/clip_fraction": "share of probability ratios that were clipped",
+    "health/explained_variance": "share of the returns' variance that the values explain",
+    "health/groups_without_spread": "share of groups whose episodes all end alike, which teach nothing",
+    "losses/entropy": "entropy of the policy, in nats",
+    "health/gradient_norm": "norm of the gradient before it is scaled down",
+    "charts/distinct_samples": "training samples that a round has seen",
+}
+"""Figures that tell whether a training goes well, among those of a round, and what they mean."""
+
+
+def mean_health(rounds: Sequence[Metrics]) -> Metrics:
+    """Means of the `HEALTH_FIGURES` of several rounds; of each, over those that tell it."""
+    told = {name: [metrics[name] for metrics in rounds if name in metrics] for name in HEALTH_FIGURES}
+    return {name: float(np.mean(values)) for name, values in told.items() if values}
 
 
 def approximate_kl(log_ratio: Tensor) -> Tensor:

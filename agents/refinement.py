@@ -1,7 +1,8 @@
-"""Answers for new queries: a detector's predictions in, a trained agent's refined predictions out.
+"""Answers for new queries: detectors' predictions in, refined predictions out.
 
-No ground truth is needed. Predictions are refined in batches, each by episodes over a cache of its own that
-is gone afterwards, so that memory does not grow with their number but for the rows themselves.
+No ground truth is needed. What refines is a trained ensemble (`vmr-env tprl` keeps them), a policy over all
+spans (`agents.dense`), or the vote of a pool, which needs no training. Predictions are refined in batches,
+so that memory does not grow with their number but for the rows themselves.
 """
 
 import json
@@ -11,9 +12,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from vmr_env.agents.dense.decoding import vote_answers
+from vmr_env.agents.dense.policy import POLICY_FILE, Evidence, load_policy
+from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.ensemble.files import ensemble_run, load_ensemble
 from vmr_env.agents.evaluation import refine as run_episodes
 from vmr_env.agents.evaluation import submission
@@ -23,11 +27,11 @@ from vmr_env.arrays import Bools, Floats
 from vmr_env.caches.from_predictions import build_prediction_cache, without_moments
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.caches.writer import sha256_of
-from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction, predictions_from, read_predictions, write_predictions
 from vmr_env.data.profiles import get_profile
-from vmr_env.data.queries import read_queries
+from vmr_env.data.queries import Query, read_queries
 from vmr_env.data.records import Rows, name_rows
+from vmr_env.data.timelines import Grid, NoEvidence
 from vmr_env.envs.config import PROPOSALS
 from vmr_env.errors import DataError, DataWarning, Problem, shorten
 from vmr_env.files.text import PathLike, write_text
@@ -35,70 +39,112 @@ from vmr_env.files.text import PathLike, write_text
 BATCH = 1024
 """Queries that are refined side by side."""
 
+VOTE = "vote"
+"""Name of the agent that needs no training: `agents.dense.decoding.vote_answers`."""
+
+Models: TypeAlias = Sequence[Sequence[Prediction]]
+"""Rows of each model, in the order of the first one's queries."""
+
+
+class _Refiner(NamedTuple):
+    """What refines, and how its answers' provenance describes it."""
+
+    answer: Callable[[Models, Sequence[Query]], Iterator[Prediction]]
+    described: Mapping[str, Any]
+
 
 def refine(
-    predictions: PathLike | Iterable[Prediction | Mapping[str, Any]],
+    predictions: PathLike | Sequence[PathLike] | Iterable[Prediction | Mapping[str, Any]],
     queries: Rows,
     *,
     agent: PathLike,
+    evidence: Evidence | None = None,
     out: PathLike | None = None,
 ) -> list[Prediction]:
-    """Refined predictions of a detector for queries without ground truth.
+    """Refined predictions of a detector, or of a pool of detectors, for queries without ground truth.
 
-    The refined moment comes first, the others follow in their order; see `agents.evaluation.submission`.
-    Windows that leave the video are moved to its borders, as in every cache.
+    An ensemble's refined moment comes first, the others follow in their order
+    (`agents.evaluation.submission`); the other agents rank windows anew (`agents.dense.decoding`). Windows
+    that leave the video are moved to its borders, as in every cache.
 
     Args:
-        predictions: prediction file, or its rows.
+        predictions: prediction file, or its rows; several files are a pool, each with a row for every query
+            of the first.
         queries: file or rows with `qid`, `vid`, `query` and `duration` (seconds); annotation files will do,
-        and
-            their moments are not looked at.
-        agent: file of a trained ensemble; it knows its class, its settings and its data set.
+            and their moments are not looked at.
+        agent: file of a trained ensemble, which knows its class, its settings and its data set; folder of a
+            trained policy over all spans; or `VOTE`, the training-free rule for pools.
+        evidence: clip and query vectors for a policy over all spans, of the kind that it learnt with; without
+            them only the predictions speak.
         out: file that the result is written to, with its provenance beside it (`<out>.provenance.json`:
-        hashes of
-            agent, predictions and queries, how the agent was trained, version, numbers).
+            hashes of agent, predictions and queries, how the agent was trained, version, numbers).
 
     Returns:
-        As many rows as given, in their order.
+        As many rows as the first file has, in their order.
 
     Raises:
-        DataError: a file is broken, a prediction belongs to no query, or the agent does not fit the
-        predictions.
+        DataError: a file is broken, a prediction belongs to no query or is missing, or agent, evidence and
+            predictions do not fit together.
     """
-    where = os.fspath(predictions) if isinstance(predictions, str | os.PathLike) else "predictions"
-    rows = (
-        read_predictions(predictions, before_start="keep")
-        if isinstance(predictions, str | os.PathLike)
-        else predictions_from(predictions, where, before_start="keep")
-    )
-    asked = _asked(rows, where, queries)
-    run = ensemble_run(agent)
-    refined = list(_refined(rows, asked, Path(agent), run))
+    sources, models = _read_models(predictions)
+    asked = _asked(models[0], sources[0].name, queries)
+    aligned = [_aligned(rows, models[0], source.name) for rows, source in zip(models, sources, strict=True)]
+    refiner = _refiner(agent, evidence, aligned)
+    refined = []
+    for first in range(0, len(asked), BATCH):
+        part = slice(first, first + BATCH)
+        refined += refiner.answer([rows[part] for rows in aligned], asked[part])
     if out is not None:
         write_predictions(out, refined)
+        described = [source.described for source in sources]
         provenance = {
             "version": vmr_env.__version__,
-            "agent": {"file": Path(agent).name, "sha256": sha256_of(Path(agent)), "run": run},
-            "predictions": _source(predictions),
-            "queries": _source(queries),
+            "agent": refiner.described,
+            "predictions": described[0] if len(described) == 1 else described,
+            "queries": _Source.of(queries, "queries").described,
             "refined": len(refined),
             "moved": sum(
-                not np.array_equal(new.windows[0], old.windows[0])
-                for new, old in zip(refined, rows, strict=True)
+                not np.array_equal(new.windows[0, :2], old.windows[0, :2])
+                for new, old in zip(refined, models[0], strict=True)
             ),
         }
         write_text(f"{os.fspath(out)}.provenance.json", json.dumps(provenance, indent=1) + "\n")
     return refined
 
 
-def _source(rows: object) -> dict[str, str] | None:
+class _Source(NamedTuple):
+    """Where rows came from."""
+
+    name: str
+    described: Mapping[str, str] | None
     """Name and hash of a file; None of rows from memory."""
-    if not isinstance(rows, str | os.PathLike):
-        return None
-    return {"file": Path(rows).name, "sha256": sha256_of(Path(rows))}
+
+    @classmethod
+    def of(cls, rows: object, argument: str) -> "_Source":
+        if not isinstance(rows, str | os.PathLike):
+            return cls(argument, None)
+        return cls(os.fspath(rows), {"file": Path(rows).name, "sha256": sha256_of(Path(rows))})
 
 
-def _asked(rows: Sequence[Prediction], where: str, queries: Rows) -> list[Annotation]:
+def _read_models(
+    predictions: PathLike | Sequence[PathLike] | Iterable[Prediction | Mapping[str, Any]],
+) -> tuple[list[_Source], list[list[Prediction]]]:
+    """Sources and rows of each model."""
+    if isinstance(predictions, str | os.PathLike):
+        files: list[PathLike] = [predictions]
+    else:
+        given = list(predictions)
+        files = [one for one in given if isinstance(one, str | os.PathLike)]
+        if not files or len(files) < len(given):
+            rows = predictions_from(given, "predictions", before_start="keep")
+            return [_Source.of(given, "predictions")], [rows]
+    return (
+        [_Source.of(file, "predictions") for file in files],
+        [read_predictions(file, before_start="keep") for file in files],
+    )
+
+
+def _asked(rows: Sequence[Prediction], where: str, queries: Rows) -> list[Query]:
     """The query of each prediction."""
     known = {str(query.qid): query for query in read_queries(queries)}
     problems = []
@@ -115,42 +161,88 @@ def _asked(rows: Sequence[Prediction], where: str, queries: Rows) -> list[Annota
     if len(rows) < len(known):
         message = f"{where} answers {len(rows)} of {len(known)} queries; only these are refined"
         warnings.warn(message, DataWarning, stacklevel=3)
-    return [without_moments(known[str(row.qid)]) for row in rows]
+    return [known[str(row.qid)] for row in rows]
 
 
-def _refined(
-    rows: Sequence[Prediction], asked: Sequence[Annotation], agent: Path, run: Mapping[str, Any]
-) -> Iterator[Prediction]:
-    """Refined rows, batch by batch."""
-    # All batches have observations of one width: as many proposals, and saliency in all of them or in none.
-    proposals = max(PROPOSALS, *(len(row.windows) for row in rows))
-    curves = all(row.saliency is not None for row in rows)
-    options = run["options"]
-    act: Callable[[Floats, Bools], Any] | None = None
-    for first in range(0, len(rows), BATCH):
-        part = rows[first : first + BATCH]
-        bare = [row if curves else replace(row, saliency=None) for row in part]
+def _aligned(rows: Sequence[Prediction], first: Sequence[Prediction], where: str) -> list[Prediction]:
+    """Rows of a model of a pool, in the order of the first model's queries."""
+    by_qid = {str(row.qid): row for row in rows}
+    missing = [
+        Problem(where, None, "qid", f"lacks {shorten(row.qid)}; expected a row for each query of the pool")
+        for row in first
+        if str(row.qid) not in by_qid
+    ]
+    if missing:
+        raise DataError(missing)
+    return [by_qid[str(row.qid)] for row in first]
+
+
+def _refiner(agent: PathLike, evidence: Evidence | None, models: Models) -> _Refiner:
+    """What an agent's name stands for."""
+    path = Path(agent)
+    if (path / POLICY_FILE).exists() or path.is_dir():
+        return _dense_refiner(path, evidence)
+    if evidence is not None:
+        message = f"is given, and {agent} reads none; expected a policy over all spans, or no evidence"
+        raise DataError(Problem("evidence", None, None, message))
+    if os.fspath(agent) == VOTE:
+        return _Refiner(_voted, {"name": VOTE})
+    run = ensemble_run(path)
+    described = {"file": path.name, "sha256": sha256_of(path), "run": run}
+    return _Refiner(_EnsembleAnswers(path, run, models), described)
+
+
+def _dense_refiner(folder: Path, evidence: Evidence | None) -> _Refiner:
+    policy = load_policy(folder)
+    description = folder / POLICY_FILE  # it names the hash of the weights
+    return _Refiner(
+        lambda models, asked: iter(policy.answer(models, asked, evidence)),
+        {"file": folder.name, "sha256": sha256_of(description), "evidence": evidence is not None},
+    )
+
+
+def _voted(models: Models, asked: Sequence[Query]) -> Iterator[Prediction]:
+    zeros = {str(query.qid): np.zeros((1, 1), np.float32) for query in asked}
+    return iter(vote_answers(Timelines(models, asked, NoEvidence(1), zeros, Grid())))
+
+
+class _EnsembleAnswers:
+    """Episodes of a trained ensemble over a cache of each batch, which is gone afterwards."""
+
+    def __init__(self, path: Path, run: Mapping[str, Any], models: Models) -> None:
+        self._path, self._run = path, run
+        # All batches have observations of one width: as many proposals, and saliency in all or in none.
+        longest = max(sum(len(row.windows) for row in rows) for rows in zip(*models, strict=True))
+        self._proposals = max(PROPOSALS, longest)
+        self._curves = [all(row.saliency is not None for row in rows) for rows in models]
+        self._act: Callable[[Floats, Bools], Any] | None = None
+
+    def __call__(self, models: Models, asked: Sequence[Query]) -> Iterator[Prediction]:
+        """Refined rows of a batch; saliency stays as the first model gave it."""
         with tempfile.TemporaryDirectory(prefix="vmr-env-refine-") as folder:
-            file = Path(folder) / "predictions.jsonl"
-            write_predictions(file, bare)
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # of single batches; the whole file was read with its warnings
-                cache = DecoderStateCache.open(
-                    build_prediction_cache(
-                        Path(folder) / "cache",
-                        file,
-                        asked[first : first + BATCH],
-                        get_profile(run["dataset"]),
-                        "new",
-                        max_proposals=proposals,
-                        labelled=False,
-                    )
-                )
-            if act is None:
-                act = load_ensemble(agent, cache).act
-            episodes = run_episodes(act, cache, np.arange(len(cache)), options)
-            answers = submission(cache, episodes)
-        for given, answer in zip(part, answers, strict=True):
-            yield replace(answer, qid=given.qid, saliency=given.saliency)
+            cache = self._cache(Path(folder), models, asked)
+            if self._act is None:
+                self._act = load_ensemble(self._path, cache).act
+            episodes = run_episodes(self._act, cache, np.arange(len(cache)), self._run["options"])
+            for given, answer in zip(models[0], submission(cache, episodes), strict=True):
+                yield replace(answer, qid=given.qid, saliency=given.saliency)
+
+    def _cache(self, folder: Path, models: Models, asked: Sequence[Query]) -> DecoderStateCache:
+        files: dict[str, PathLike] = {}
+        for number, (rows, curves) in enumerate(zip(models, self._curves, strict=True)):
+            files[str(number)] = folder / f"{number}.jsonl"
+            write_predictions(
+                files[str(number)], [row if curves else replace(row, saliency=None) for row in rows]
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of single batches; whole files were read with their warnings
+            built = build_prediction_cache(
+                folder / "cache",
+                files,
+                [without_moments(query) for query in asked],
+                get_profile(self._run["dataset"]),
+                "new",
+                max_proposals=self._proposals,
+                labelled=False,
+            )
+        return DecoderStateCache.open(built)

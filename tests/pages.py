@@ -77,6 +77,12 @@ def record() -> dict[str, Any]:
     }
 
 
+_HEALTH = (
+    {"health/approximate_kl": 1.5, "losses/entropy": 2.0},
+    {"health/approximate_kl": 0.25, "losses/entropy": 1.0},
+)
+
+
 def page() -> Page:
     """The page's data."""
     trajectories = {str(row.qid): trail for row, trail in zip(TRUTH, TRAJECTORIES, strict=True)}
@@ -87,8 +93,8 @@ def page() -> Page:
     half, quarter = (0.5, 0.5, 0.0, 0.0, 0.0), (0.25, 0.0, 0.25, 0.0, 0.5)
     trainings = {
         "ppo": [
-            Selection((5, 10), (0.01, 0.02), 0, 0, (half, half)),
-            Selection((5, 10), (0.03, 0.04), 5, 0, (half, quarter)),
+            Selection((5, 10), (0.01, 0.02), 0, 0, (half, half), ({"health/approximate_kl": 0.5}, {})),
+            Selection((5, 10), (0.03, 0.04), 5, 0, (half, quarter), _HEALTH),
         ],
         "tp & rl": [Selection((1, 2, 3, 4), (0.0, -0.01, 0.0, 0.01), 3, 0, (half, half, half, quarter))],
     }

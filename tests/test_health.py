@@ -5,7 +5,13 @@ import pytest
 import torch
 from vmr_env.agents.expected_gain import ExpectedGain
 from vmr_env.agents.grpo import GRPO, without_spread
-from vmr_env.agents.health import UpdateHealth, approximate_kl, clip_fraction, explained_variance
+from vmr_env.agents.health import (
+    UpdateHealth,
+    approximate_kl,
+    clip_fraction,
+    explained_variance,
+    mean_health,
+)
 from vmr_env.agents.policy_agent import descend
 from vmr_env.agents.ppo import PPO
 from vmr_env.agents.reinforce import Reinforce
@@ -80,3 +86,11 @@ def test_agents_log_their_health(kind: type[PPO], names: set[str], tmp_path: obj
     assert health.get("approximate_kl", 0) >= 0
     assert all(np.isfinite(value) for value in health.values())
     assert 1 <= metrics["charts/distinct_samples"] <= 9
+
+
+def test_health_of_trainings_is_the_mean_of_those_that_tell_it() -> None:
+    rounds = [
+        {"health/approximate_kl": 1.0, "charts/steps": 8.0},
+        {"health/approximate_kl": 2.0, "losses/entropy": 3.0},
+    ]
+    assert mean_health(rounds) == {"health/approximate_kl": 1.5, "losses/entropy": 3.0}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from pages import BETTER, DETECTOR, HOSTILE, QUERIES, TRUTH, WORSE, page
+from vmr_env.agents.health import HEALTH_FIGURES
 from vmr_env.agents.tprl.config import default_config, with_stages
 from vmr_env.agents.tprl.head_policy import head_policy_config
 from vmr_env.benchmarks.cli import main as cli
@@ -133,6 +134,19 @@ def test_agents_are_compared_with_each_other(read: Reader) -> None:
     ]
 
 
+def test_health_goes_from_the_first_evaluation_to_the_last(read: Reader) -> None:
+    (start,) = (i for i, row in enumerate(read.rows) if row[:2] == ["agent", "approximate kl"])
+    head, told = read.rows[start : start + 2]
+    assert dict(zip(head, told, strict=True)) == {
+        "agent": "ppo",
+        "approximate kl": "1 → 0.25",  # (0.5 + 1.5) / 2; the other training tells none at the end
+        "entropy": "2 → 1",
+    } | dict.fromkeys(
+        ["clip fraction", "explained variance", "groups without spread", "gradient norm", "distinct samples"],
+        "",
+    )
+
+
 def test_it_begins_with_what_was_found(read: Reader) -> None:
     text = "".join(read.text)
     assert "ppo: R1@0.7 +1.5 [+0.2, +2.8]: improved" in text
@@ -148,6 +162,7 @@ def test_abbreviations_are_explained_to_mouse_and_keyboard(read: Reader) -> None
         "mIoU",
         "mAP",
         "Δ",
+        *(name.partition("/")[2].replace("_", " ") for name in HEALTH_FIGURES),
     }
     assert all(one["tabindex"] == "0" and one["title"] in (one["data-says"] or "") for one in explained)
 

@@ -1,28 +1,36 @@
 """Refined answers to queries without ground truth: what a run submitted for them, bit for bit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from vmr_env.agents import refinement
-from vmr_env.agents.ensemble.cross_fitting import CrossFittedEnsemble, cross_fit
-from vmr_env.agents.ensemble.files import save_ensemble
+from vmr_env.agents.dense import DensePolicy, Evidence, refine_rows, save_policy
+from vmr_env.agents.dense.network import DenseNetwork
+from vmr_env.agents.ensemble.cross_fitting import CrossFittedEnsemble, cross_fit, training_environment
+from vmr_env.agents.ensemble.files import load_ensemble, save_ensemble
 from vmr_env.agents.evaluation import refine as run_episodes
 from vmr_env.agents.evaluation import submission
 from vmr_env.agents.expected_gain import ExpectedGain
+from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 from vmr_env.benchmarks.cli.main import main
+from vmr_env.benchmarks.experiment import dense
 
 import vmr_env
 from vmr_env.caches.from_predictions import build_prediction_cache
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
 from vmr_env.data.profiles import get_profile
+from vmr_env.data.timelines import Grid, NoEvidence
 from vmr_env.errors import DataError, DataWarning
 
 ROWS = 23
+DIM = 12
 
 
 class Small(ExpectedGain):
@@ -84,15 +92,11 @@ def test_queries_without_moments_among_others_are_left_out_of_training(made: Pat
 
 
 def ensemble_env(cache: DecoderStateCache) -> Any:
-    from vmr_env.agents.ensemble.cross_fitting import training_environment
-
     return training_environment(Small, cache, np.arange(ROWS), Small.env_options)
 
 
 def expected(made: Path) -> list[Prediction]:
     """What the agent answers in the environments of the cache with ground truth, by qid."""
-    from vmr_env.agents.ensemble.files import load_ensemble
-
     cache = DecoderStateCache.open(made / "cache")
     ensemble = load_ensemble(made / "agent.safetensors", cache)
     return submission(cache, run_episodes(ensemble.act, cache, np.arange(ROWS), ensemble.options))
@@ -174,3 +178,86 @@ def test_caches_without_ground_truth_are_refused_by_what_needs_it(made: Path, tm
         )
     with pytest.raises(DataError, match="relevant_windows: is in none of the 23 rows"):
         vmr_env.evaluate(made / "predictions.jsonl", made / "queries.jsonl")
+
+
+def test_an_ensemble_of_a_pool_refines_the_files_of_a_pool(made: Path, tmp_path: Path) -> None:
+    rows = read_predictions(made / "predictions.jsonl")
+    other = [replace(row, windows=row.windows * [0.9, 0.9, 1]) for row in rows[::-1]]
+    write_predictions(tmp_path / "other.jsonl", other)
+    files = [made / "predictions.jsonl", tmp_path / "other.jsonl"]
+    cache = DecoderStateCache.open(
+        build_prediction_cache(
+            tmp_path / "cache", files, made / "truth.jsonl", get_profile("charades"), "train"
+        )
+    )
+    learner = Small(training_environment(Small, cache, np.arange(ROWS), Small.env_options), 0)
+    learner.update()
+    ensemble = CrossFittedEnsemble([learner], Small.env_options)
+    save_ensemble(tmp_path / "agent.safetensors", ensemble, cache, {"seed": 0})
+    refined = vmr_env.refine(files, made / "queries.jsonl", agent=tmp_path / "agent.safetensors")
+    episodes = run_episodes(ensemble.act, cache, np.arange(ROWS), ensemble.options)
+    by_qid = {row.qid: row for row in submission(cache, episodes)}
+    assert [row.qid for row in refined] == [row.qid for row in rows]
+    for row in refined:
+        np.testing.assert_array_equal(row.windows, by_qid[row.qid].windows)
+
+
+def test_the_vote_of_a_pool_needs_no_training(made: Path, tmp_path: Path) -> None:
+    # Two of three files agree on [10, 20]; the third, first given, says [0, 5].
+    said = {"one": [0.0, 5.0, 0.9], "two": [10.0, 20.0, 0.5], "three": [10.0, 20.0, 0.4]}
+    asked = [{"qid": 0, "vid": "v", "query": "q", "duration": 30.0}]
+    for name, window in said.items():
+        write_predictions(tmp_path / f"{name}.jsonl", [Prediction(0, "v", "q", np.array([window]))])
+    files = [tmp_path / f"{name}.jsonl" for name in said]
+    (row,) = vmr_env.refine(files, asked, agent="vote", out=tmp_path / "out.jsonl")
+    np.testing.assert_allclose(row.windows[0, :2], [10.0, 20.0])
+    provenance = json.loads((tmp_path / "out.jsonl.provenance.json").read_text())
+    assert provenance["agent"] == {"name": "vote"}
+    assert [one["file"] for one in provenance["predictions"]] == [path.name for path in files]
+
+
+def test_a_policy_over_all_spans_refines_by_the_command(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    features = {f"v{i}": rng.normal(size=(30, DIM)).astype(np.float32) for i in range(ROWS)}
+    with FeatureStoreWriter(tmp_path / "clips", source="real", origin={}) as writer:
+        for vid, rows in features.items():
+            writer.add(vid, rows)
+    sentences = {str(i): rng.normal(size=(1, DIM)).astype(np.float32) for i in range(ROWS)}
+    monkeypatch.setattr(dense, "encode_queries", lambda queries, paraphrases, model: sentences)
+    torch.manual_seed(0)
+    policy = DensePolicy((DenseNetwork(DIM, Grid().clips, 16),), Grid(), 16)
+    save_policy(tmp_path / "policy", policy)
+    monkeypatch.setattr(refinement, "BATCH", 7)
+    files = [str(made / "predictions.jsonl"), str(made / "queries.jsonl")]
+    command = ["refine", *files, "--agent", str(tmp_path / "policy"), "--out", str(tmp_path / "out.jsonl")]
+    shown = CliRunner().invoke(main, [*command, "--clips", str(tmp_path / "clips")])
+    assert shown.exit_code == 0, shown.output
+    written = read_predictions(tmp_path / "out.jsonl")
+    stores = Evidence(FeatureStore(tmp_path / "clips"), sentences)
+    whole = {
+        row.qid: row
+        for row in refine_rows(policy, made / "queries.jsonl", [made / "predictions.jsonl"], stores)
+    }
+    assert [row.qid for row in written] == [row.qid for row in read_predictions(files[0])]
+    for row in written:
+        np.testing.assert_allclose(row.windows, whole[row.qid].windows, atol=1e-5)
+
+
+def test_what_does_not_fit_together_is_told(made: Path, tmp_path: Path) -> None:
+    evidence = Evidence(NoEvidence(3), {})
+    for agent in ("vote", made / "agent.safetensors"):
+        with pytest.raises(DataError, match=r"evidence: is given, and .* reads none"):
+            vmr_env.refine(made / "predictions.jsonl", made / "queries.jsonl", agent=agent, evidence=evidence)
+    rows = read_predictions(made / "predictions.jsonl")
+    write_predictions(tmp_path / "fewer.jsonl", rows[:-2])
+    with pytest.raises(DataError, match=r"fewer\.jsonl.*lacks 1;"):
+        vmr_env.refine(
+            [made / "predictions.jsonl", tmp_path / "fewer.jsonl"], made / "queries.jsonl", agent="vote"
+        )
+    with pytest.raises(DataError, match="nothing_here: cannot be read"):
+        vmr_env.refine(made / "predictions.jsonl", made / "queries.jsonl", agent="nothing_here")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=r"policy\.json"):
+        vmr_env.refine(made / "predictions.jsonl", made / "queries.jsonl", agent=tmp_path / "folder")

@@ -28,7 +28,8 @@ def experiment(folder: Path, samples: int = 4) -> Experiment:
     rows = np.arange(samples)
     spans = np.linspace(0, 1, 2 * samples).reshape(-1, 2)
     outcome = MethodResult(
-        Refined(rows, spans, rows * 0, rows / 10, rows / 5), Selection((1,), (0.5,), 1, 8, ((0.5, 0.5),))
+        Refined(rows, spans, rows * 0, rows / 10, rows / 5),
+        Selection((1,), (0.5,), 1, 8, ((0.5, 0.5),), ({"losses/entropy": 0.5},)),
     )
     method: Any = SimpleNamespace(run=lambda *_: outcome)
     fold: Any = SimpleNamespace(test_samples=rows)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 from vmr_env.agents.base import Agent, Metrics
 from vmr_env.agents.evaluation import Refined, refine, shares_of_uses
+from vmr_env.agents.health import mean_health
 
 from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.caches.reader import DecoderStateCache, video_folds
@@ -82,6 +83,8 @@ class Selection:
     uses: tuple[tuple[float, ...], ...] = ()
     """What was made of the detector's moments then: shares of `vmr_env.agents.evaluation.USES`. Empty where
     it was not recorded."""
+    health: tuple[Metrics, ...] = ()
+    """What `agents.health.HEALTH_FIGURES` the rounds told that ended then, means over the members."""
 
 
 class CrossFittedEnsemble:
@@ -162,7 +165,7 @@ def cross_fit(
     videos = cache.source_videos()
     part_of = video_folds([videos[i] for i in samples], members, seed)
     order = np.concatenate([samples[part_of == member] for member in range(members)])  # as they are judged
-    agents, snapshots, gains, answers, steps = [], [], [], [], 0
+    agents, snapshots, gains, answers, told, steps = [], [], [], [], [], 0
     judged_after: tuple[int, ...] = ()
     for member in range(members):
         learn, judge = samples[part_of != member], samples[part_of == member]
@@ -174,7 +177,7 @@ def cross_fit(
             agent.rounds = rounds
         last = max(agent.rounds, 1)  # an agent that does not learn is judged once
         judged_after = _evaluation_rounds(last, evaluations if learns else 1)
-        kept, judged, refined = [], [], []
+        kept, judged, refined, healths = [], [], [], []
         for number in range(1, last + 1):
             metrics = agent.update() if learns else {}
             gain = None
@@ -183,12 +186,14 @@ def cross_fit(
                 kept.append(copy.deepcopy(agent.state_dict()))
                 judged.append(quality(refined[-1].after) - quality(refined[-1].before))
                 gain = float(judged[-1].mean())
+                healths.append(metrics)
             steps += int(metrics.get("charts/steps", 0))
             watch(Progress(member, number, last, steps, metrics, gain, members))
         agents.append(agent)
         snapshots.append(kept)
         gains.append(judged)
         answers.append(refined)
+        told.append(healths)
     judged_all = np.concatenate([np.stack(member) for member in gains], axis=1)  # (evaluations, n)
     chosen = _choose(judged_all, [videos[i] for i in order])
     selection = Selection(
@@ -197,6 +202,7 @@ def cross_fit(
         0 if chosen is None else judged_after[chosen],
         steps,
         tuple(_uses(cache, of_members) for of_members in zip(*answers, strict=True)),
+        tuple(mean_health(of_members) for of_members in zip(*told, strict=True)),
     )
     if chosen is None:
         return CrossFittedEnsemble([], options), selection

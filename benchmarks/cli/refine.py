@@ -3,25 +3,58 @@
 from pathlib import Path
 
 import click
-from vmr_env.benchmarks.cli.common import FILE, NEW, problems_exit_with_1
+from vmr_env.benchmarks.cli.common import FILE, FOLDER, NEW, problems_exit_with_1
 
 
 @click.command()
-@click.argument("predictions", type=FILE)
+@click.argument("predictions", type=FILE, nargs=-1, required=True)
 @click.argument("queries", type=FILE)
-@click.option("--agent", type=FILE, required=True, help="A trained ensemble, as `vmr-env tprl` keeps it.")
+@click.option(
+    "--agent",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A trained ensemble, as `vmr-env tprl` keeps it; the folder of a policy over all spans; or `vote`, "
+    "the rule for pools that needs no training.",
+)
+@click.option(
+    "--clips",
+    type=FOLDER,
+    multiple=True,
+    help="Feature store of the videos, for a policy over all spans; may repeat.",
+)
+@click.option(
+    "--model", help="Sentence encoder of the queries, as the policy learnt with. Default: offline MiniLM."
+)
 @click.option("--out", type=NEW, required=True, help="File of the refined predictions.")
 @problems_exit_with_1
-def refine(predictions: Path, queries: Path, agent: Path, out: Path) -> None:
-    """Refine a detector's predictions for queries without ground truth, by a trained agent.
+def refine(
+    predictions: tuple[Path, ...],
+    queries: Path,
+    agent: Path,
+    clips: tuple[Path, ...],
+    model: str | None,
+    out: Path,
+) -> None:
+    """Refine predictions for queries without ground truth. Several files of PREDICTIONS are a pool.
 
-    QUERIES has qid, vid, query and duration in each row. The result has the order and the fields of
-    PREDICTIONS; its provenance is written beside it.
+    QUERIES has qid, vid, query and duration in each row. The result has the order and the fields of the first
+    of PREDICTIONS; its provenance is written beside it.
 
     \b
       vmr-env refine my_model.jsonl queries.jsonl --agent runs/tprl/ensemble.safetensors --out refined.jsonl
+      vmr-env refine my_model.jsonl queries.jsonl --agent policy --clips features/clips --out refined.jsonl
     """
+    from vmr_env.agents.dense import Evidence
     from vmr_env.agents.refinement import refine as refine_predictions
 
-    rows = refine_predictions(predictions, queries, agent=agent, out=out)
+    evidence = None
+    if clips:
+        from vmr_env.backbones.features.store import FeatureStore
+        from vmr_env.benchmarks.experiment.dense import Stores, encode_queries
+
+        from vmr_env.data.queries import read_queries
+
+        stores = Stores([FeatureStore(path) for path in clips])
+        evidence = Evidence(stores, encode_queries(read_queries(queries), [], model))
+    rows = refine_predictions(predictions, queries, agent=agent, evidence=evidence, out=out)
     click.echo(f"{len(rows)} predictions refined: {out}")

@@ -32,7 +32,7 @@ from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
 from vmr_env.data.profiles import PROFILES, DatasetProfile, get_profile
 from vmr_env.data.splits import video_folds
-from vmr_env.data.timelines import ClipFeatures, NoEvidence
+from vmr_env.data.timelines import Asked, ClipFeatures, NoEvidence
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.metrics.moments import evaluate
 from vmr_env.programs import run_program
@@ -64,7 +64,7 @@ class Stores:
 
 
 def encode_queries(
-    annotations: Sequence[Annotation], paraphrases: Sequence[Path], model: str | None = None
+    annotations: Sequence[Asked], paraphrases: Sequence[Path], model: str | None = None
 ) -> dict[str, Floats]:
     """Sentence vectors by qid as text, those of paraphrases below the query's: (1 + P, D).
 

@@ -192,6 +192,7 @@ class Experiment:
                     selection["chosen"],
                     selection["steps"],
                     tuple(map(tuple, selection["uses"])),
+                    tuple(selection["health"]),
                 ),
                 content["frozen"],
                 _trajectories(content),

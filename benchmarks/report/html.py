@@ -16,6 +16,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from vmr_env.agents.ensemble.cross_fitting import Selection
+from vmr_env.agents.health import HEALTH_FIGURES, mean_health
 from vmr_env.benchmarks.experiment.results import compared
 from vmr_env.benchmarks.report.figures import all_figures, stage_lengths
 from vmr_env.benchmarks.report.trajectories import Trajectory
@@ -130,6 +131,11 @@ def gather(
             for agent, each in trainings.items()
             if all(one.uses for one in each)
         },
+        "health": {
+            agent: [one.health for one in each]
+            for agent, each in trainings.items()
+            if any(any(one.health) for one in each)
+        },
     }
 
 
@@ -176,6 +182,8 @@ def render(page: Page) -> str:
         matrix_measure=MEASURE,
         variants=_variants(record),
         plots=Markup(all_figures(page)),
+        health=_health(page),
+        health_figures=HEALTH_FIGURES,
         facts=_facts(page),
         command=record["run"]["command"],
         notes=record["run"].get("notes", ()),
@@ -268,6 +276,24 @@ def _matrix(page: Page) -> list[tuple[str, list[Mapping[str, float] | None]]]:
         found[one, other] = change._asdict()
         found[other, one] = {"mean": 0 - change.mean, "low": 0 - change.high, "high": 0 - change.low}
     return [(one, [found.get((one, other)) for other in scores]) for one in scores]
+
+
+def _health(page: Page) -> list[tuple[str, list[tuple[float, float] | None]]]:
+    """`HEALTH_FIGURES` of each agent: at the first and at the last evaluation, means over its trainings."""
+    found = []
+    for agent, trainings in page.get("health", {}).items():
+        ends = [[training[at] for training in trainings if training] for at in (0, -1)]
+        first, last = (mean_health(each) for each in ends)
+        found.append(
+            (
+                agent,
+                [
+                    (first[name], last[name]) if name in first and name in last else None
+                    for name in HEALTH_FIGURES
+                ],
+            )
+        )
+    return found
 
 
 def _measures(record: Mapping[str, Any]) -> list[str]:
