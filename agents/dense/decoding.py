@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from vmr_env.agents.dense.spans import span_numbers, span_tiou, utility_table
+from vmr_env.agents.dense.spans import span_tiou, utility_table
 from vmr_env.agents.dense.timeline import Timelines
 
 from vmr_env.data.predictions import Prediction
@@ -58,28 +58,6 @@ def answers(
             curve = relevance[i, : int(timelines.clips[row])].double().numpy()
             saliency = with_relevance(saliency, curve)
         result.append(Prediction(models[0].qid, models[0].vid, models[0].query, windows, saliency))
-    return result
-
-
-def vote_answers(timelines: Timelines) -> list[Prediction]:
-    """The training-free reference: proposals of all models, ranked by what all models' windows say of them.
-
-    A proposal's vote is the sum over all windows of score share times (tIoU + soft hits at 0.5 and 0.7).
-    Proposals that overlap a better one by a tIoU above 0.6 and empty ones are left out; a query whose
-    proposals are all empty keeps those of the first model. Saliency is the detector's.
-    """
-    result = []
-    for row, seconds in enumerate(timelines.seconds):
-        models = [model[row] for model in timelines.models]
-        windows = timelines.windows([row])
-        spans = windows.spans[0][windows.spans[0, :, 0] < windows.spans[0, :, 1]]
-        ranked = models[0].windows
-        if len(spans):
-            votes = span_numbers(spans, windows)[0, :, :3].sum(dim=1)
-            order = suppress(votes, span_tiou(spans, spans[None])[0])
-            ranked = np.column_stack([spans[order].double().numpy() * seconds, votes[order].double().numpy()])
-        saliency = pooled_saliency([model.saliency for model in models])
-        result.append(Prediction(models[0].qid, models[0].vid, models[0].query, ranked, saliency))
     return result
 
 

@@ -77,7 +77,7 @@ class Timelines(PaintedTimelines):
             shown: of which models, for each query; of all by default.
         """
         shown = [range(len(self.models))] * len(rows) if shown is None else shown
-        lists = [[self._windows[row][m] for m in models] for row, models in zip(rows, shown, strict=True)]
+        lists = [[self.proposals[row][m] for m in models] for row, models in zip(rows, shown, strict=True)]
         most = max(sum(map(len, models)) for models in lists)
         spans, weights = np.zeros((len(rows), most, 2)), np.zeros((len(rows), most, 2))
         for i, models in enumerate(lists):

@@ -1,4 +1,4 @@
-"""Training of the policy over all spans by the exact expected gain, and what trained ones say together."""
+"""Training of the policy over all spans by its expected gain, and what trained ones say together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from vmr_env.agents.dense.network import DenseNetwork
-from vmr_env.agents.dense.spans import best_overlap, gain, vote
+from vmr_env.agents.dense.objectives import OBJECTIVES, Gradient
+from vmr_env.agents.dense.spans import best_overlap, vote
 from vmr_env.agents.dense.timeline import Draw, Timelines
 from vmr_env.agents.policy_agent import descend
 from vmr_env.agents.settings import BELOW_1, COUNT_OR_0, Range, Settings
@@ -27,15 +28,21 @@ class DenseConfig(Settings):
     Attributes:
         channels: width of the network.
         dropout: probability.
-        epochs: passes over the training queries.
+        epochs: steps that each training query takes part in.
         batch_size: queries of a step.
         learning_rate: highest of the one cycle; ten times that for the weights of the detector's vote.
         weight_decay: of matrices; what the detector's vote is weighted with does not decay.
         models_shown: a training sample shows a random few of the models, at most so many; 0: all, a pool.
         evidence_dropout: share of the training samples that show neither clips nor query.
+        gradient: of the expected gain: exact, or by spans that the policy draws.
+        samples: spans drawn of each query.
     """
 
-    ranges: ClassVar[Mapping[str, Range]] = {"models_shown": COUNT_OR_0, "evidence_dropout": BELOW_1}
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "models_shown": COUNT_OR_0,
+        "evidence_dropout": BELOW_1,
+        "samples": Range(lambda value: value >= 2, "a whole number of at least 2"),
+    }
 
     channels: int = 64
     dropout: float = 0.3
@@ -45,26 +52,24 @@ class DenseConfig(Settings):
     weight_decay: float = 0.05
     models_shown: int = 0
     evidence_dropout: float = 0.0
+    gradient: Gradient = "exact"
+    samples: int = 16
 
 
-def expected_gain(logits: Tensor, overlaps: Tensor) -> Tensor:
-    """Exact expected gain of a policy: sum over all spans of probability times gain; (B, S) twice -> (B,)."""
-    return (logits.softmax(dim=1) * gain(overlaps)).sum(dim=1)
-
-
-def policy_loss(logits: Tensor, overlaps: Tensor, mask: Tensor, w: float) -> Tensor:
+def policy_loss(logits: Tensor, overlaps: Tensor, mask: Tensor, w: float, gained: Tensor) -> Tensor:
     """Loss of the policy, gliding from imitation to expected gain.
 
     Args:
         logits: (B, S), -inf for spans beyond the video.
         overlaps: (B, S), best tIoU of each span with the moments.
         mask: bool (B, S), which spans are in the video.
-        w: 0 is cross-entropy to softmax(tIoU / 0.08), times 1/2; 1 is minus the expected gain, times 2.
+        w: 0 is cross-entropy to softmax(tIoU / 0.08), times 1/2; 1 is minus the gain, times 2.
+        gained: scalar, the gain of the policy under an objective.
     """
     target = (overlaps / TARGET_TEMPERATURE).masked_fill(~mask, -torch.inf).softmax(dim=1)
     log_policy = logits.log_softmax(dim=1).masked_fill(~mask, 0.0)
     imitation = -(target * log_policy).sum(dim=1).mean()
-    return 0.5 * (1 - w) * imitation - 2 * w * expected_gain(logits, overlaps).mean()
+    return 0.5 * (1 - w) * imitation - 2 * w * gained
 
 
 def relevance_loss(logits: Tensor, moments: Tensor, mask: Tensor) -> Tensor:
@@ -91,31 +96,37 @@ def train(
     """
     config = config or DenseConfig()
     order = np.arange(len(timelines)) if rows is None else np.asarray(rows)
-    steps = config.epochs * -(-len(order) // config.batch_size)
+    objective = OBJECTIVES[config.gradient](config.samples, torch.Generator().manual_seed(seed))
+    visits, batches = -(-config.epochs // objective.passes), -(-len(order) // config.batch_size)
+    steps = visits * batches * objective.passes
     rng = np.random.default_rng(seed)
     draw = Draw(rng, config.models_shown, config.evidence_dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = DenseNetwork(timelines.dim, timelines.grid.clips, config.channels, config.dropout)
-        groups = _groups(network, config)
-        optimizer = torch.optim.AdamW(groups)
-        rates = [group["lr"] for group in groups]
+        optimizer = torch.optim.AdamW(_groups(network, config))
+        rates = [group["lr"] for group in optimizer.param_groups]
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
-        step = 0
-        for epoch in range(config.epochs):
-            for chosen in np.array_split(rng.permutation(order), -(-len(order) // config.batch_size)):
-                batch = timelines.batch(chosen.tolist(), draw)
-                moments = timelines.moments(chosen.tolist())
-                outputs = network(batch)
+        for _ in range(visits):
+            for chosen in np.array_split(rng.permutation(order), batches):
+                batch, moments = timelines.batch(chosen.tolist(), draw), timelines.moments(chosen.tolist())
                 overlaps = best_overlap(timelines.spans, moments)
-                loss = policy_loss(outputs.logits, overlaps, batch.span_mask, step / max(steps - 1, 1))
-                loss = loss + relevance_loss(outputs.relevance, moments, batch.clip_mask)
-                try:
-                    descend(loss, optimizer, MAX_NORM)
-                except FloatingPointError as error:
-                    raise FloatingPointError(f"dense policy, epoch {epoch + 1}: {error}") from None
-                schedule.step()
-                step += 1
+                objective.begin()
+                # The same dropout in all passes: ratios of probabilities tell of weights alone.
+                noise = torch.random.get_rng_state()
+                for _ in range(objective.passes):
+                    torch.random.set_rng_state(noise)
+                    outputs, step = network(batch), schedule.last_epoch
+                    gained = objective(outputs.logits, overlaps)
+                    w = step / max(steps - 1, 1)
+                    loss = policy_loss(outputs.logits, overlaps, batch.span_mask, w, gained)
+                    loss = loss + relevance_loss(outputs.relevance, moments, batch.clip_mask)
+                    try:
+                        descend(loss, optimizer, MAX_NORM)
+                    except FloatingPointError as error:
+                        where = f"dense policy, step {step + 1} of {steps}"
+                        raise FloatingPointError(f"{where}: {error}") from None
+                    schedule.step()
     return network.eval()
 
 

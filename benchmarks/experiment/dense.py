@@ -11,18 +11,21 @@ pool, its first model) and from the vote, with 95 % intervals over videos.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
-from vmr_env.agents.dense.decoding import answers, vote_answers
+from torch import Tensor
+from vmr_env.agents.dense.decoding import answers
 from vmr_env.agents.dense.network import DenseNetwork
+from vmr_env.agents.dense.objectives import OBJECTIVES
 from vmr_env.agents.dense.policy import DensePolicy, save_policy
+from vmr_env.agents.dense.references import SpanRanker, candidate_vote, evidence_alone
 from vmr_env.agents.dense.timeline import Timelines
-from vmr_env.agents.dense.trainer import Beliefs, DenseConfig, believe, train
+from vmr_env.agents.dense.trainer import Beliefs, DenseConfig, believe, train, vote_distribution
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.features.text import SentenceCache, SentenceEncoder, read_sentences
 from vmr_env.benchmarks.experiment.results import differences, figures, query_scores, table
@@ -84,15 +87,20 @@ def encode_queries(
     return {qid: np.concatenate([known[text] for text in texts]) for qid, texts in sentences.items()}
 
 
+POLICY, DETECTOR = "dense policy", "detector"
+
+
 def report(
-    answered: Sequence[Prediction],
-    voted: Sequence[Prediction],
-    detector: Sequence[Prediction],
-    annotations: Sequence[Annotation],
-    profile: DatasetProfile,
+    lists: Mapping[str, Sequence[Prediction]], annotations: Sequence[Annotation], profile: DatasetProfile
 ) -> str:
-    """Official figures of detector, vote and policy, and differences of the policy, as Markdown tables."""
-    lists = {"detector": detector, "vote": voted, "dense policy": answered}
+    """Official figures of each, and their differences, as Markdown tables.
+
+    Args:
+        lists: answers by name, those of `DETECTOR`, references, and those of `POLICY`. Each reference is
+            compared with the detector, the policy with all.
+        annotations: the ground truth.
+        profile: of the data set.
+    """
     scores = {name: query_scores(rows, annotations, profile) for name, rows in lists.items()}
     shown = table(
         {
@@ -100,10 +108,9 @@ def report(
             for name, rows in lists.items()
         }
     )
-    gains = {
-        f"{name} - {reference}": differences([scores[name]], scores[reference])
-        for name, reference in (("vote", "detector"), ("dense policy", "detector"), ("dense policy", "vote"))
-    }
+    pairs = [(name, DETECTOR) for name in lists if name not in (DETECTOR, POLICY)]
+    pairs += [(POLICY, name) for name in lists if name != POLICY]
+    gains = {f"{one} - {other}": differences([scores[one]], scores[other]) for one, other in pairs}
     return f"{shown}\n\n{table(gains)}"
 
 
@@ -144,6 +151,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=DenseConfig.evidence_dropout,
         help="share of training samples without clips and query, so that none are needed (default: 0)",
     )
+    parser.add_argument(
+        "--gradient",
+        choices=OBJECTIVES,
+        default=DenseConfig.gradient,
+        help="of the expected gain: over all spans, or over spans that the policy draws (default: exact)",
+    )
+    parser.add_argument(
+        "--ranker", action="store_true", help="compare with gradient boosting too; needs vmr-env[ranker]"
+    )
     parser.add_argument("--out", type=Path, help="prediction file to write")
     parser.add_argument("--save", type=Path, help="folder for the policy learnt on --train; needs --test")
     options = parser.parse_args(arguments)
@@ -159,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             epochs=options.epochs,
             models_shown=options.models_shown,
             evidence_dropout=options.evidence_dropout,
+            gradient=options.gradient,
         )
     except ValueError as error:
         parser.error(str(error))
@@ -167,20 +184,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     profile = get_profile(options.dataset)
     learn = _timelines(options.train, clips, options.paraphrases, options.no_evidence)
     if options.test is None:
-        judge, beliefs = learn, _out_of_fold(learn, profile, options.folds, options.seeds, config)
+        judge, parts = learn, _folds(learn, profile, options.folds)
     else:
         judge = _timelines(options.test, clips, [], options.no_evidence)
-        networks = tuple(_train(learn, seed, config) for seed in range(options.seeds))
-        if options.save is not None:
-            notes = {"train": [path.name for path in options.train], "config": asdict(config)}
-            save_policy(options.save, DensePolicy(networks, learn.grid, config.channels), notes)
-        beliefs = believe(networks, judge)
+        parts = [(range(len(learn)), range(len(judge)))]
+    lists = {DETECTOR: judge.models[0], "vote over candidates": _ranked(judge, candidate_vote(judge))}
+    if not options.no_evidence:
+        lists["evidence alone"] = _ranked(judge, evidence_alone(judge))
+    if options.ranker:
+        ranked = torch.zeros(len(judge), len(judge.spans))
+        for rows, held_out in parts:
+            ranked[list(held_out)] = SpanRanker(learn, rows).gains(judge, held_out).softmax(dim=1)
+        lists["gradient boosting"] = _ranked(judge, ranked)
+    lists["untrained policy"] = _ranked(judge, vote_distribution(judge))
+    beliefs = Beliefs(torch.zeros(len(judge), len(judge.spans)), torch.zeros(len(judge), judge.grid.clips))
+    for rows, held_out in parts:
+        networks = tuple(_train(learn, seed, config, rows) for seed in range(options.seeds))
+        for whole, part in zip(beliefs, believe(networks, judge, held_out), strict=True):
+            whole[list(held_out)] = part
+    if options.save is not None:
+        notes = {"train": [path.name for path in options.train], "config": asdict(config)}
+        save_policy(options.save, DensePolicy(networks, learn.grid, config.channels), notes)
     relevance = None if options.no_evidence else beliefs.relevance
-    answered = answers(judge, beliefs.probabilities, relevance=relevance)
+    lists[POLICY] = answers(judge, beliefs.probabilities, relevance=relevance)
     truth = read_annotations((options.test or options.train)[0], past_end="keep")
-    print(report(answered, vote_answers(judge), judge.models[0], truth, profile))
+    print(report(lists, truth, profile))
     if options.out is not None:
-        write_predictions(options.out, answered)
+        write_predictions(options.out, lists[POLICY])
 
 
 def _timelines(
@@ -194,21 +224,20 @@ def _timelines(
     return Timelines(models, annotations, clips, encode_queries(annotations, paraphrases))
 
 
-def _out_of_fold(
-    timelines: Timelines, profile: DatasetProfile, folds: int, seeds: int, config: DenseConfig
-) -> Beliefs:
+def _folds(
+    timelines: Timelines, profile: DatasetProfile, folds: int
+) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Rows to learn from and rows held out, by source video."""
     videos = [profile.source_video(annotation.vid) for annotation in timelines.annotations]
     parts = video_folds(videos, folds, seed=0)
-    result = Beliefs(
-        torch.zeros(len(timelines), len(timelines.spans)), torch.zeros(len(timelines), timelines.grid.clips)
-    )
-    for fold in range(folds):
-        rows = np.flatnonzero(parts != fold).tolist()
-        networks = [_train(timelines, seed, config, rows) for seed in range(seeds)]
-        held_out = np.flatnonzero(parts == fold)
-        for whole, part in zip(result, believe(networks, timelines, held_out.tolist()), strict=True):
-            whole[torch.from_numpy(held_out)] = part
-    return result
+    return [
+        (np.flatnonzero(parts != fold).tolist(), np.flatnonzero(parts == fold).tolist())
+        for fold in range(folds)
+    ]
+
+
+def _ranked(timelines: Timelines, distribution: Tensor) -> list[Prediction]:
+    return answers(timelines, distribution, first="mode")
 
 
 def _train(

@@ -85,6 +85,8 @@ class PaintedTimelines:
         models: of each of M models its predictions, in the order of the queries.
         seconds: float64 (N,), length of a grid clip.
         clips: int64 (N,), number of grid clips.
+        proposals: of each query the windows of each model, (K, 3) float64: start and end in clips, share of
+            the model's scores.
         painted: float32 (N, M, L, `PAINTED`), zero beyond the video.
     """
 
@@ -128,10 +130,10 @@ class PaintedTimelines:
         self.seconds = np.array([self.grid.seconds * self.grid.merged(d) for d in durations])
         self.clips = np.array([self.grid.count(d) for d in durations])
         self.painted = np.zeros((len(durations), len(self.models), self.grid.clips, len(PAINTED)), np.float32)
-        self._windows = [
+        self.proposals = [
             [self._on_grid(model[row], row) for model in self.models] for row in range(len(self))
         ]
-        for row, windows in enumerate(self._windows):
+        for row, windows in enumerate(self.proposals):
             count = int(self.clips[row])
             for m, model in enumerate(self.models):
                 self.painted[row, m, :count] = paint(windows[m], model[row].saliency, count)

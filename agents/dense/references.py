@@ -1,0 +1,164 @@
+"""What a policy over all spans must beat: the vote over candidates, evidence alone, and a supervised ranker.
+
+Each says how good every span of the grid is, as a distribution (n, S); `decoding.answers(..., first="mode")`
+makes ranked lists of it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from vmr_env.agents.dense.spans import best_overlap, gain
+from vmr_env.agents.dense.timeline import Timelines
+
+from vmr_env.arrays import Bools, Floats
+from vmr_env.data.timelines import CHANNELS
+
+MOVES = (-8, -4, -2, -1, 0, 1, 2, 4, 8)
+"""Clips by which a boundary of a first window is moved."""
+
+CROSSED = 5
+"""First windows of each model whose starts and ends are crossed."""
+
+CURVES = ("cosine", "cosine z-score", "cosine smoothed", "saliency", "coverage", "starts", "ends")
+
+
+def candidate_mask(proposals: Sequence[NDArray[np.float64]], clips: int, spans: NDArray[np.int64]) -> Bools:
+    """Which spans of the grid are candidates: bool (S,).
+
+    Candidates are the proposals of all models on the nearest clips, at least one clip long; the first windows
+    with their boundaries moved; and the starts of the first five of each model with the ends of all such.
+
+    Args:
+        proposals: of each model (K, 3), start and end in clips, first the best.
+        clips: length of the video.
+        spans: (S, 2), `spans.all_spans`.
+    """
+    snapped = []
+    for windows in proposals:
+        starts = np.rint(windows[:, 0]).clip(0, clips - 1).astype(int)
+        snapped.append(np.column_stack([starts, np.maximum(np.rint(windows[:, 1]), starts + 1).astype(int)]))
+    firsts = np.concatenate([windows[:CROSSED] for windows in snapped])
+    moved = [
+        np.stack(np.meshgrid(start + np.array(MOVES), end + np.array(MOVES)), axis=-1).reshape(-1, 2)
+        for start, end in (windows[0] for windows in snapped)
+    ]
+    crossed = np.stack(np.meshgrid(firsts[:, 0], firsts[:, 1]), axis=-1).reshape(-1, 2)
+    found = np.concatenate([*snapped, *moved, crossed])
+    found = found[(found[:, 0] >= 0) & (found[:, 0] < found[:, 1]) & (found[:, 1] <= clips)]
+    mask = np.zeros((int(spans[:, 1].max()) + 1,) * 2, bool)
+    mask[found[:, 0], found[:, 1]] = True
+    result: Bools = mask[spans[:, 0], spans[:, 1]]
+    return result
+
+
+def candidate_masks(timelines: Timelines, rows: Sequence[int]) -> Tensor:
+    """`candidate_mask` of some queries: bool (n, S)."""
+    spans = timelines.spans.numpy()
+    masks = [candidate_mask(timelines.proposals[row], int(timelines.clips[row]), spans) for row in rows]
+    return torch.from_numpy(np.stack(masks))
+
+
+def candidate_vote(timelines: Timelines) -> Tensor:
+    """The vote over candidates, without any training: (n, S), softmax of it, zero elsewhere.
+
+    A candidate's vote is the sum over all models' windows of score share times (tIoU + soft hits at 0.5 and
+    0.7).
+    """
+    parts = []
+    for rows in _parts(len(timelines)):
+        votes = timelines.batch(rows).numbers[..., :3].sum(dim=2)
+        parts.append(votes.masked_fill(~candidate_masks(timelines, rows), -torch.inf).softmax(dim=1))
+    return torch.cat(parts)
+
+
+def evidence_alone(timelines: Timelines) -> Tensor:
+    """The span whose clips are most alike the query and the others least, whatever detectors say: (n, S).
+
+    The softmax of the two-sample statistic of the cosine's z-scores, (mean inside - mean outside) times the
+    root of inside * outside / clips: what the best single change of mean is found by. No training.
+    """
+    curve = CHANNELS.index("cosine z-score")
+    parts = []
+    for rows in _parts(len(timelines)):
+        batch = timelines.batch(rows)
+        inside, outside, lengths = _means(batch.channels[..., [curve]], timelines.spans, batch.clip_mask)
+        others = batch.clip_mask.sum(dim=1, keepdim=True) - lengths
+        weights = (lengths * others.clamp(min=0) / (lengths + others)).sqrt()
+        scores = (inside - outside).squeeze(2) * weights
+        parts.append(scores.masked_fill(~batch.span_mask, -torch.inf).softmax(dim=1))
+    return torch.cat(parts)
+
+
+class SpanRanker:
+    """Gradient boosting that learns the gain of spans from the same facts as the policy (scikit-learn).
+
+    Facts of a span are the detector's six numbers, its length and place, and of each curve of `CURVES` the
+    means inside and outside and the steps at both boundaries. It learns from the candidates of each query,
+    and judges all spans.
+    """
+
+    def __init__(self, timelines: Timelines, rows: Sequence[int] | None = None) -> None:
+        """Learn from some queries, all by default.
+
+        Raises:
+            ImportError: scikit-learn is missing; the extra `ranker` has it.
+        """
+        try:
+            from sklearn.ensemble import HistGradientBoostingRegressor
+        except ImportError as error:
+            raise ImportError("the ranker needs scikit-learn: pip install 'vmr-env[ranker]'") from error
+        chosen = list(range(len(timelines))) if rows is None else list(rows)
+        facts, gains = [], []
+        for part in _parts(len(chosen)):
+            these = [chosen[i] for i in part]
+            mask = candidate_masks(timelines, these)
+            facts.append(span_facts(timelines, these)[mask].numpy())
+            gains.append(gain(best_overlap(timelines.spans, timelines.moments(these)))[mask].numpy())
+        self._model = HistGradientBoostingRegressor(
+            learning_rate=0.05, max_iter=200, max_leaf_nodes=15, min_samples_leaf=100, random_state=0
+        )
+        self._model.fit(np.concatenate(facts), np.concatenate(gains))
+
+    def gains(self, timelines: Timelines, rows: Sequence[int] | None = None) -> Tensor:
+        """Predicted gain of every span, -inf beyond the video: float32 (n, S)."""
+        chosen = list(range(len(timelines))) if rows is None else list(rows)
+        parts = []
+        for part in _parts(len(chosen)):
+            these = [chosen[i] for i in part]
+            mask = timelines.batch(these).span_mask
+            gains = torch.full(mask.shape, -torch.inf)
+            told: Floats = self._model.predict(span_facts(timelines, these)[mask].numpy()).astype(np.float32)
+            gains[mask] = torch.from_numpy(told)
+            parts.append(gains)
+        return torch.cat(parts)
+
+
+def span_facts(timelines: Timelines, rows: Sequence[int]) -> Tensor:
+    """Facts of every span, see `SpanRanker`: float32 (n, S, 9 + 4 * `CURVES`)."""
+    batch, spans = timelines.batch(rows), timelines.spans
+    curves = batch.channels[..., [CHANNELS.index(name) for name in CURVES]]
+    inside, outside, lengths = _means(curves, spans, batch.clip_mask)
+    beside = torch.nn.functional.pad(curves, (0, 0, 1, 1))  # zeros before and after the grid
+    starts, ends = spans[:, 0], spans[:, 1]
+    rise = beside[:, starts + 1] - beside[:, starts]
+    fall = beside[:, ends] - beside[:, ends + 1]
+    clips = batch.clip_mask.sum(dim=1, keepdim=True)
+    place = torch.stack([lengths / clips, starts / clips, ends / clips], dim=2)
+    return torch.cat([batch.numbers, place, inside, outside, rise, fall], dim=2)
+
+
+def _means(curves: Tensor, spans: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means of curves (B, L, C) inside and outside each span, (B, S, C) twice, and lengths of spans (S,)."""
+    sums = torch.nn.functional.pad(curves.cumsum(dim=1), (0, 0, 1, 0))
+    lengths = spans[:, 1] - spans[:, 0]
+    inside = sums[:, spans[:, 1]] - sums[:, spans[:, 0]]
+    others = (mask.sum(dim=1, keepdim=True) - lengths).clamp(min=1)
+    outside = (sums[:, -1:] - inside) / others[..., None]
+    return inside / lengths[:, None], outside, lengths
+
+
+def _parts(count: int, size: int = 64) -> list[list[int]]:
+    return [list(range(at, min(at + size, count))) for at in range(0, count, size)]

@@ -1,0 +1,136 @@
+"""References of the policy over all spans against slow, obvious implementations."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from test_dense import DIM, GRID, Rows, problem, slow_tiou
+from vmr_env.agents.dense.references import (
+    CURVES,
+    SpanRanker,
+    candidate_mask,
+    candidate_vote,
+    evidence_alone,
+    span_facts,
+)
+from vmr_env.agents.dense.spans import all_spans, best_overlap
+from vmr_env.agents.dense.timeline import Timelines
+
+from vmr_env.data.annotations import Annotation
+from vmr_env.data.predictions import Prediction
+from vmr_env.data.timelines import CHANNELS, NoEvidence
+
+
+def slow_candidates(proposals: list[list[tuple[float, float]]], clips: int) -> set[tuple[int, int]]:
+    found = set()
+    snapped = [[(min(round(s), clips - 1), round(e)) for s, e in model] for model in proposals]
+    snapped = [[(s, max(e, s + 1)) for s, e in model] for model in snapped]
+    for model in snapped:
+        found |= set(model)
+        (start, end), moves = model[0], (0, 1, 2, 4, 8)
+        for a, b, left, right in itertools.product(moves, moves, (-1, 1), (-1, 1)):
+            found.add((start + left * a, end + right * b))
+    for one, other in itertools.product(snapped, snapped):
+        found |= {(start, end) for (start, _), (_, end) in itertools.product(one[:5], other[:5])}
+    return {(s, e) for s, e in found if 0 <= s < e <= clips}
+
+
+def test_candidates_are_proposals_moves_around_the_first_and_crossed_boundaries() -> None:
+    rng = np.random.default_rng(0)
+    spans = all_spans(40).numpy()
+    for clips in (40, 25, 1):
+        drawn = np.sort(rng.uniform(0, clips, size=(2, 7, 2)), axis=2)
+        drawn[0, 3] = drawn[0, 3, 0]  # empty: one clip
+        models = [np.column_stack([windows, np.full(7, 1 / 7)]) for windows in drawn]
+        mask = candidate_mask(models, clips, spans)
+        expected = slow_candidates([[tuple(w) for w in windows.tolist()] for windows in drawn], clips)
+        assert {tuple(span) for span in spans[mask].tolist()} == expected
+
+
+def test_the_vote_of_a_pool_is_the_slow_sum_over_all_windows() -> None:
+    one, other = problem(12, seed=1), problem(12, seed=5)
+    second = [
+        Prediction(mine.qid, mine.vid, "query", theirs.windows * [0.5, 0.5, 1])
+        for mine, theirs in zip(one.models[0], other.models[0], strict=True)
+    ]
+    pool = Timelines([one.models[0], second], one.annotations, NoEvidence(DIM), one._queries, GRID)
+    voted = candidate_vote(pool)
+    for row, annotation in enumerate(pool.annotations):
+        windows = [model[row].windows / [2, 2, 1] for model in pool.models]
+        proposals = [[tuple(window) for window in model[:, :2].tolist()] for model in windows]
+        votes = {}
+        for span in slow_candidates(proposals, round(annotation.duration / 2)):
+            votes[span] = 0.0
+            for model in windows:
+                for low, high, score in model.tolist():
+                    overlap = slow_tiou(span, (low, high))
+                    soft = sum(1 / (1 + np.exp(-(overlap - t) / 0.05)) for t in (0.5, 0.7))
+                    votes[span] += score / model[:, 2].sum() / 2 * (overlap + soft)
+        weights = [np.exp(votes[tuple(s)]) if tuple(s) in votes else 0.0 for s in pool.spans.tolist()]
+        np.testing.assert_allclose(voted[row], np.array(weights) / sum(weights), rtol=1e-4)
+
+
+def test_evidence_alone_finds_what_differs_most_from_the_rest() -> None:
+    timelines = problem(12)
+    found = evidence_alone(timelines)
+    for row in range(12):
+        vector = timelines.query_vectors(row)[0]
+        cosine = [float(c @ vector / np.linalg.norm(c)) for c in timelines.clip_vectors(row)]
+        scores = (np.array(cosine) - np.mean(cosine)) / np.std(cosine)
+        values = {}
+        for start, end in itertools.combinations(range(len(scores) + 1), 2):
+            within, rest = scores[start:end], np.concatenate([scores[:start], scores[end:]])
+            values[start, end] = 0.0
+            if len(rest):
+                weight = np.sqrt(len(within) * len(rest) / len(scores))
+                values[start, end] = (within.mean() - rest.mean()) * weight
+        weights = [np.exp(values.get(tuple(span), -np.inf)) for span in timelines.spans.tolist()]
+        np.testing.assert_allclose(found[row], np.array(weights) / sum(weights), rtol=2e-3, atol=1e-6)
+
+
+def test_facts_of_a_span_are_the_means_and_steps_of_the_curves() -> None:
+    timelines = problem(5)
+    facts = span_facts(timelines, range(5)).numpy()
+    batch = timelines.batch(range(5))
+    columns = [CHANNELS.index(name) for name in CURVES]
+    for row in range(5):
+        count = int(timelines.clips[row])
+        curves = batch.channels[row, :count, columns].numpy()
+        padded = np.pad(curves, ((1, 1), (0, 0)))
+        for (start, end), found in zip(timelines.spans.tolist(), facts[row], strict=True):
+            if end > count or end - start == count:
+                continue
+            outside = np.concatenate([curves[:start], curves[end:]])
+            expected = [
+                *((end - start) / count, start / count, end / count),
+                *curves[start:end].mean(axis=0),
+                *outside.mean(axis=0),
+                *padded[start + 1] - padded[start],
+                *padded[end] - padded[end + 1],
+            ]
+            np.testing.assert_allclose(found[6:], expected, atol=1e-5)
+
+
+def test_the_ranker_learns_what_evidence_tells() -> None:
+    pytest.importorskip("sklearn")
+    gains = {}
+    for told in (True, False):
+        timelines = problem(220, told=told)
+        held_out = list(range(160, 220))
+        ranked = SpanRanker(timelines, range(160)).gains(timelines, held_out)
+        beyond = timelines.spans[:, 1] > torch.from_numpy(timelines.clips[held_out])[:, None]
+        assert bool(torch.equal(torch.isinf(ranked), beyond))
+        overlaps = best_overlap(timelines.spans, timelines.moments(held_out))
+        gains[told] = float(overlaps.gather(1, ranked.argmax(dim=1, keepdim=True)).mean())
+    assert gains[True] > gains[False] + 0.2
+
+
+def test_the_ranker_bears_videos_of_one_clip() -> None:
+    pytest.importorskip("sklearn")
+    annotations = [Annotation(i, "v", "query", 2.0, np.array([[0.0, 2.0]])) for i in range(3)]
+    rows = [Prediction(i, "v", "query", np.array([[0.0, 2.0, 0.5]])) for i in range(3)]
+    queries = {str(i): np.ones((1, DIM), np.float32) for i in range(3)}
+    timelines = Timelines([rows], annotations, Rows({"v": np.ones((1, DIM), np.float32)}), queries, GRID)
+    assert SpanRanker(timelines).gains(timelines)[:, 0].tolist() == pytest.approx([1.0] * 3)
+    assert evidence_alone(timelines)[:, 0].tolist() == [1.0] * 3
