@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from slow_metrics import Moment, Window, slow_average_precision, slow_iou
 from test_metrics import SPANS
 
 from vmr_env.data.answer_sets import AnswerSet, TruthSet, paired_sets
 from vmr_env.errors import DataError
-from vmr_env.metrics.generalised import area_under_curve, f1, generalised_scores
+from vmr_env.metrics import intervals
+from vmr_env.metrics.generalised import area_under_curve, f1, generalised_intervals, generalised_scores
 
 THRESHOLDS = [round(0.5 + 0.05 * i, 2) for i in range(10)]
 
@@ -131,6 +132,27 @@ def test_rejection_equals_scikit_learn(queries: list[Query]) -> None:
     assert found["Acc@0.4"] == pytest.approx(100 * expected, abs=0.0051)
 
 
+@settings(deadline=None)
+@given(st.data())
+def test_a_draw_has_the_figures_of_the_drawn_queries(data: st.DataObject) -> None:
+    queries = data.draw(queries_)
+    times = data.draw(st.lists(st.integers(0, 3), min_size=len(queries), max_size=len(queries)))
+    assume(any(times))
+    with pytest.MonkeyPatch.context() as patch:
+        # Each query has a video of its own, which is drawn as often as `times` says.
+        patch.setattr(intervals, "video_draws", lambda *_: iter([np.array([times], float)]))
+        found = generalised_intervals(
+            *sets_of(queries), ranks=(1, 3), source_video=lambda vid: f"{int(vid[1:]):05d}"
+        )
+    drawn = [query for query, often in zip(queries, times, strict=True) for _ in range(often)]
+    expected = generalised_scores(*sets_of(drawn), ranks=(1, 3))
+    once = generalised_scores(*sets_of(queries), ranks=(1, 3))
+    for name, interval in found.items():
+        assert interval.mean == pytest.approx(once[name], abs=0.0051, nan_ok=True), name
+        assert interval.low == pytest.approx(expected[name], abs=0.0051, nan_ok=True), name
+        assert interval.low == interval.high or math.isnan(interval.low), name
+
+
 def test_a_score_at_the_threshold_rejects_and_ties_count_half() -> None:
     queries: list[Query] = [
         ([], [], None),
@@ -139,8 +161,8 @@ def test_a_score_at_the_threshold_rejects_and_ties_count_half() -> None:
     ]
     found = generalised_scores(*sets_of(queries), ranks=(1,))
     assert (found["Rej-F1@0.4"], found["Acc@0.4"], found["G-mIoU@1"]) == (100.0, 100.0, 100.0)
-    assert area_under_curve(np.array([0.5, 0.5]), np.array([True, False])) == 0.5
-    assert f1(np.array([False]), np.array([True])) == 0.0
+    assert area_under_curve(np.array([0.5, 0.5]), np.array([True, False]), np.ones(2)) == 0.5
+    assert f1(np.array([False]), np.array([True]), np.ones(1)) == 0.0
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from vmr_env.data.highlights import paired_highlights
 from vmr_env.errors import DataError
-from vmr_env.metrics.highlights import evaluate_highlights
+from vmr_env.metrics.highlights import evaluate_highlights, highlight_intervals
 from vmr_env.metrics.moments import evaluate
 
 
@@ -60,3 +60,15 @@ def test_broken_rows_are_told(curve: list[float], rated: dict[str, Any], told: s
 def test_rows_that_are_not_there_are_told() -> None:
     with pytest.raises(DataError, match="ground_truth: is empty; expected at least one row"):
         paired_highlights([], [])
+
+
+def test_intervals_are_about_the_official_figures_and_narrow_with_agreement() -> None:
+    rated = [RATED | {"qid": i, "vid": f"v{i % 4}"} for i in range(8)]
+    curves = [{"qid": i, "pred_saliency_scores": [0.1, 0.7] if i % 2 else [0.7, 0.1]} for i in range(8)]
+    brief = evaluate_highlights(curves, rated)["brief"]
+    found = highlight_intervals(curves, rated)
+    assert {name: round(one.mean, 2) for name, one in found.items()} == brief
+    assert found["HL-min-Fair-Hit1"].low < 50 < found["HL-min-Fair-Hit1"].high
+    # All queries of one source video: nothing can be resampled.
+    same = highlight_intervals(curves, rated, lambda vid: "one")["HL-min-Fair-Hit1"]
+    assert (same.low, same.high) == (same.mean, same.mean)

@@ -12,7 +12,7 @@ from vmr_env.data.answer_sets import paired_sets
 from vmr_env.data.profiles import PROFILES
 from vmr_env.metrics import generalised as generalised_metrics
 from vmr_env.metrics.groups import GROUPINGS, by_group
-from vmr_env.metrics.highlights import evaluate_highlights
+from vmr_env.metrics.highlights import highlight_intervals
 from vmr_env.metrics.intervals import Comparison, Interval, Over, comparisons, mean_intervals
 from vmr_env.metrics.measures import MEASURES, measure_queries
 from vmr_env.metrics.moments import Joined, Missing, join
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 @click.group()
 def measure() -> None:
     """Figures beyond the official ones: other recalls, groups of queries, comparisons, other tasks."""
+
+
+_dataset_option = click.option(
+    "--dataset",
+    type=click.Choice(list(PROFILES)),
+    help="Whose rule tells which vids are cut from one video; default: none are.",
+)
 
 
 def _options(command: Any) -> Any:
@@ -49,11 +56,7 @@ def _options(command: Any) -> Any:
                 show_default=True,
                 help="What means are over; of videos, each has the mean of its queries.",
             ),
-            click.option(
-                "--dataset",
-                type=click.Choice(list(PROFILES)),
-                help="Whose rule tells which vids are cut from one video; default: none are.",
-            ),
+            _dataset_option,
             click.option(
                 "--missing",
                 type=click.Choice(["error", "miss"]),
@@ -136,8 +139,11 @@ def difference(
     help="Existence score up to which an answer is rejected.",
 )
 @click.option("--ranks", default="1,3,5", show_default=True, help="k of the measures of the first k windows.")
+@_dataset_option
 @problems_exit_with_1
-def generalised(predictions: Path, annotations: Path, rejection: float, ranks: str) -> None:
+def generalised(
+    predictions: Path, annotations: Path, rejection: float, ranks: str, dataset: str | None
+) -> None:
     """Queries with no moment, one, or several: rejection (AUROC, F1), mR@k, G-mIoU@k.
 
     Ground truth has an empty list of windows where there is no moment. The highest window score stands in
@@ -148,21 +154,31 @@ def generalised(predictions: Path, annotations: Path, rejection: float, ranks: s
     numbers = ranks.split(",")
     if not all(number.isdecimal() and int(number) for number in numbers):
         raise click.BadParameter(f"is {ranks!r}; expected numbers from 1, as in 1,3,5", param_hint="--ranks")
-    figures = generalised_metrics.generalised_scores(
-        *paired_sets(predictions, annotations), rejection=rejection, ranks=[int(number) for number in numbers]
+    figures = generalised_metrics.generalised_intervals(
+        *paired_sets(predictions, annotations),
+        rejection=rejection,
+        ranks=[int(number) for number in numbers],
+        source_video=_source_video(dataset),
     )
-    click.echo(pd.Series(figures).to_string())
+    click.echo(pd.Series(figures).map(_cell).to_string())
+    click.echo(_BOOTSTRAP)
 
 
 @measure.command()
 @click.argument("predictions", type=FILE)
 @click.argument("annotations", type=FILE)
+@_dataset_option
 @problems_exit_with_1
-def highlights(predictions: Path, annotations: Path) -> None:
+def highlights(predictions: Path, annotations: Path, dataset: str | None) -> None:
     """Saliency curves against rated clips, of data without moments."""
     import pandas as pd
 
-    click.echo(pd.Series(evaluate_highlights(predictions, annotations)["brief"]).to_string())
+    figures = highlight_intervals(predictions, annotations, _source_video(dataset))
+    click.echo(pd.Series(figures).map(_cell).to_string())
+    click.echo(_BOOTSTRAP)
+
+
+_BOOTSTRAP = "[95 % interval over source videos]"
 
 
 def _measured(
@@ -193,6 +209,4 @@ def _said(mean_over: Over, *, above: bool, nms: float | None, **_: Any) -> str:
     """How the figures of a table were made, in a line below it."""
     reached = ">" if above else ">="
     windows = "all windows" if nms is None else f"windows after non-maximum suppression at {nms:g}"
-    return (
-        f"hit: tIoU {reached} threshold; {windows}; mean over {mean_over}; [95 % interval over source videos]"
-    )
+    return f"hit: tIoU {reached} threshold; {windows}; mean over {mean_over}; {_BOOTSTRAP}"

@@ -4,14 +4,11 @@ Definitions of Ding et al. 2026, "Retrieving Any Relevant Moments: Benchmark and
 Retrieval" (arXiv:2605.02623), and of its evaluation toolkit where the two leave something open:
 
 - The existence score of an answer is its `pred_exist_score`; where none is given, its highest window score;
-0 of
-  an empty answer. It is rejected when its score is at most a threshold (0.4 in the paper).
+  0 of an empty answer. It is rejected when its score is at most a threshold (0.4 in the paper).
 - `AUROC`: of existence scores, queries with moments against those without. `Rej-F1`: F1 of rejection, where
-queries
-  without moments are the positives. `Acc`: share of queries that are rightly rejected or kept.
-- Over queries with moments, whatever the existence score: `mAP` as in `metrics.moments`; `mR@k`, the share
-of a
-  query's moments that its first k windows hit, mean over thresholds 0.5, 0.55, … 0.95; `mIoU@k`, the mean
+  queries without moments are the positives. `Acc`: share of queries that are rightly rejected or kept.
+- Over queries with moments, whatever the existence score: `mAP` as in `metrics.moments`; `mR@k`, the share of
+  a query's moments that its first k windows hit, mean over thresholds 0.5, 0.55, … 0.95; `mIoU@k`, the mean
   tIoU of the first k windows with the moments that they are matched to.
 - Over queries with several moments: `mR+@k`, as mR@k without the first hit, (hits - 1) / (moments - 1);
   `mIoU+@k`, as mIoU@k without the best pair.
@@ -20,11 +17,11 @@ of a
   lacking.
 
 Windows are matched in file order, each to the moment of highest tIoU that is free, the first of equals. For
-recalls
-it must reach the threshold; for mIoU and G-mIoU any free moment is taken, also one that it does not meet.
+recalls it must reach the threshold; for mIoU and G-mIoU any free moment is taken, also one that it does not
+meet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +30,7 @@ from numpy.typing import NDArray
 from vmr_env.arrays import AnyFloats
 from vmr_env.data.answer_sets import AnswerSet, TruthSet
 from vmr_env.metrics import spans
+from vmr_env.metrics.intervals import Interval, statistic_intervals
 from vmr_env.metrics.measures import check_share
 from vmr_env.metrics.moments import AP_WINDOWS, average_precision, greedy_hits, pad
 
@@ -67,16 +65,49 @@ def generalised_scores(
     """
     check_share("rejection", rejection)
     scored = score_queries(answers, truth, rejection=rejection, ranks=ranks)
+    return {name: round(value, 2) for name, value in _figures(scored, rejection, np.ones(len(truth))).items()}
+
+
+def generalised_intervals(
+    answers: Sequence[AnswerSet],
+    truth: Sequence[TruthSet],
+    *,
+    rejection: float = REJECTION,
+    ranks: Sequence[int] = RANKS,
+    source_video: Callable[[str], str] = str,
+) -> dict[str, Interval]:
+    """The same with 95 % intervals by a bootstrap over source videos (`metrics.intervals`).
+
+    Args:
+        answers: as in `generalised_scores`, as `truth`, `rejection` and `ranks` are.
+        truth: (P,) queries.
+        rejection: existence score up to which an answer is rejected.
+        ranks: k of the measures that look at the first k windows.
+        source_video: the video that a vid is cut from.
+    """
+    check_share("rejection", rejection)
+    scored = score_queries(answers, truth, rejection=rejection, ranks=ranks)
+    videos = [source_video(row.vid) for row in truth]
+    return statistic_intervals(lambda weights: _figures(scored, rejection, weights), videos)
+
+
+def _figures(scored: Scored, rejection: float, weights: AnyFloats) -> dict[str, float]:
+    """All figures in percent, where each query counts so often: (P,)."""
     kept = scored.existence > rejection
     figures = {
-        "AUROC": area_under_curve(scored.existence, scored.positive),
-        f"Rej-F1@{rejection:g}": f1(~kept, ~scored.positive),
-        f"Acc@{rejection:g}": float((kept == scored.positive).mean()),
+        "AUROC": area_under_curve(scored.existence, scored.positive, weights),
+        f"Rej-F1@{rejection:g}": f1(~kept, ~scored.positive, weights),
+        f"Acc@{rejection:g}": _weighted_mean((kept == scored.positive).astype(float), weights),
     }
-    for name, values in scored.measures.items():
-        counted = values[~np.isnan(values)]
-        figures[name] = float(counted.mean()) if len(counted) else float("nan")
-    return {name: round(100 * value, 2) for name, value in figures.items()}
+    figures |= {name: _weighted_mean(values, weights) for name, values in scored.measures.items()}
+    return {name: 100 * value for name, value in figures.items()}
+
+
+def _weighted_mean(values: AnyFloats, weights: AnyFloats) -> float:
+    """Mean of the values that are there; NaN where none counts."""
+    there = ~np.isnan(values)
+    total = weights[there].sum()
+    return float(weights[there] @ values[there] / total) if total else float("nan")
 
 
 def score_queries(
@@ -115,25 +146,25 @@ def score_queries(
     return Scored(existence, positive, measures)
 
 
-def area_under_curve(scores: AnyFloats, positive: NDArray[np.bool_]) -> float:
-    """Share of pairs of a positive and a negative in which the positive has the higher score; ties count
-    half.
+def area_under_curve(scores: AnyFloats, positive: NDArray[np.bool_], weights: AnyFloats) -> float:
+    """Share of pairs of a positive and a negative in which the positive has the higher score.
 
-    NaN where there is no such pair.
+    Ties count half, each query as often as `weights` says; NaN where there is no such pair.
     """
     values, ranks = np.unique(scores, return_inverse=True)
-    above = np.bincount(ranks[positive], minlength=len(values))
-    below = np.bincount(ranks[~positive], minlength=len(values))
+    above = np.bincount(ranks[positive], weights[positive], minlength=len(values))
+    below = np.bincount(ranks[~positive], weights[~positive], minlength=len(values))
     pairs = above.sum() * below.sum()
     won = (above * (np.cumsum(below) - below / 2)).sum()
     return float(won / pairs) if pairs else float("nan")
 
 
-def f1(predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
+def f1(predicted: NDArray[np.bool_], true: NDArray[np.bool_], weights: AnyFloats) -> float:
     """Harmonic mean of precision and recall; 0 where nothing is found, NaN where nothing is true."""
-    if not true.any():
-        return float("nan")
-    return float(2 * (predicted & true).sum() / (predicted.sum() + true.sum()))
+    total = weights @ true
+    return (
+        float(2 * (weights @ (predicted & true)) / (weights @ predicted + total)) if total else float("nan")
+    )
 
 
 def matched_overlaps(overlaps: AnyFloats) -> AnyFloats:

@@ -6,7 +6,7 @@ resampled (cluster bootstrap, percentile interval) and, for a comparison of two 
 the answers to all queries of a video change sides together (permutation test).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -64,6 +64,31 @@ def mean_intervals(
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     means = sums.sum(axis=0) / sizes.sum()
     return [Interval(*map(float, row)) for row in zip(means, low, high, strict=True)]
+
+
+def statistic_intervals(
+    statistic: Callable[[AnyFloats], Mapping[str, float]],
+    videos: Sequence[Any] | NDArray[Any],
+    draws: int = DRAWS,
+) -> dict[str, Interval]:
+    """Figures with their intervals where they need not be means over queries, by the same bootstrap.
+
+    Args:
+        statistic: how often each query counts (Q,) -> figures by name. NaN where a figure has no query to be
+            about; a draw without one takes no part in its interval.
+        videos: (Q,), the source video of each query.
+        draws: as in `mean_intervals`.
+    """
+    names, codes = np.unique(np.asarray(videos, dtype=object).astype(str), return_inverse=True)
+    figures = statistic(np.ones(len(codes)))
+    blocks = video_draws(len(names), draws, np.random.default_rng(SEED))
+    drawn = np.array([list(statistic(weights[codes]).values()) for block in blocks for weights in block])
+    found = {}
+    for (name, figure), column in zip(figures.items(), drawn.T, strict=True):
+        there = column[~np.isnan(column)]
+        ends = np.quantile(there, [0.025, 0.975]).tolist() if len(there) else [np.nan, np.nan]
+        found[name] = Interval(figure, *ends)
+    return found
 
 
 def comparisons(
