@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from vmr_env.agents.dense.decoding import vote_answers
 from vmr_env.agents.dense.policy import POLICY_FILE, Evidence, load_policy
+from vmr_env.agents.dense.references import vote_answers
 from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.ensemble.files import ensemble_run, load_ensemble
 from vmr_env.agents.evaluation import refine as run_episodes
@@ -40,7 +40,7 @@ BATCH = 1024
 """Queries that are refined side by side."""
 
 VOTE = "vote"
-"""Name of the agent that needs no training: `agents.dense.decoding.vote_answers`."""
+"""Name of the agent that needs no training: `agents.dense.references.vote_answers`."""
 
 Models: TypeAlias = Sequence[Sequence[Prediction]]
 """Rows of each model, in the order of the first one's queries."""

@@ -9,12 +9,13 @@ from test_dense import DIM, GRID, Rows, problem, slow_tiou
 from vmr_env.agents.dense.references import (
     CURVES,
     SpanRanker,
-    candidate_mask,
-    candidate_vote,
+    candidate_masks,
+    candidates,
     evidence_alone,
     span_facts,
+    vote_answers,
 )
-from vmr_env.agents.dense.spans import all_spans, best_overlap
+from vmr_env.agents.dense.spans import best_overlap
 from vmr_env.agents.dense.timeline import Timelines
 
 from vmr_env.data.annotations import Annotation
@@ -22,30 +23,44 @@ from vmr_env.data.predictions import Prediction
 from vmr_env.data.timelines import CHANNELS, NoEvidence
 
 
-def slow_candidates(proposals: list[list[tuple[float, float]]], clips: int) -> set[tuple[int, int]]:
-    found = set()
-    snapped = [[(min(round(s), clips - 1), round(e)) for s, e in model] for model in proposals]
-    snapped = [[(s, max(e, s + 1)) for s, e in model] for model in snapped]
-    for model in snapped:
-        found |= set(model)
+def slow_candidates(proposals: list[list[tuple[float, float]]], clips: int) -> set[tuple[float, float]]:
+    found = {window for model in proposals for window in model}
+    for model in proposals:
         (start, end), moves = model[0], (0, 1, 2, 4, 8)
         for a, b, left, right in itertools.product(moves, moves, (-1, 1), (-1, 1)):
-            found.add((start + left * a, end + right * b))
-    for one, other in itertools.product(snapped, snapped):
+            moved = start + left * a, end + right * b
+            found.add((min(max(moved[0], 0), clips), min(max(moved[1], 0), clips)))
+    for one, other in itertools.product(proposals, proposals):
         found |= {(start, end) for (start, _), (_, end) in itertools.product(one[:5], other[:5])}
-    return {(s, e) for s, e in found if 0 <= s < e <= clips}
+    return {(start, end) for start, end in found if start < end}
 
 
 def test_candidates_are_proposals_moves_around_the_first_and_crossed_boundaries() -> None:
     rng = np.random.default_rng(0)
-    spans = all_spans(40).numpy()
     for clips in (40, 25, 1):
         drawn = np.sort(rng.uniform(0, clips, size=(2, 7, 2)), axis=2)
-        drawn[0, 3] = drawn[0, 3, 0]  # empty: one clip
+        drawn[0, 3] = drawn[0, 3, 0]  # empty
         models = [np.column_stack([windows, np.full(7, 1 / 7)]) for windows in drawn]
-        mask = candidate_mask(models, clips, spans)
+        found = [tuple(window) for window in candidates(models, clips).tolist()]
         expected = slow_candidates([[tuple(w) for w in windows.tolist()] for windows in drawn], clips)
-        assert {tuple(span) for span in spans[mask].tolist()} == expected
+        assert len(found) == len(expected)
+        assert set(found) == expected
+
+
+def test_candidates_lie_on_the_nearest_clips() -> None:
+    timelines = problem(6)
+    rows = timelines.models[0]
+    for prediction in rows:
+        prediction.windows[:, :2] = (prediction.windows[:, :2] + [0.7, -0.9]).clip(min=0)
+    again = Timelines([rows], timelines.annotations, NoEvidence(DIM), timelines._queries, GRID)
+    masks = candidate_masks(again, range(6))
+    for row, mask in enumerate(masks):
+        count = int(again.clips[row])
+        expected = set()
+        for start, end in candidates(again.proposals[row], count).tolist():
+            start = min(round(start), count - 1)
+            expected.add((start, max(round(end), start + 1)))
+        assert {tuple(span) for span in again.spans[mask].tolist()} == expected
 
 
 def test_the_vote_of_a_pool_is_the_slow_sum_over_all_windows() -> None:
@@ -55,20 +70,33 @@ def test_the_vote_of_a_pool_is_the_slow_sum_over_all_windows() -> None:
         for mine, theirs in zip(one.models[0], other.models[0], strict=True)
     ]
     pool = Timelines([one.models[0], second], one.annotations, NoEvidence(DIM), one._queries, GRID)
-    voted = candidate_vote(pool)
-    for row, annotation in enumerate(pool.annotations):
+    for row, answer in enumerate(vote_answers(pool)):
         windows = [model[row].windows / [2, 2, 1] for model in pool.models]
         proposals = [[tuple(window) for window in model[:, :2].tolist()] for model in windows]
         votes = {}
-        for span in slow_candidates(proposals, round(annotation.duration / 2)):
+        for span in slow_candidates(proposals, int(pool.clips[row])):
             votes[span] = 0.0
             for model in windows:
                 for low, high, score in model.tolist():
                     overlap = slow_tiou(span, (low, high))
                     soft = sum(1 / (1 + np.exp(-(overlap - t) / 0.05)) for t in (0.5, 0.7))
                     votes[span] += score / model[:, 2].sum() / 2 * (overlap + soft)
-        weights = [np.exp(votes[tuple(s)]) if tuple(s) in votes else 0.0 for s in pool.spans.tolist()]
-        np.testing.assert_allclose(voted[row], np.array(weights) / sum(weights), rtol=1e-4)
+        found = answer.windows / [2, 2, 1]
+        assert found[0, 2] == pytest.approx(max(votes.values()), rel=1e-4)
+        for start, end, vote in found.tolist():
+            assert vote == pytest.approx(votes[start, end], rel=1e-4)
+        for k, window in enumerate(found[1:], start=1):
+            assert window[2] <= found[k - 1, 2]
+            assert all(slow_tiou(window[:2], better[:2]) <= 0.6 + 1e-6 for better in found[:k])
+
+
+def test_empty_proposals_get_no_vote() -> None:
+    base = problem(2)
+    windows = np.array([[4.0, 4.0, 0.9], [2.0, 6.0, 0.1]])
+    rows = [Prediction(0, "video0", "query", windows), Prediction(1, "video1", "query", windows[:1])]
+    answered = vote_answers(Timelines([rows], base.annotations, NoEvidence(DIM), base._queries, GRID))
+    assert all((answer.windows[:, 0] < answer.windows[:, 1]).all() for answer in answered)
+    assert answered[0].windows[0, :2].tolist() == [2, 6]
 
 
 def test_evidence_alone_finds_what_differs_most_from_the_rest() -> None:

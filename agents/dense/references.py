@@ -1,7 +1,6 @@
 """What a policy over all spans must beat: the vote over candidates, evidence alone, and a supervised ranker.
 
-Each says how good every span of the grid is, as a distribution (n, S); `decoding.answers(..., first="mode")`
-makes ranked lists of it.
+The last two say how good every span of the grid is; `decoding.answers(..., first="mode")` makes lists of it.
 """
 
 from collections.abc import Sequence
@@ -10,10 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from vmr_env.agents.dense.spans import best_overlap, gain
+from vmr_env.agents.dense.decoding import pooled_saliency, suppress
+from vmr_env.agents.dense.spans import best_overlap, gain, span_numbers, span_tiou
 from vmr_env.agents.dense.timeline import Timelines
 
-from vmr_env.arrays import Bools, Floats
+from vmr_env.arrays import Floats
+from vmr_env.data.predictions import Prediction
 from vmr_env.data.timelines import CHANNELS
 
 MOVES = (-8, -4, -2, -1, 0, 1, 2, 4, 8)
@@ -25,53 +26,54 @@ CROSSED = 5
 CURVES = ("cosine", "cosine z-score", "cosine smoothed", "saliency", "coverage", "starts", "ends")
 
 
-def candidate_mask(proposals: Sequence[NDArray[np.float64]], clips: int, spans: NDArray[np.int64]) -> Bools:
-    """Which spans of the grid are candidates: bool (S,).
+def candidates(proposals: Sequence[NDArray[np.float64]], clips: int) -> NDArray[np.float64]:
+    """Windows worth a look, none empty, each once: float64 (C, 2), in clips.
 
-    Candidates are the proposals of all models on the nearest clips, at least one clip long; the first windows
-    with their boundaries moved; and the starts of the first five of each model with the ends of all such.
+    They are the proposals of all models; the first windows with their boundaries moved, as far as the video
+    goes; and the starts of the first five of each model with the ends of all such.
 
     Args:
         proposals: of each model (K, 3), start and end in clips, first the best.
         clips: length of the video.
-        spans: (S, 2), `spans.all_spans`.
     """
-    snapped = []
-    for windows in proposals:
-        starts = np.rint(windows[:, 0]).clip(0, clips - 1).astype(int)
-        snapped.append(np.column_stack([starts, np.maximum(np.rint(windows[:, 1]), starts + 1).astype(int)]))
-    firsts = np.concatenate([windows[:CROSSED] for windows in snapped])
-    moved = [
-        np.stack(np.meshgrid(start + np.array(MOVES), end + np.array(MOVES)), axis=-1).reshape(-1, 2)
-        for start, end in (windows[0] for windows in snapped)
-    ]
-    crossed = np.stack(np.meshgrid(firsts[:, 0], firsts[:, 1]), axis=-1).reshape(-1, 2)
-    found = np.concatenate([*snapped, *moved, crossed])
-    found = found[(found[:, 0] >= 0) & (found[:, 0] < found[:, 1]) & (found[:, 1] <= clips)]
-    mask = np.zeros((int(spans[:, 1].max()) + 1,) * 2, bool)
-    mask[found[:, 0], found[:, 1]] = True
-    result: Bools = mask[spans[:, 0], spans[:, 1]]
-    return result
+    windows = np.concatenate([each[:, :2] for each in proposals])
+    leading = np.concatenate([each[:CROSSED, :2] for each in proposals])
+    moves = np.stack(np.meshgrid(MOVES, MOVES), axis=-1).reshape(-1, 2)
+    moved = np.concatenate([each[0, :2] + moves for each in proposals]).clip(0, clips)
+    crossed = np.stack(np.meshgrid(*leading.T), axis=-1).reshape(-1, 2)
+    found = np.unique(np.concatenate([windows, moved, crossed]), axis=0)
+    return found[found[:, 0] < found[:, 1]]
 
 
 def candidate_masks(timelines: Timelines, rows: Sequence[int]) -> Tensor:
-    """`candidate_mask` of some queries: bool (n, S)."""
-    spans = timelines.spans.numpy()
-    masks = [candidate_mask(timelines.proposals[row], int(timelines.clips[row]), spans) for row in rows]
-    return torch.from_numpy(np.stack(masks))
+    """Spans of the grid that are nearest to `candidates`, one clip at least: bool (n, S)."""
+    length, spans = timelines.grid.clips, timelines.spans.numpy()
+    masks = np.zeros((len(rows), length + 1, length + 1), bool)
+    for mask, row in zip(masks, rows, strict=True):
+        count = int(timelines.clips[row])
+        found = np.rint(candidates(timelines.proposals[row], count)).astype(int)
+        starts = found[:, 0].clip(max=count - 1)
+        mask[starts, np.maximum(found[:, 1], starts + 1)] = True
+    return torch.from_numpy(masks[:, spans[:, 0], spans[:, 1]])
 
 
-def candidate_vote(timelines: Timelines) -> Tensor:
-    """The vote over candidates, without any training: (n, S), softmax of it, zero elsewhere.
+def vote_answers(timelines: Timelines) -> list[Prediction]:
+    """The training-free reference: candidates ranked by what all models' windows say of them.
 
-    A candidate's vote is the sum over all models' windows of score share times (tIoU + soft hits at 0.5 and
-    0.7).
+    A candidate's vote is the sum over all windows of score share times (tIoU + soft hits at 0.5 and 0.7).
+    Candidates that overlap a better one by a tIoU above 0.6 are left out. Saliency is the detector's.
     """
-    parts = []
-    for rows in _parts(len(timelines)):
-        votes = timelines.batch(rows).numbers[..., :3].sum(dim=2)
-        parts.append(votes.masked_fill(~candidate_masks(timelines, rows), -torch.inf).softmax(dim=1))
-    return torch.cat(parts)
+    result = []
+    for row, seconds in enumerate(timelines.seconds):
+        models = [model[row] for model in timelines.models]
+        spans = torch.from_numpy(candidates(timelines.proposals[row], int(timelines.clips[row]))).float()
+        votes = span_numbers(spans, timelines.windows([row]))[0, :, :3].sum(dim=1)
+        order = suppress(votes, span_tiou(spans, spans[None])[0])
+        times = (spans[order].double().numpy() * seconds).clip(max=timelines.annotations[row].duration)
+        windows = np.column_stack([times, votes[order].double().numpy()])
+        saliency = pooled_saliency([model.saliency for model in models])
+        result.append(Prediction(models[0].qid, models[0].vid, models[0].query, windows, saliency))
+    return result
 
 
 def evidence_alone(timelines: Timelines) -> Tensor:

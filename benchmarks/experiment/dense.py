@@ -23,7 +23,7 @@ from vmr_env.agents.dense.decoding import answers
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.objectives import OBJECTIVES
 from vmr_env.agents.dense.policy import DensePolicy, save_policy
-from vmr_env.agents.dense.references import SpanRanker, candidate_vote, evidence_alone
+from vmr_env.agents.dense.references import SpanRanker, evidence_alone, vote_answers
 from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.dense.trainer import Beliefs, DenseConfig, believe, train, vote_distribution
 from vmr_env.backbones.features.store import FeatureStore
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         judge = _timelines(options.test, clips, [], options.no_evidence)
         parts = [(range(len(learn)), range(len(judge)))]
-    lists = {DETECTOR: judge.models[0], "vote over candidates": _ranked(judge, candidate_vote(judge))}
+    lists = {DETECTOR: judge.models[0], "vote over candidates": vote_answers(judge)}
     if not options.no_evidence:
         lists["evidence alone"] = _ranked(judge, evidence_alone(judge))
     if options.ranker:
