@@ -13,8 +13,6 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, registry
 from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config
 
-from vmr_env.envs.curriculum import get_stage
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -95,9 +93,10 @@ def _specs() -> list[EnvSpec]:
 def environment(name: str) -> str:
     """Facts about an environment as it is made: spaces, horizon, reward, start and end."""
     env = _made(name)
-    mode, stage, arguments = env.unwrapped.action_mode, get_stage(env.unwrapped.stage), _arguments(env.spec)
+    mode, arguments = env.unwrapped.action_mode, _arguments(env.spec)
+    stage = env.unwrapped.curriculum[env.unwrapped.stage]
     others = [f"`{spec.id}`" for spec in _specs() if _arguments(spec) == arguments and spec.id != name]
-    starts = {"top": "the best proposal", "sampled": f"a random one of the best {stage.start_k} proposals"}
+    several = f"a random one of the best {stage.start_k} proposals"
     facts = {
         "import": f'`gymnasium.make("vmr_env:{name}")`',
         "on other data": ", ".join(others),
@@ -105,8 +104,8 @@ def environment(name: str) -> str:
         "observation space": f"`Box`, float32, {env.observation_space.shape[0]} numbers of the default data",
         "steps of an episode": f"at most {mode.horizon}",
         "reward": f"growth of `{stage.reward}`",
-        "starts at": starts[stage.start],
-        "free actions": ", ".join(sorted(stage.actions & mode.groups.keys())),
+        "starts at": "the best proposal" if stage.start_k == 1 else several,
+        "free actions": ", ".join(sorted(stage.free & mode.groups.keys())),
         "ends": "`terminated` on stop and after the last step; never `truncated`",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {fact} | {value} |" for fact, value in facts.items())])

@@ -1,11 +1,28 @@
 """The table of stages and the published schedules against their recorded values."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from head_goldens import load_head
+from vmr_env.agents.tprl.config import default_config
+from vmr_env.agents.tprl.head_policy import HeadPolicyTrainer, head_policy_config
+from vmr_env.benchmarks.experiment.head_methods import configured
 
-from vmr_env.envs.curriculum import SCHEDULES, STAGES, coefficients, get_schedule, get_stage, three_stages
+from vmr_env.envs.curriculum import (
+    OFF,
+    SCHEDULES,
+    STAGES,
+    Curriculum,
+    Ramp,
+    Stage,
+    coefficients,
+    get_schedule,
+    through_stages,
+)
+from vmr_env.errors import DataError
 
 OFFICIAL = {
     "charades": "charadesSTA (train_rl.sh)",
@@ -36,17 +53,40 @@ def test_schedule_equals_the_recorded_one(goldens: Path, name: str) -> None:
 
 
 def test_stage_left_out_shifts_the_rest() -> None:
-    without_second = three_stages(0.5, (2, 0, 3))
+    without_second = through_stages(0.5, (2, 0, 3))
     assert [coefficients(without_second, epoch).stage for epoch in range(5)] == [1, 1, 3, 3, 3]
     assert coefficients(without_second, 2) == (3, pytest.approx(0.05), 0.5)
 
 
+TWO = Curriculum((Stage("spans", span=Ramp(0.5), score=OFF), Stage("all", decays=True)))
+
+
+def test_a_schedule_through_stages_of_ones_own() -> None:
+    """By the definitions: half of the coefficient, then all of both, which fall to a fifth by a cosine."""
+    config = configured(default_config("charades"), {"curriculum": f"{__name__}:TWO", "epochs": [2, 4]})
+    decay = [0.2 + 0.4 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    expected = [(1, 0.0, 0.5)] * 2 + [(2, pytest.approx(part), pytest.approx(part)) for part in decay]
+    assert [tuple(coefficients(config.schedule, epoch)) for epoch in range(6)] == expected
+    with pytest.raises(DataError, match="epochs must be 2 lengths"):
+        configured(default_config("charades"), {"curriculum": f"{__name__}:TWO", "epochs": [2, 4, 1]})
+
+
+def test_a_head_policy_goes_through_stages_of_ones_own(goldens: Path) -> None:
+    config = replace(head_policy_config("ppo"), curriculum=f"{__name__}:TWO", epochs=(1, 2))
+    trainer = HeadPolicyTrainer(load_head(goldens), config)
+    stages = [trainer.start_epoch(epoch) for epoch in range(trainer.epochs)]
+    assert stages == [TWO[1], TWO[2], TWO[2]]
+    assert list(map(trainer.stage_of, stages)) == [1, 2, 2]
+    with pytest.raises(ValueError, match=r"epochs is .*, expected 2, one of each stage"):
+        replace(config, epochs=(1, 2, 3))
+
+
 def test_freedom_grows_with_the_stage() -> None:
-    assert list(STAGES) == [1, 2, 3]
-    assert STAGES[1].actions <= STAGES[2].actions < STAGES[3].actions
-    assert "switch" not in STAGES[2].actions
-    for stage in STAGES.values():
-        assert ("class_embed" in stage.trains) == (stage.score.height > 0)
+    assert list(STAGES.numbers) == [1, 2, 3]
+    assert STAGES[1].free <= STAGES[2].free < STAGES[3].free
+    assert "switch" not in STAGES[2].free
+    for stage in STAGES.stages:
+        assert ("switch" in stage.free) == (stage.score.height > 0)
 
 
 @pytest.mark.parametrize("epoch", [-1, 60])
@@ -59,6 +99,6 @@ def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="did you mean 'qvhighlights'"):
         coefficients("qvhighlight", 0)
     with pytest.raises(ValueError, match=r"one of \[1, 2, 3\], got 4"):
-        get_stage(4)
+        STAGES[4]
     with pytest.raises(ValueError, match=r"got \(0, 0, 0\)"):
-        three_stages(1.0, (0, 0, 0))
+        through_stages(1.0, (0, 0, 0))

@@ -25,7 +25,7 @@ from vmr_env.agents.sb3.vec_env import SB3PPO, NativeVecEnv
 
 from tests.caches import ARGUMENTS, random_batch
 from vmr_env.caches.reader import DecoderStateCache, write_cache
-from vmr_env.envs.curriculum import Plateau, Progression, StepSchedule
+from vmr_env.envs.curriculum import Curriculum, Plateau, Progression, Stage, StepSchedule
 from vmr_env.envs.env import VMREnv
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.envs.vector_wrappers import VectorCurriculumWrapper
@@ -82,16 +82,43 @@ def test_a_plateau_only_ever_goes_on_and_not_past_the_last_stage(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: StepSchedule((1,)), "2 rising numbers"),
-        (lambda: StepSchedule((3, 2)), "2 rising numbers"),
-        (lambda: StepSchedule((-1, 2)), "2 rising numbers"),
+        (lambda: Progression(StepSchedule((1,))), "2 rising numbers of steps for 3 stages"),
+        (lambda: Progression(StepSchedule((1, 2)), 2), "1 rising numbers of steps for 2 stages"),
+        (lambda: StepSchedule((3, 2)), "rising numbers"),
+        (lambda: StepSchedule((-1, 2)), "rising numbers"),
+        (lambda: Stage("a", start_k=0), "start_k is 0, expected a whole number from 1"),
+        (
+            lambda: Stage("a", actions="move"),
+            "actions of stage 'a' have 'move', expected some of move, switch",
+        ),
+        (lambda: Stage("a", actions=("jump",)), "actions of stage 'a' have 'jump', expected some of move"),
+        (lambda: Curriculum(()), "expected at least one"),
+        (lambda: Curriculum((Stage("a"), Stage("a", "giou"))), "a name for each"),
         (lambda: Plateau(window=0), "at least 1, got 0"),
         (lambda: Plateau(patience=0), "at least 1"),
     ],
 )
-def test_bad_rules_are_named(make: Any, message: str) -> None:
+def test_bad_rules_and_stages_are_named(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+MISSPELT = Curriculum((Stage("good"), Stage("bad", reward="tiuo")))
+CHOICE = Curriculum((Stage("good"), Stage("choice", actions=("switch",))))
+
+
+def test_a_fault_of_a_later_stage_is_told_at_once(cache: DecoderStateCache) -> None:
+    with pytest.raises(ValueError, match=r"No reward 'tiuo'. Did you mean 'tiou'?"):
+        VMREnv(source=cache, stage=1, curriculum=f"{__name__}:MISSPELT")
+    with pytest.raises(ValueError, match=r"stage 2, 'choice', frees .*, expected some of move"):
+        VMREnv(source=cache, stage=1, curriculum=f"{__name__}:CHOICE", actions="multidiscrete")
+    with pytest.raises(ValueError, match=r"stage must be one of \[1, 2\], got 3"):
+        VMREnv(source=cache, curriculum=f"{__name__}:CHOICE").set_stage(3)
+
+
+def test_the_last_stage_is_the_default(cache: DecoderStateCache) -> None:
+    assert VMREnv(source=cache).stage == 3
+    assert VMRVectorEnv(2, source=cache, curriculum=f"{__name__}:FIVE").stage == 5
 
 
 @pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version")
@@ -234,15 +261,36 @@ AGENTS: dict[str, Any] = {
 }
 
 
+FIVE = Curriculum(
+    (
+        Stage("near", "giou", actions=("move",)),
+        Stage("within", actions=("move",)),
+        Stage("choice", actions=("switch",), start_k=2),
+        Stage("all"),
+        Stage("thresholds", "step"),
+    )
+)
+
+
 @pytest.mark.parametrize("name", AGENTS)
-@pytest.mark.parametrize("rule", [StepSchedule((90, 150)), Plateau(window=10, patience=1)])
+@pytest.mark.parametrize(
+    ("curriculum", "rule"),
+    [
+        ("tprl", StepSchedule((90, 150))),
+        ("tprl", Plateau(window=10, patience=1)),
+        (f"{__name__}:FIVE", StepSchedule((30, 60, 90, 150))),
+        (f"{__name__}:FIVE", Plateau(window=4, patience=1)),
+    ],
+)
 def test_a_resumed_agent_goes_on_in_its_stage(
-    cache: DecoderStateCache, tmp_path: Path, name: str, rule: StepSchedule | Plateau
+    cache: DecoderStateCache, tmp_path: Path, name: str, curriculum: str, rule: StepSchedule | Plateau
 ) -> None:
     """Bit for bit as one that was not interrupted, through a file."""
 
     def make() -> Any:
-        inner: Any = VMRVectorEnv(4, source=cache, horizon=2, autoreset_mode="SameStep")
+        inner: Any = VMRVectorEnv(
+            4, source=cache, horizon=2, autoreset_mode="SameStep", curriculum=curriculum
+        )
         return AGENTS[name](VectorCurriculumWrapper(inner, rule))
 
     whole = make()
@@ -258,6 +306,7 @@ def test_a_resumed_agent_goes_on_in_its_stage(
         assert resumed.update() == figures[at]
         assert resumed.env.progression.stage == stages[at] == resumed.env.stage
     assert stages[5] > 1  # otherwise this shows nothing
+    assert stages[-1] == len(whole.env.curriculum) or isinstance(rule, Plateau)
     assert resumed.env.progression.state_dict() == whole.env.progression.state_dict()
 
 

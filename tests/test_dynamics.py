@@ -120,7 +120,7 @@ def clips_of(name: str) -> tuple[float, float] | None:
 
 def slow_mask(env: VMREnv, sample: int, span: Span, proposal: int) -> list[bool]:
     """Discrete actions that the documentation calls possible."""
-    clip, free = clip_of(env, sample), STAGES[env.stage].actions
+    clip, free = clip_of(env, sample), STAGES[env.stage].free
     possible = []
     for name in names_of(env):
         clips = clips_of(name)

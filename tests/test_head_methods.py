@@ -164,7 +164,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no settings": (["--set", "sb3_ppo.lr=1"], "--set: names sb3_ppo, expected an agent with settings"),
     "bad value": (["--set", "tprl.lr=-1"], "--set: lr is -1, expected a number above 0"),
     "bad choice": (["--set", "tprl.estimator=ppo"], "--set: estimator is 'ppo', expected one of"),
-    "bad stages": (["--set", "tprl.epochs=[0,0,0]"], "--set: epochs must be three lengths"),
+    "bad stages": (["--set", "tprl.epochs=[0,0,0]"], "--set: epochs must be 3 lengths"),
     "stages as text": (["--set", "head_grpo.epochs=many"], "--set: "),
 }
 

@@ -395,8 +395,8 @@ def test_a_pull_keeps_the_head_near_where_it_came_from(caches: Pair) -> None:
     [
         ({"group": 1}, "group is 1, expected at least 2"),
         ({"passes": 0}, "passes is 0, expected a whole number of at least 1"),
-        ({"epochs": (0, 0, 0)}, r"epochs is \(0, 0, 0\), expected 3 whole numbers of at least 0, not all 0"),
-        ({"epochs": (1, 2)}, r"epochs is \(1, 2\), expected 3 whole numbers"),
+        ({"epochs": (0, 0, 0)}, r"epochs is \(0, 0, 0\), expected whole numbers of at least 0, not all 0"),
+        ({"epochs": (1, 2)}, r"epochs is \(1, 2\), expected 3, one of each stage"),
         ({"ratio_clip": 1.0}, "ratio_clip is 1.0, expected a number above 0 and below 1"),
         ({"baseline": "none"}, "baseline is 'none', expected one of 'value', 'group'"),
         ({"kl": -0.1}, "kl is -0.1, expected a number of at least 0"),

@@ -61,15 +61,34 @@ if __name__ == "__main__":
 PARTS = """
 import numpy as np
 import vmr_env
+from vmr_env.envs.actions import Moves
+from vmr_env.envs.curriculum import Curriculum, Stage
+from vmr_env.envs.observations import Component
+from vmr_env.envs.rewards import Reward
 
 
 def nearness(episodes):
     return -abs(episodes.spans - episodes.moments[:, 0]).sum(axis=1)
 
 
-vmr_env.register_reward("near", nearness, lambda episodes, ended: np.where(ended, 2.0, -0.5))
-vmr_env.register_component("clock", (2,), lambda them: np.stack([them.steps / 4, them.tiou], axis=1))
-vmr_env.register_action_mode("hour", "listed", ((-600.0, -60.0, 0.0, 60.0, 600.0),), horizon=4)
+NEAR = Reward(nearness, lambda episodes, ended: np.where(ended, 2.0, -0.5))
+CLOCK = Component((2,), look_up=lambda them: np.stack([them.steps / 4, them.tiou], axis=1))
+HOUR = Moves("listed", ((-600.0, -60.0, 0.0, 60.0, 600.0),), horizon=4)
+FOUR = Curriculum(
+    (
+        Stage("boundaries", actions=("move",)),
+        Stage("choice", actions=("switch",), start_k=2),
+        Stage("both", reward="giou"),
+        Stage("near", reward="cooking_plugin:NEAR"),
+    )
+)
+"""
+
+REGISTER_PARTS = """
+vmr_env.register_reward("near", NEAR.potential, NEAR.term)
+vmr_env.register_component("clock", CLOCK.shape, CLOCK.look_up)
+vmr_env.register_action_mode("hour", HOUR.form, HOUR.offsets, HOUR.horizon)
+vmr_env.register_curriculum("four", *FOUR.stages)
 """
 
 USE_PARTS = """
@@ -77,8 +96,11 @@ import json, multiprocessing, sys
 import gymnasium
 import numpy as np
 import vmr_env
+from vmr_env.envs.curriculum import StepSchedule
+from vmr_env.envs.vector_wrappers import VectorCurriculumWrapper
+from vmr_env.envs.wrappers import CurriculumWrapper
 
-OPTIONS = {"reward": "near", "actions": "hour", "components": ["clock", "span"], "source": sys.argv[1]}
+OPTIONS = {"source": sys.argv[1], **json.loads(sys.argv[2])}
 TAKEN = ("start +0, end -60 clips", "switch to proposal 2", "stop")
 
 
@@ -90,23 +112,52 @@ def walk(options):
     return [[*seen[:2].tolist(), reward, over] for seen, reward, over in steps]
 
 
+def free(mask):
+    return bool(mask[:-3].any()), bool(mask[-3:-1].any())
+
+
+def climb(options):
+    # Stages by rule, and whether moves and switches are free in them; every episode is one step.
+    env = CurriculumWrapper(gymnasium.make("VMR-Charades-v0", **options), StepSchedule((1, 2, 3)))
+    seen = []
+    for _ in range(5):
+        _, info = env.reset(seed=0)
+        seen.append([info["stage"], *free(info["action_mask"])])
+        env.step(env.action_space.n - 1)
+    return seen
+
+
+def told(options):
+    return [walk(options), climb(options)]
+
+
 if __name__ == "__main__":
-    found = [walk(OPTIONS)]
+    found = [told(OPTIONS)]
     for method in multiprocessing.get_all_start_methods():
         with multiprocessing.get_context(method).Pool(1) as pool:
-            found.append(pool.apply(walk, (OPTIONS,)))
+            found.append(pool.apply(told, (OPTIONS,)))
     envs = gymnasium.make_vec("VMR-Charades-v0", num_envs=1, **OPTIONS)
     envs.reset(seed=0)
     names = envs.unwrapped.get_action_meanings()
     steps = [envs.step(np.array([names.index(name)]))[:3] for name in TAKEN]
-    found.append([[*seen[0, :2].tolist(), float(reward[0]), bool(over[0])] for seen, reward, over in steps])
+    walked = [[*seen[0, :2].tolist(), float(reward[0]), bool(over[0])] for seen, reward, over in steps]
+    made = gymnasium.make_vec("VMR-Charades-v0", num_envs=1, **OPTIONS)
+    envs = VectorCurriculumWrapper(made, StepSchedule((1, 2, 3)))
+    climbed, (_, infos) = [], envs.reset(seed=0)
+    for stage in (1, 2, 3, 4, 4):
+        climbed.append([envs.progression.stage, *free(infos["action_mask"][0])])
+        for _ in range(2):  # stop, and begin
+            *_, infos = envs.step(np.array([len(names) - 1]))
+    found.append([walked, climbed])
     print(json.dumps(found))
 """
 
 
-def _outside(folder: Path, module: str) -> None:
-    """What `pip install` of a package with a plugin leaves behind: its module and its entry point."""
+def _outside(folder: Path, module: str, *, plugin: bool = True) -> None:
+    """What `pip install` of a package leaves behind: its module, and of a plugin its entry point."""
     (folder / "cooking_plugin.py").write_text(module)
+    if not plugin:
+        return
     info = folder / "cooking_plugin-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cooking-plugin\nVersion: 1.0\n")
@@ -130,7 +181,19 @@ def test_a_data_set_from_outside_exists_in_every_kind_of_process(tmp_path: Path)
     assert tious == pytest.approx([0.5] * len(tious))  # [10, 20] against [10, 30]
 
 
-def test_reward_component_and_action_mode_from_outside(tmp_path: Path) -> None:
+BY_NAME = {"reward": "near", "actions": "hour", "components": ["clock", "span"], "curriculum": "four"}
+BY_MODULE = {
+    "reward": "cooking_plugin:NEAR",
+    "actions": "cooking_plugin:HOUR",
+    "components": ["cooking_plugin:CLOCK", "span"],
+    "curriculum": "cooking_plugin:FOUR",
+}
+
+
+@pytest.mark.parametrize("options", [BY_NAME, BY_MODULE], ids=["registered", "module:name"])
+def test_reward_component_action_mode_and_curriculum_from_outside(
+    tmp_path: Path, options: dict[str, object]
+) -> None:
     """In an hour-long video, in every kind of process and in the vector environment."""
     batch = random_batch(1, q=2)
     seconds = 3600.0
@@ -144,10 +207,11 @@ def test_reward_component_and_action_mode_from_outside(tmp_path: Path) -> None:
         saliency=None,
     )
     source = write_cache(tmp_path / "cache", batch, **ARGUMENTS)
-    _outside(tmp_path, PARTS)
-    done = _run(tmp_path, USE_PARTS, str(source))
+    registered = options is BY_NAME
+    _outside(tmp_path, PARTS + REGISTER_PARTS * registered, plugin=registered)
+    done = _run(tmp_path, USE_PARTS, str(source), json.dumps(options))
     assert done.returncode == 0, done.stderr
-    walks = json.loads(done.stdout)
+    walks, climbs = zip(*json.loads(done.stdout), strict=True)
     expected = [  # share of the steps, tIoU, change of nearness and the term, whether it is over
         [0.25, 800 / 940, 60 / seconds - 0.5, False],
         [0.5, 500 / 1200, (140 - 700) / seconds - 0.5, False],
@@ -156,6 +220,9 @@ def test_reward_component_and_action_mode_from_outside(tmp_path: Path) -> None:
     assert len(walks) >= 3
     for walk in walks:
         np.testing.assert_allclose(walk, expected, atol=1e-4)
+    freed = [(True, False), (False, True), (True, True), (True, True), (True, True)]
+    for climb in climbs:
+        assert climb == [[stage, *free] for stage, free in zip((1, 2, 3, 4, 4), freed, strict=True)]
 
 
 def test_a_broken_plugin_is_named_and_does_not_stop_the_import(tmp_path: Path) -> None:
@@ -170,6 +237,7 @@ def test_a_broken_plugin_is_named_and_does_not_stop_the_import(tmp_path: Path) -
 METRIC = """
 import numpy as np
 import vmr_env
+from vmr_env.envs.curriculum import Curriculum, Stage
 from vmr_env.agents.base import Agent
 
 
@@ -184,9 +252,20 @@ vmr_env.register_metric("missed s", missed_seconds)
 
 class Stopping(Agent):
     num_envs = 4
+    rounds = 3
+
+    def update(self):
+        self.env.reset(seed=0)
+        with open("stages.txt", "a") as file:
+            print(self.env.stage, file=file)
+        self.env.step(np.full(4, self.env.single_action_space.n - 1))
+        return {"charts/episode_return": 0.0}
 
     def act(self, observations, masks):
         return np.full(len(masks), masks.shape[1] - 1)
+
+
+TWO = Curriculum((Stage("moves", actions=("move",)), Stage("all")))
 """
 
 USE_METRIC = """
@@ -203,7 +282,8 @@ if __name__ == "__main__":
     for split, samples in (("train", 12), ("test", 8)):
         simulate(split, get_profile("charades"), split, samples=samples)
     agent = ["--agents", "cooking_plugin:Stopping", "--members", "2", "--jobs", "1", "--seeds", "1"]
-    assert main(["--cache", "train", "--test-cache", "test", *agent, "--out", "out"]) == 0
+    stages = ["--stages", "cooking_plugin:TWO", "--curriculum", "8"]
+    assert main(["--cache", "train", "--test-cache", "test", *agent, *stages, "--out", "out"]) == 0
     cache = DecoderStateCache.open("test")
     samples = [cache.sample(i) for i in range(len(cache))]
     answers = read_predictions("out/submission-cooking_plugin.Stopping-seed0.jsonl")
@@ -212,10 +292,12 @@ if __name__ == "__main__":
 """
 
 
-def test_a_metric_from_outside_has_its_column_and_interval_in_a_run(tmp_path: Path) -> None:
+def test_metric_agent_and_curriculum_from_outside_in_a_run(tmp_path: Path) -> None:
     _outside(tmp_path, METRIC)
     done = _run(tmp_path, USE_METRIC)
     assert done.returncode == 0, done.stderr
+    # Each of two members takes 4 steps a round, and the second stage begins after 8.
+    assert (tmp_path / "stages.txt").read_text().split() == ["1", "1", "2"] * 2
     mean = float(done.stdout.splitlines()[-1])
     lines = (tmp_path / "out" / "table.md").read_text().splitlines()
     header, _, *rows = (line for line in lines if line.startswith("|"))

@@ -303,11 +303,11 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "unknown data set": (lambda _: ["--dataset", "charade"], "--dataset: No dataset profile 'charade'"),
     "no rule of a curriculum": (
         _pair("train", "test", "--curriculum", "soon"),
-        "--curriculum: is 'soon', expected plateau, or two rising numbers of steps",
+        "--curriculum: is 'soon', expected plateau, or 2 rising numbers of steps",
     ),
     "falling steps of a curriculum": (
         _pair("train", "test", "--curriculum", "9,3"),
-        "--curriculum: is '9,3', expected plateau, or two rising numbers of steps",
+        "--curriculum: is '9,3', expected plateau, or 2 rising numbers of steps",
     ),
     "unknown agent": (_pair("train", "test", "--agents", "pppo"), "'pppo' cannot be imported"),
     "no such module": (_pair("train", "test", "--agent", "no_such.module:A"), "No module named 'no_such'"),

@@ -25,7 +25,7 @@ from vmr_env.benchmarks.experiment import options
 from vmr_env.benchmarks.experiment.options import Options
 from vmr_env.benchmarks.experiment.run_folder import settle
 
-from vmr_env.envs.curriculum import three_stages
+from vmr_env.envs.curriculum import through_stages
 
 _WRONG = [
     (PPOConfig, "gamma", 5.0),
@@ -79,7 +79,7 @@ def test_settings_that_may_be_none_say_so() -> None:
 def test_a_schedule_without_rl_leaves_the_class_layer_alone(tmp_path: Path) -> None:
     """A coefficient of 0 divides nothing."""
     cache = write_states(tmp_path / "cache", 0, 12)
-    schedule = three_stages(0.0, (0, 0, 2))
+    schedule = through_stages(0.0, (0, 0, 2))
     for class_lr in (None, 1e-2):
         config = small_config(schedule=schedule, class_lr=class_lr, weight_decay=0.0)
         trainer = TprlTrainer(new_head(), config)
@@ -88,7 +88,7 @@ def test_a_schedule_without_rl_leaves_the_class_layer_alone(tmp_path: Path) -> N
         assert torch.equal(trainer.head.class_embed.weight, new_head().class_embed.weight)
     for wrong in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"rl_coef is (-1\.0|nan|inf), expected a number of at least 0"):
-            three_stages(wrong, (1, 1, 1))
+            through_stages(wrong, (1, 1, 1))
 
 
 @pytest.mark.parametrize(("config", "name", "value"), _WRONG)

@@ -19,7 +19,7 @@ from vmr_env.backbones.girl_detr.head import DetectionHead
 
 from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
 from vmr_env.data.profiles import get_profile
-from vmr_env.envs.curriculum import Coefficients, three_stages
+from vmr_env.envs.curriculum import Coefficients, through_stages
 from vmr_env.errors import DataError
 
 STEPS = {  # name of the record -> stage, coefficients, estimator
@@ -36,7 +36,7 @@ def test_three_steps_equal_the_recorded_ones(goldens: Path, name: str) -> None:
     recorded = json.loads((goldens / "losses" / "tprl_steps.json").read_text())[name]
     forced = json.loads((goldens / "losses" / "tprl.json").read_text())["forced_sample_order"]["indices"]
     after = np.load(goldens / "losses" / f"after_3_steps_{name}.npz")
-    config = TprlConfig(schedule=three_stages(0.03, (1, 1, 1)), batch_size=3, lr=5e-5, estimator=estimator)
+    config = TprlConfig(schedule=through_stages(0.03, (1, 1, 1)), batch_size=3, lr=5e-5, estimator=estimator)
     trainer = TprlTrainer(load_head(goldens), config)
     states, references = load_states(goldens)
     batch = StateBatch(states, references, load_moments(goldens, "single"))
@@ -111,7 +111,7 @@ def new_head(seed: int = 0) -> DetectionHead:
 
 def small_config(**changes: Any) -> TprlConfig:
     settings = {
-        "schedule": three_stages(0.5, (2, 2, 4)),
+        "schedule": through_stages(0.5, (2, 2, 4)),
         "batch_size": 20,
         "lr": 3e-3,
         "ema": 0.5,
@@ -237,7 +237,7 @@ def test_only_the_trained_layers_change(caches: tuple[DecoderStateCache, Decoder
 
 def test_class_layer_rests_until_its_stage(caches: tuple[DecoderStateCache, DecoderStateCache]) -> None:
     for class_lr in (None, 1e-2):
-        config = small_config(schedule=three_stages(0.5, (1, 1, 0)), class_lr=class_lr, weight_decay=0.0)
+        config = small_config(schedule=through_stages(0.5, (1, 1, 0)), class_lr=class_lr, weight_decay=0.0)
         trainer = TprlTrainer(new_head(), config)
         trainer.fit(*caches, progress=False)
         assert torch.equal(trainer.head.class_embed.weight, new_head().class_embed.weight)
@@ -259,7 +259,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(
 def test_every_epoch_shows_all_samples_in_an_order_of_its_own(
     caches: tuple[DecoderStateCache, DecoderStateCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = TprlTrainer(new_head(), small_config(schedule=three_stages(0.5, (1, 1, 1)), evaluate_every=1))
+    trainer = TprlTrainer(new_head(), small_config(schedule=through_stages(0.5, (1, 1, 1)), evaluate_every=1))
     shown: list[list[float]] = []
     start_epoch, step = trainer.start_epoch, trainer.step
 
@@ -282,7 +282,7 @@ def test_own_learning_rate_makes_the_schedule_matter() -> None:
     """Adam cancels a coefficient on the loss; a rate that follows the schedule scales the step."""
 
     def movement(class_lr: float | None, coefficient: float) -> float:
-        config = small_config(schedule=three_stages(1.0, (0, 0, 20)), class_lr=class_lr, estimator="grpo")
+        config = small_config(schedule=through_stages(1.0, (0, 0, 20)), class_lr=class_lr, estimator="grpo")
         trainer = TprlTrainer(new_head(), config)
         epoch = {1.0: 9, 0.1: 0}[coefficient]
         now = trainer.start_epoch(epoch)

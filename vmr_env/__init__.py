@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmr_env.caches.reader import DecoderStateCache
     from vmr_env.data.profiles import DatasetProfile, VideoStatistics, get_profile
     from vmr_env.envs.actions import register_action_mode
+    from vmr_env.envs.curriculum import register_curriculum
     from vmr_env.envs.env import VMREnv
     from vmr_env.envs.observations import register_component
     from vmr_env.envs.rewards import register_reward
@@ -40,6 +41,7 @@ __all__ = [
     "refine",
     "register_action_mode",
     "register_component",
+    "register_curriculum",
     "register_dataset",
     "register_metric",
     "register_reward",
@@ -59,6 +61,7 @@ _MODULES = {
     "open_cache": "vmr_env.envs.sources",
     "register_action_mode": "vmr_env.envs.actions",
     "register_component": "vmr_env.envs.observations",
+    "register_curriculum": "vmr_env.envs.curriculum",
     "register_reward": "vmr_env.envs.rewards",
     "refine": "vmr_env.agents.refinement",
     "register_metric": "vmr_env.metrics.registry",

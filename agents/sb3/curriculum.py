@@ -19,13 +19,17 @@ class CurriculumCallback(BaseCallback):
     Args:
         rule: When the next stage begins; steps are counted over all environments.
         verbose: 1 prints when a stage begins.
+
+    Attributes:
+        progression: Where the training stands, once it has begun.
     """
 
     def __init__(self, rule: StepSchedule | Plateau, verbose: int = 0) -> None:
         super().__init__(verbose)
-        self.progression = Progression(rule)
+        self.rule = rule
 
     def _on_training_start(self) -> None:
+        self.progression = Progression(self.rule, len(self.training_env.get_attr("curriculum")[0]))
         kept = getattr(self.model, "curriculum", None)
         if kept is not None and self.model.num_timesteps:
             self.progression.load_state_dict(kept)

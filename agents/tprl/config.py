@@ -1,12 +1,13 @@
 """Settings of TPRL: the published ones, and the departures that can be measured against them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.losses import Distance, Estimator, PolicyInput, RewardMode, Weighting
 
 from vmr_env.data.profiles import get_profile
-from vmr_env.envs.curriculum import Schedule, get_schedule, three_stages
+from vmr_env.envs.curriculum import CURRICULA, Schedule, get_schedule, through_stages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +64,16 @@ class TprlConfig(HeadConfig):
     """Lead in tIoU that makes a pair for L_rank."""
 
 
-def with_stages(config: TprlConfig, epochs: tuple[int, int, int]) -> TprlConfig:
-    """The same settings with other lengths of the three stages; 0 leaves a stage out.
+def with_stages(config: TprlConfig, epochs: Sequence[int], curriculum: str = "tprl") -> TprlConfig:
+    """The same settings with other lengths of the stages, or other stages; 0 leaves a stage out.
 
     Raises:
-        ValueError: A length is negative or all are 0.
+        ValueError: There is no such curriculum, or not as many lengths as stages; one is negative, or all are
+            0.
     """
-    cosine = any(phase.cosine for phase in config.schedule.phases)
-    return replace(config, schedule=three_stages(config.schedule.rl_coef, epochs, cosine=cosine))
+    cosine, stages = any(phase.cosine for phase in config.schedule.phases), CURRICULA.get(curriculum)
+    schedule = through_stages(config.schedule.rl_coef, epochs, cosine=cosine, curriculum=stages)
+    return replace(config, schedule=schedule)
 
 
 # Batch size and learning rate of each training script.
@@ -108,7 +111,7 @@ def default_config(dataset: str) -> TprlConfig:
     """
     get_profile(dataset)
     return TprlConfig(
-        schedule=three_stages(1.0, (2, 4, 42), cosine=True),
+        schedule=through_stages(1.0, (2, 4, 42), cosine=True),
         batch_size=128,
         lr=1e-3,
         class_lr=1e-3,

@@ -2,8 +2,7 @@
 
 An episode is one decision on one sample: which proposal, by a softmax of the class layer's log-odds, and
 where its boundaries go, by a Gaussian around the span layers' own output. The curriculum's table
-(`vmr_env.envs.curriculum.STAGES`) says where an episode starts, whether the choice is free, and which
-potential is
+(`vmr_env.envs.curriculum`) says where an episode starts, whether the choice is free, and which potential is
 rewarded: the reward is the potential of the span drawn less that of the detector's span at the start, as in
 the environments. Without noise the policy is the detector itself, so the trained head goes back into it.
 
@@ -26,7 +25,7 @@ from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.head_training import HeadTrainer
 from vmr_env.agents.tprl.losses import Moments, log_odds
 
-from vmr_env.envs.curriculum import STAGES, Stage
+from vmr_env.envs.curriculum import CURRICULA, Stage
 from vmr_env.envs.rewards import potentials as potentials_of
 
 Baseline = Literal["value", "group"]
@@ -37,11 +36,10 @@ _LEAST_STD = 1e-4  # of a group's rewards: a group without differences teaches n
 LENGTHS = Range(
     lambda value: (
         isinstance(value, tuple)
-        and len(value) == len(STAGES)
         and all(type(length) is int and length >= 0 for length in value)
         and any(value)
     ),
-    f"{len(STAGES)} whole numbers of at least 0, not all 0",
+    "whole numbers of at least 0, not all 0",
 )
 
 
@@ -51,7 +49,9 @@ class HeadPolicyConfig(HeadConfig):
 
     ranges: ClassVar[Mapping[str, Range]] = {"epochs": LENGTHS}
 
-    epochs: tuple[int, int, int] = (2, 4, 34)
+    curriculum: str = "tprl"
+    """The stages, by a name of `vmr_env.envs.curriculum.CURRICULA` or as "module:name"."""
+    epochs: tuple[int, ...] = (2, 4, 34)
     """Epochs of each stage; 0 leaves a stage out."""
     group: int = 1
     """Refinements that are drawn of each sample."""
@@ -73,6 +73,8 @@ class HeadPolicyConfig(HeadConfig):
         HeadConfig.__post_init__(self)
         if self.baseline == "group" and self.group < 2:
             raise ValueError(f"group is {self.group}, expected at least 2 to be compared with each other")
+        if len(self.epochs) != (stages := len(CURRICULA.get(self.curriculum))):
+            raise ValueError(f"epochs is {self.epochs}, expected {stages}, one of each stage")
 
 
 def head_policy_config(algorithm: str) -> HeadPolicyConfig:
@@ -172,6 +174,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
 
     def __init__(self, head: nn.Module, config: HeadPolicyConfig, seed: int = 0) -> None:
         super().__init__(head, config, seed)
+        self._stages = CURRICULA.get(config.curriculum).stages
         self._first = HeadPolicy(self.came, config.std)
         self.policy = HeadPolicy(self.head, config.std)
         beside = [self.policy.log_std, *self.policy.value.parameters()]
@@ -186,18 +189,18 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
         """The stage of an epoch (from 0); seeds the draws of its steps."""
         self._seed_draws(epoch)
         at = int(np.searchsorted(np.cumsum(self.config.epochs), epoch, side="right"))
-        return list(STAGES.values())[at]
+        return self._stages[at]
 
     def stage_of(self, now: Stage) -> int:
         """Number of the stage."""
-        return now.number
+        return self._stages.index(now) + 1
 
     def _extra(self) -> nn.Module:
         return self.policy
 
     def step(self, batch: StateBatch, now: Stage) -> list[Tensor]:
         """Draw refinements of a batch of samples and learn from them."""
-        config, chooses = self.config, "switch" in now.actions
+        config, chooses = self.config, "switch" in now.free
         drawn = self.draw(batch, now)
         came = None
         if config.kl:
@@ -219,7 +222,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
         config = self.config
         said: Said = self.policy(batch.states, batch.references)
         start = self._starts(said.log_pi, stage)
-        if "switch" in stage.actions:
+        if "switch" in stage.free:
             choice = self._drawn_from(said.log_pi, config.group)
         else:
             choice = start[:, None].expand(-1, config.group)
@@ -236,7 +239,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
         else:
             advantages = standardised(rewards - said.values[:, None])
         drawn = Drawn(choice, bounds, scale, torch.empty(0), advantages, rewards)
-        return drawn._replace(log_probs=self.policy.log_prob(said, drawn, chooses="switch" in stage.actions))
+        return drawn._replace(log_probs=self.policy.log_prob(said, drawn, chooses="switch" in stage.free))
 
     def _starts(self, log_pi: Tensor, stage: Stage) -> Tensor:
         """The proposal at which each episode starts, ``(B,)``: any of the stage's best few."""

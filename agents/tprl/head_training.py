@@ -26,7 +26,6 @@ from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.validation import Validator, propose
 
 from vmr_env.caches.reader import DecoderStateCache, video_folds
-from vmr_env.envs.curriculum import STAGES
 from vmr_env.seeding import derived
 
 Rows = NDArray[np.intp]
@@ -37,8 +36,8 @@ Proposals = tuple[NDArray[np.float32], NDArray[np.float32]]
 Config = TypeVar("Config", bound=HeadConfig)
 Epoch = TypeVar("Epoch")
 
-TRAINED = tuple(dict.fromkeys(name for stage in STAGES.values() for name in stage.trains))
-"""Modules of the head that the curriculum changes; the IoU layers stay as they are."""
+TRAINED = ("span_embed", "class_embed")
+"""Modules of the head that learn; the IoU layers stay as they are."""
 
 
 @dataclass(slots=True)

@@ -116,6 +116,7 @@ def settings_of(options: Options, folds: Sequence[Fold]) -> Settings:
         proposals,
         options.rounds,
         free,
-        None if options.curriculum is None else rule_of(options.curriculum),
+        rule_of(options),
+        options.stages,
         times == "submission",
     )

@@ -14,7 +14,7 @@ from vmr_env.benchmarks.experiment.names import STEPWISE_AGENTS
 from vmr_env.benchmarks.experiment.stepwise_method import StepwiseMethod, stepwise_config
 from vmr_env.benchmarks.experiment.unfrozen import UNFROZEN, Features, UnfrozenMethod
 
-from vmr_env.envs.curriculum import SCHEDULES, three_stages
+from vmr_env.envs.curriculum import SCHEDULES, through_stages
 from vmr_env.errors import DataError, Problem
 
 Config = TypeVar("Config")
@@ -62,21 +62,23 @@ def parse_options(given: Sequence[str], agents: Sequence[str]) -> dict[str, dict
 
 
 def configured(config: Config, options: Mapping[str, Any]) -> Config:
-    """The settings with other values; "epochs" of TPRL are the lengths of the three stages.
+    """The settings with other values; "epochs" of TPRL are the lengths of the stages of "curriculum".
 
     Raises:
         DataError: There is no such setting, or its value is not as expected.
     """
     known = {field.name for field in fields(cast(Any, config))}
     if isinstance(config, TprlConfig):
-        known = known - {"schedule"} | {"epochs"}
+        known = known - {"schedule"} | {"curriculum", "epochs"}
     if unknown := sorted(set(options) - known):
         message = f"has {unknown[0]!r}, expected some of {', '.join(sorted(known))}"
         raise DataError(Problem("--set", None, None, message))
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     try:
-        if isinstance(config, TprlConfig) and "epochs" in options:
-            return cast(Config, replace(with_stages(config, options.pop("epochs")), **options))
+        if isinstance(config, TprlConfig) and options.keys() & {"curriculum", "epochs"}:
+            epochs = options.pop("epochs", tuple(phase.epochs for phase in config.schedule.phases))
+            staged = with_stages(config, epochs, options.pop("curriculum", "tprl"))
+            return cast(Config, replace(staged, **options))
         return cast(Config, replace(cast(Any, config), **options))
     except (TypeError, ValueError) as error:
         raise DataError(Problem("--set", None, None, str(error))) from error
@@ -107,7 +109,7 @@ def ablations(dataset: str, weights: Path, features: Features | None = None) -> 
         "official coefficients": replace(
             ours,
             class_lr=None,
-            schedule=three_stages(SCHEDULES[dataset].rl_coef, (one, two, three), cosine=True),
+            schedule=through_stages(SCHEDULES[dataset].rl_coef, (one, two, three), cosine=True),
         ),
         "tprl_paper": paper_config(dataset),
     }

@@ -75,7 +75,9 @@ class Settings:
     free: tuple[str, ...] = FREE
     """Groups of actions that may be free in the environments."""
     curriculum: Rule | None = None
-    """When an agent in the environments goes on to the next stage; None to learn in stage 3."""
+    """When an agent in the environments goes on to the next stage; None to learn in the last one."""
+    stages: str = "tprl"
+    """The environments' curriculum."""
     submission_times: bool = False
     """Whether all answers, the detector's too, are rounded as in published submissions before they are
     scored."""
@@ -83,7 +85,7 @@ class Settings:
     @property
     def environment(self) -> dict[str, Any]:
         """Arguments of the environments."""
-        return {"proposals": self.proposals, "free": list(self.free)}
+        return {"proposals": self.proposals, "free": list(self.free), "curriculum": self.stages}
 
 
 class Ranked(NamedTuple):

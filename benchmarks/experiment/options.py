@@ -17,7 +17,7 @@ from vmr_env.benchmarks.experiment.names import (
 from vmr_env.data.annotations import PastEnd
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.actions import FREE
-from vmr_env.envs.curriculum import Plateau, Rule, StepSchedule
+from vmr_env.envs.curriculum import CURRICULA, Plateau, Progression, Rule, StepSchedule
 from vmr_env.envs.sources import simulated_source
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.options import option, out_of_range
@@ -132,10 +132,16 @@ class Options:
     )
     curriculum: str | None = option(
         None,
-        "let agents in the environments learn through TPRL's three stages: STEPS,STEPS after which stages 2 "
-        "and 3 begin for a member, or plateau (default: stage 3 alone)",
+        "let agents in the environments learn through the stages: STEPS,STEPS after which stages 2 and 3 "
+        "begin for a member, or plateau (default: the last stage alone)",
         group="learning",
         metavar="RULE",
+    )
+    stages: str = option(
+        "tprl",
+        "the environments' stages: a registered curriculum, or module:name of one",
+        group="learning",
+        metavar="CURRICULUM",
     )
     jobs: int | None = option(
         None, "processes that train side by side (default: as many as this one may use processors)", least=1
@@ -211,11 +217,10 @@ def check(options: Options) -> None:
     if options.select_cache and not options.test_cache:
         message = "is given without --test-cache, expected caches for training, selection and test"
         problems.append(Problem("--select-cache", None, None, message))
-    if options.curriculum is not None:
-        try:
-            rule_of(options.curriculum)
-        except DataError as error:
-            problems += error.problems
+    try:
+        rule_of(options)
+    except DataError as error:
+        problems += error.problems
     if options.gpus_per_run < 0:
         problems.append(
             Problem("--gpus-per-run", None, None, f"is {options.gpus_per_run}, expected 0 or more")
@@ -259,16 +264,25 @@ def _backbone_problems(options: Options) -> list[Problem]:
     return problems
 
 
-def rule_of(text: str) -> Rule:
+def rule_of(options: Options) -> Rule | None:
     """When the stages of a curriculum begin: "plateau", or numbers of steps as "20000,60000".
 
     Raises:
-        DataError: it is neither.
+        DataError: it is neither, or there are not as many stages; or there is no such curriculum.
     """
-    if text == "plateau":
-        return Plateau()
     try:
-        return StepSchedule(tuple(int(steps) for steps in text.split(",")))
+        stages = len(CURRICULA.get(options.stages))
     except ValueError as error:
-        message = f"is {shorten(text)}, expected plateau, or two rising numbers of steps as 20000,60000"
+        raise DataError(Problem("--stages", None, None, str(error))) from error
+    text = options.curriculum
+    if text is None or text == "plateau":
+        return None if text is None else Plateau()
+    try:
+        rule = StepSchedule(tuple(int(steps) for steps in text.split(",")))
+        Progression(rule, stages)
+    except ValueError as error:
+        message = (
+            f"is {shorten(text)}, expected plateau, or {stages - 1} rising numbers of steps as 20000,60000"
+        )
         raise DataError(Problem("--curriculum", None, None, message)) from error
+    return rule

@@ -10,7 +10,6 @@ from vmr_env.benchmarks.experiment.results import mean_curve
 from vmr_env.benchmarks.report import plots
 
 from vmr_env.arrays import Doubles
-from vmr_env.envs.curriculum import STAGES
 
 Training = tuple[Sequence[int], Sequence[float]]
 """Rounds, and the gains after them."""
@@ -90,27 +89,28 @@ def _differences(page: Mapping[str, Any], classes: plots.Classes) -> list[str]:
 
 def _learning(page: Mapping[str, Any], classes: plots.Classes) -> list[str]:
     """Learning curves: of the agents that go through stages, and of the others."""
-    staged, others = {}, {}
+    staged, others, stages = {}, {}, 0
     for agent, trainings in page["curves"].items():
         lengths = stage_lengths(page["record"]["agents"][agent].get("config", {}))
         if lengths:
             staged[agent] = [staged_curve(training, lengths) for training in trainings]
+            stages = max(stages, len(lengths))
         else:
             others[agent] = [percent_curve(*training) for training in trainings]
     blocks = []
-    for title, points, at, stages, more in (
+    for title, points, at, names, more in (
         (
             "Learning through the stages",
             staged,
-            np.linspace(0, len(STAGES), 121),
-            [f"stage {number}" for number in STAGES],
+            np.linspace(0, stages, 40 * stages + 1),
+            [f"stage {number}" for number in range(1, stages + 1)],
             " Stages have one width, however long they take; where one is left out the line is level.",
         ),
         ("Learning", others, np.linspace(0, 100, 41), [], ""),
     ):
         if points:
             curves = {agent: mean_curve(each, at) for agent, each in points.items()}
-            svg = plots.learning_curves(curves, at, classes, stages)
+            svg = plots.learning_curves(curves, at, classes, names)
             blocks.append(_figure(title, svg, _LEARNT + more, _series(["detector", *curves], classes)))
     return blocks
 
@@ -125,9 +125,10 @@ def stage_lengths(config: Mapping[str, Any]) -> tuple[int, ...]:
     if isinstance(epochs := config.get("epochs"), (list, tuple)):  # the step-wise agents have a number
         return tuple(epochs)
     phases = config.get("schedule", {}).get("phases", [])
-    if not phases or any(phase.get("stage") is None for phase in phases):
+    if any(phase.get("stage") is None for phase in phases):
         return ()
-    return tuple(sum(phase["epochs"] for phase in phases if phase["stage"] == number) for number in STAGES)
+    numbers = range(1, 1 + max((phase["stage"] for phase in phases), default=0))
+    return tuple(sum(phase["epochs"] for phase in phases if phase["stage"] == number) for number in numbers)
 
 
 def staged_curve(training: Training, lengths: Sequence[int]) -> tuple[list[float], list[float]]:
@@ -157,7 +158,7 @@ def _uses(page: Mapping[str, Any]) -> list[str]:
         lengths = stage_lengths(page["record"]["agents"][agent].get("config", {}))
         if not lengths:
             used[agent] = shares[-1]
-        for number, length, end in zip(STAGES, lengths, np.cumsum(lengths), strict=False):
+        for number, (length, end) in enumerate(zip(lengths, np.cumsum(lengths), strict=True), 1):
             last = np.searchsorted(rounds, end, side="right") - 1
             if length and last >= 0:
                 used[f"{agent}, stage {number}"] = shares[last]

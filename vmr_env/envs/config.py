@@ -14,7 +14,7 @@ from vmr_env.caches.clip_sums import clip_sums_of
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs import kernel
 from vmr_env.envs.actions import FREE, free_groups, get_action_mode
-from vmr_env.envs.curriculum import get_stage
+from vmr_env.envs.curriculum import CURRICULA
 from vmr_env.envs.observations import Observer
 from vmr_env.envs.rewards import BUILT_IN, POTENTIALS, Reward
 from vmr_env.envs.sources import check_split, open_source
@@ -35,7 +35,8 @@ class EnvConfig:
     source: Source = None
     _: KW_ONLY
     samples: Sequence[int] | Array | None = None
-    stage: int = 3
+    stage: int | None = None
+    curriculum: str = "tprl"
     actions: str = "discrete"
     components: Sequence[str] | None = None
     observation: str = "flat"
@@ -53,6 +54,7 @@ class Task:
         cache: where the samples come from.
         proposals: P.
         mode: the action mode.
+        curriculum: the stages.
         observer: tells where the components of observations stand.
         flat: whether observations are flat vectors.
         observation_space: of one episode.
@@ -87,6 +89,10 @@ class Task:
             np.empty(0, np.int64) if config.samples is None else _sample_rows(config.samples, len(cache))
         )
         self._free = free_groups(config.free, self.mode)
+        self.curriculum = CURRICULA.get(config.curriculum)
+        for number in self.curriculum.numbers:  # a fault of a later stage is told now, not in mid-training
+            self.reward(number)
+            self._free_in(number)
         self.tables = _tables(cache, self.observer.shapes)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -104,7 +110,15 @@ class Task:
         return POTENTIALS.get(self._reward_name(stage))
 
     def _reward_name(self, stage: int) -> str:
-        return get_stage(stage).reward if self.config.reward is None else self.config.reward
+        return self.curriculum[stage].reward if self.config.reward is None else self.config.reward
+
+    def _free_in(self, stage: int) -> frozenset[str]:
+        """The groups of actions that are free in a stage."""
+        free = self.curriculum[stage].free & self._free
+        if not free & self.mode.groups.keys():
+            which, groups = f"stage {stage}, {self.curriculum[stage].name!r},", ", ".join(self.mode.groups)
+            raise ValueError(f"{which} frees {sorted(free)}, expected some of {groups}")
+        return free
 
     def rules(self, number: int) -> kernel.Rules:
         """The rules of a stage.
@@ -112,8 +126,7 @@ class Task:
         Raises:
             ValueError: there is no such stage or reward.
         """
-        stage, offsets, reward = get_stage(number), self.mode.offsets, self._reward_name(number)
-        free = stage.actions & self._free
+        offsets, reward, free = self.mode.offsets, self._reward_name(number), self._free_in(number)
         return kernel.Rules(
             form=("listed", "paired", "continuous").index(self.mode.moves.form),
             horizon=self.mode.horizon,
@@ -122,7 +135,7 @@ class Task:
             potential=BUILT_IN.index(reward) if reward in BUILT_IN else kernel.TIOU,
             moves=int("move" in free),
             switches=int("switch" in free),
-            start_k=stage.start_k,
+            start_k=self.curriculum[number].start_k,
             clip_seconds=np.float32(self.cache.manifest["clip_seconds"]),
             longest=offsets.max(),
             offsets=_fixed(offsets, np.float32, 2),

@@ -1,16 +1,22 @@
-"""TPRL's three stages and its published schedules, as data.
+"""Curricula as data: TPRL's three stages, its published schedules, and curricula of your own.
 
-`STAGES` is the one table of the curriculum. The environments read from it which potential rewards a step,
-where an episode starts and which actions are free; the TPRL trainer (`vmr_env.agents.tprl.trainer`) reads
-what is trained and
-with which loss coefficients. `SCHEDULES` names the published schedules; `coefficients` evaluates one of them.
+A `Curriculum` is a table of stages. The environments read from it which potential rewards a step, where an
+episode starts and which actions are free; trainers of a detector's head (`vmr_env.agents.tprl`) also read the
+loss coefficients. `STAGES` is TPRL's table; `register_curriculum` adds one of your own, of any number of
+stages. `SCHEDULES` names TPRL's published schedules; `coefficients` evaluates one of them.
 """
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
+
+from vmr_env.envs.lookup import Registry
+from vmr_env.errors import check_count
+
+GROUPS = ("move", "switch", "stop")
+"""Groups of actions; stopping is free in every stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,78 +40,104 @@ FULL = Ramp()
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage of the curriculum, for the environments and for the TPRL trainer.
+    """One stage of a curriculum, for the environments and for the trainers of a detector's head.
 
-    L_top1, the refinement of the best-scored proposal, has the same coefficient in all stages.
+    Raises:
+        ValueError: a value is not as described.
     """
 
-    number: int
-    """1, 2 or 3, as in environment ids and `set_stage`."""
     name: str
-    """What the stage does, in one word or two."""
-    trains: tuple[str, ...]
-    """Modules of the detection head that a loss of this stage reaches."""
-    reward: str
-    """Name of the potential whose gain rewards a step of the environment."""
-    start: str
-    """Where an episode starts: "top" is the backbone's best proposal, "sampled" a random one of the best
-    `start_k`."""
-    start_k: int
-    """Number of best proposals that an episode may start from."""
-    actions: frozenset[str]
-    """Free action groups among "move", "switch" and "stop"; the others are masked."""
-    span: Ramp
+    """What the stage does, in a few words."""
+    reward: str = "tiou"
+    """Potential whose gain rewards a step of the environment, as the environments' argument `reward`."""
+    start_k: int = 1
+    """Number of best proposals; an episode starts at a random one of them."""
+    actions: Collection[str] = GROUPS
+    """Free groups of actions, of `GROUPS`; the others are masked."""
+    span: Ramp = FULL
     """Multiplier of the schedule's coefficient for L_span, the reward-weighted span regression."""
-    score: Ramp
+    score: Ramp = FULL
     """Multiplier of the schedule's coefficient for L_score, the policy gradient over proposals."""
-    decays: bool
+    decays: bool = False
     """Whether the schedule's decay applies in this stage."""
 
+    def __post_init__(self) -> None:
+        check_count("start_k", self.start_k)
+        if isinstance(self.actions, str) or (unknown := set(self.actions) - set(GROUPS)):
+            wrong = self.actions if isinstance(self.actions, str) else min(unknown, key=str)
+            raise ValueError(
+                f"actions of stage {self.name!r} have {wrong!r}, expected some of {', '.join(GROUPS)}"
+            )
 
-STAGES: dict[int, Stage] = {
-    stage.number: stage
-    for stage in (
+    @property
+    def free(self) -> frozenset[str]:
+        """Free groups of actions, stopping always among them."""
+        return frozenset({*self.actions, "stop"})
+
+
+@dataclass(frozen=True, slots=True)
+class Curriculum:
+    """A table of stages, numbered from 1.
+
+    `len(curriculum)` is their number, `curriculum[2]` the second.
+
+    Raises:
+        ValueError: there is no stage, or two of one name.
+    """
+
+    stages: tuple[Stage, ...]
+    """The stages, in order."""
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"stages are named {names}, expected at least one, and a name for each")
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def __getitem__(self, number: int) -> Stage:
+        """Stage `number`.
+
+        Raises:
+            ValueError: there is no such stage.
+        """
+        if isinstance(number, bool) or number not in self.numbers:  # compared: it may be of any type
+            raise ValueError(f"stage must be one of {list(self.numbers)}, got {number!r}")
+        return self.stages[number - 1]
+
+    @property
+    def numbers(self) -> range:
+        """Numbers of the stages, as environment ids and `set_stage` have them."""
+        return range(1, len(self.stages) + 1)
+
+
+STAGES = Curriculum(
+    (
         # Analogue of L1 + GIoU on the best-scored proposal; GIoU also guides spans that miss the moment.
-        Stage(
-            number=1,
-            name="top-1 refinement",
-            trains=("span_embed",),
-            reward="giou",
-            start="top",
-            start_k=1,
-            actions=frozenset({"move", "stop"}),
-            span=OFF,
-            score=OFF,
-            decays=False,
-        ),
+        Stage("top-1 refinement", reward="giou", actions=("move",), span=OFF, score=OFF),
         # Refinement learnt from any good proposal, so that choosing among them later does not cost precision.
-        Stage(
-            number=2,
-            name="reward-weighted refinement",
-            trains=("span_embed",),
-            reward="tiou",
-            start="sampled",
-            start_k=3,
-            actions=frozenset({"move", "stop"}),
-            span=Ramp(epochs=None),
-            score=OFF,
-            decays=False,
-        ),
+        Stage("reward-weighted refinement", start_k=3, actions=("move",), span=Ramp(epochs=None), score=OFF),
         # Everything free: the choice among proposals joins the moves.
-        Stage(
-            number=3,
-            name="policy gradient",
-            trains=("span_embed", "class_embed"),
-            reward="tiou",
-            start="top",
-            start_k=1,
-            actions=frozenset({"move", "switch", "stop"}),
-            span=FULL,
-            score=Ramp(epochs=10),
-            decays=True,
-        ),
+        Stage("policy gradient", score=Ramp(epochs=10), decays=True),
     )
-}
+)
+"""TPRL's three stages. L_top1, the refinement of the best-scored proposal, has one coefficient in all."""
+
+CURRICULA: Registry[Curriculum] = Registry("curriculum", {"tprl": STAGES}, Curriculum)
+"""Tables by the names that the environments' argument `curriculum` takes."""
+
+
+def register_curriculum(name: str, *stages: Stage) -> None:
+    """Add a table of stages that the environments' argument `curriculum` can name.
+
+    Worker processes know it too where the call stands in a plugin (`vmr_env.plugins`). Without one,
+    `curriculum` takes `"module:name"` of a `Curriculum`.
+
+    Raises:
+        ValueError: another curriculum has that name, or the stages are not as `Curriculum` wants them.
+    """
+    CURRICULA.add(name, Curriculum(stages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,58 +195,53 @@ class Coefficients(NamedTuple):
     """Coefficient of L_span."""
 
 
-def three_stages(
-    rl_coef: float, epochs: tuple[int, int, int], *, cosine: bool = False, span_only: bool = False
+def through_stages(
+    rl_coef: float,
+    epochs: Sequence[int],
+    *,
+    cosine: bool = False,
+    span_only: bool = False,
+    curriculum: Curriculum = STAGES,
 ) -> Schedule:
-    """Build a schedule through the three stages of `STAGES`.
+    """Build a schedule through the stages of a curriculum.
 
     Args:
         rl_coef: Full coefficient of L_score and L_span.
         epochs: Length of each stage; 0 leaves a stage out.
-        cosine: Cosine decay to a fifth over the stages that decay (stage 3).
+        cosine: Cosine decay to a fifth over the stages that decay (TPRL's third).
         span_only: Leave L_score out of every stage.
+        curriculum: The stages.
 
     Raises:
-        ValueError: A length is negative or all are 0.
+        ValueError: There are not as many lengths as stages, one is negative, or all are 0.
     """
-    if min(epochs) < 0 or sum(epochs) == 0:
-        raise ValueError(f"epochs must be three lengths >= 0, not all 0; got {epochs}")
+    if len(epochs) != len(curriculum) or min(epochs) < 0 or sum(epochs) == 0:
+        raise ValueError(f"epochs must be {len(curriculum)} lengths >= 0, not all 0; got {tuple(epochs)}")
     return Schedule(
         rl_coef,
         tuple(
             Phase(
                 length,
-                stage.number,
+                number,
                 span=stage.span,
                 score=OFF if span_only else stage.score,
                 cosine=cosine and stage.decays,
             )
-            for stage, length in zip(STAGES.values(), epochs, strict=True)
+            for number, stage, length in zip(curriculum.numbers, curriculum.stages, epochs, strict=True)
         ),
     )
 
 
 SCHEDULES: dict[str, Schedule] = {
-    "charades": three_stages(0.03, (8, 12, 60), cosine=True),
-    "charades_v15c": three_stages(0.03, (20, 20, 40)),
-    "charades_span_only": three_stages(0.03, (8, 12, 60), cosine=True, span_only=True),
-    "qvhighlights": three_stages(0.05, (20, 20, 20)),
-    "tacos": three_stages(0.02, (10, 10, 40)),
+    "charades": through_stages(0.03, (8, 12, 60), cosine=True),
+    "charades_v15c": through_stages(0.03, (20, 20, 40)),
+    "charades_span_only": through_stages(0.03, (8, 12, 60), cosine=True, span_only=True),
+    "qvhighlights": through_stages(0.05, (20, 20, 20)),
+    "tacos": through_stages(0.02, (10, 10, 40)),
     "linear": Schedule(0.1, (Phase(20, None, span=Ramp(epochs=10), score=Ramp(epochs=10)),)),
     "constant": Schedule(0.1, (Phase(5, None, span=FULL, score=FULL),)),
 }
 """Published schedules: one per training script, and the variants that the published options allow."""
-
-
-def get_stage(number: int) -> Stage:
-    """Stage `number` of the curriculum.
-
-    Raises:
-        ValueError: There is no such stage.
-    """
-    if isinstance(number, bool) or number not in tuple(STAGES):  # compared, not hashed: it may be of any type
-        raise ValueError(f"stage must be one of {sorted(STAGES)}, got {number!r}")
-    return STAGES[number]
 
 
 def get_schedule(name: str) -> Schedule:
@@ -252,15 +279,15 @@ class StepSchedule:
     """Advance to the next stage after given numbers of steps.
 
     Raises:
-        ValueError: The numbers are not one fewer than the stages, or fall.
+        ValueError: The numbers fall, or one is negative.
     """
 
     after: tuple[int, ...] = (20_000, 60_000)
-    """Environment steps, of all episodes together, after which stages 2 and 3 begin."""
+    """Environment steps, of all episodes together, after which stages 2, 3 and so on begin."""
 
     def __post_init__(self) -> None:
-        if len(self.after) != len(STAGES) - 1 or sorted(self.after) != list(self.after) or self.after[0] < 0:
-            raise ValueError(f"after must be {len(STAGES) - 1} rising numbers of steps, got {self.after}")
+        if sorted(self.after) != list(self.after) or min(self.after, default=0) < 0:
+            raise ValueError(f"after must be rising numbers of steps, got {self.after}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,13 +321,21 @@ class Progression:
 
     Args:
         rule: When the next stage begins.
+        stages: How many stages there are.
 
     Attributes:
         stage: Number of the stage.
+
+    Raises:
+        ValueError: The rule is for another number of stages.
     """
 
-    def __init__(self, rule: Rule) -> None:
-        self._rule = rule
+    def __init__(self, rule: Rule, stages: int = len(STAGES)) -> None:
+        if isinstance(rule, StepSchedule) and len(rule.after) != stages - 1:
+            raise ValueError(
+                f"after must be {stages - 1} rising numbers of steps for {stages} stages, got {rule.after}"
+            )
+        self._rule, self._stages = rule, stages
         self._steps = 0
         self._returns: list[float] = []
         self._best, self._failures = -math.inf, 0
@@ -341,10 +376,12 @@ class Progression:
         """Go on from where `state_dict` was asked.
 
         Raises:
-            ValueError: the state names no stage.
+            ValueError: there is no such stage.
             KeyError: the state lacks an entry.
         """
-        self.stage = get_stage(state["stage"]).number
+        if not 1 <= state["stage"] <= self._stages:
+            raise ValueError(f"stage is {state['stage']}, expected one of the {self._stages} there are")
+        self.stage = state["stage"]
         self._steps, self._returns = state["steps"], list(state["returns"])
         self._best = -math.inf if state["best"] is None else state["best"]
         self._failures = state["failures"]
@@ -359,6 +396,6 @@ class Progression:
             self._best, self._failures = mean, 0
             return
         self._failures += 1
-        if self._failures == rule.patience and self.stage < len(STAGES):
+        if self._failures == rule.patience and self.stage < self._stages:
             self.stage += 1
             self._best, self._failures = -math.inf, 0  # another reward: means of stages do not compare

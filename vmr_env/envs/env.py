@@ -47,8 +47,8 @@ class VMREnv(Specified, gymnasium.Env[Any, Any]):
     `observation="dict"` a `Dict` of them. It shows what is known of every span that an action leads to.
 
     ## Rewards
-    potential(new span) - potential(old span); the potential is the stage's (tIoU in stages 2 and 3,
-    generalised IoU in stage 1) unless `reward` names another of `vmr_env.envs.rewards.POTENTIALS`.
+    potential(new span) - potential(old span); the potential is the stage's (tIoU in TPRL's stages 2
+    and 3, generalised IoU in stage 1) unless `reward` names another of `vmr_env.envs.rewards.POTENTIALS`.
     `info["tiou"]` is always the plain tIoU.
 
     ## Infos
@@ -72,7 +72,9 @@ class VMREnv(Specified, gymnasium.Env[Any, Any]):
     split: name of the split; None is that of the source, and "train" where there is none.
     source: folder of a decoder-state cache; see `vmr_env.envs.sources.open_source` for the default.
     samples: rows of the cache to draw from; None for all.
-    stage: 1, 2 or 3, see `vmr_env.envs.curriculum`; `set_stage` changes it, the spaces stay.
+    stage: number of the curriculum's stage, from 1; None for its last. `set_stage` changes it, the spaces
+        stay.
+    curriculum: its stages, by a name of `vmr_env.envs.curriculum.CURRICULA` or as `"module:name"`.
     actions, components, observation: see above.
     proposals: P, at most; a cache with fewer has fewer.
     horizon: steps of an episode; None for the action mode's own (3; 6 for "continuous").
@@ -111,6 +113,7 @@ class VMREnv(Specified, gymnasium.Env[Any, Any]):
         self.action_space = self._task.action_space
         self.action_mode = self._task.mode
         self.observer = self._task.observer
+        self.curriculum = self._task.curriculum
         self.cache = self._task.cache
         self.episodes = Episodes(self._task, 1)
         self.trajectory: list[tuple[float, float]] = []
@@ -124,7 +127,7 @@ class VMREnv(Specified, gymnasium.Env[Any, Any]):
     @property
     def stage(self) -> int:
         """Number of the curriculum's stage."""
-        return self.episodes.stage.number
+        return self.episodes.stage
 
     @stage.setter
     def stage(self, stage: int) -> None:

@@ -12,7 +12,6 @@ from vmr_env.arrays import Array, Bools, Floats, Ints
 from vmr_env.envs import kernel
 from vmr_env.envs.compilation import direct, first_call
 from vmr_env.envs.config import Task
-from vmr_env.envs.curriculum import Stage, get_stage
 
 
 class Outcome(NamedTuple):
@@ -39,11 +38,11 @@ class Episodes:
         state: (N,) `vmr_env.envs.kernel.EPISODE`.
         mask: (N, A) bool, which actions are possible.
         streams: (N,) uint64, state of each episode's random numbers, to be set before the first draw.
-        stage: the curriculum's stage, of episodes that begin.
+        stage: number of the curriculum's stage, of episodes that begin.
         rules: what holds in it.
     """
 
-    stage: Stage
+    stage: int
     rules: kernel.Rules
 
     def __init__(self, task: Task, n: int, threads: int = 1) -> None:
@@ -60,7 +59,7 @@ class Episodes:
         ]
         self._potentials: Array = np.zeros(n)
         self._older: list[tuple[kernel.Rules, Bools]] = []
-        self._set_rules(task.config.stage)
+        self._set_rules(len(task.curriculum) if task.config.stage is None else task.config.stage)
         with first_call():
             self.advance(np.full(n, kernel.BEGIN, np.uint8), self._none)
             self.draw(np.zeros(n, np.uint8))
@@ -92,7 +91,7 @@ class Episodes:
 
     def _set_rules(self, number: int) -> None:
         self.rules, self._reward = self.task.rules(number), self.task.reward(number)
-        self.stage = get_stage(number)
+        self.stage = number
 
     def draw(self, orders: NDArray[np.uint8]) -> None:
         """Choose sample and proposal of the episodes that are ordered to BEGIN, each by its own stream."""

@@ -78,6 +78,7 @@ class VMRVectorEnv(Specified, VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.action_mode = self._task.mode
         self.observer = self._task.observer
+        self.curriculum = self._task.curriculum
         self.cache = self._task.cache
         self.episodes = Episodes(self._task, num_envs, threads)
         self._out = None if copy else self.episodes.observe()
@@ -87,7 +88,7 @@ class VMRVectorEnv(Specified, VectorEnv[Any, Any, Any]):
     @property
     def stage(self) -> int:
         """Number of the curriculum's stage."""
-        return self.episodes.stage.number
+        return self.episodes.stage
 
     @stage.setter
     def stage(self, stage: int) -> None:

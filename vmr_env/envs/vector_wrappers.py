@@ -25,7 +25,8 @@ class VectorCurriculumWrapper(VectorWrapper[Any, Any, Any]):
 
     def __init__(self, env: VectorEnv[Any, Any, Any], rule: StepSchedule | Plateau) -> None:
         super().__init__(env)
-        self.progression = Progression(rule)
+        environments: Any = env.unwrapped
+        self.progression = Progression(rule, len(environments.get_attr("curriculum")[0]))
         self._next_step = env.metadata.get("autoreset_mode") is AutoresetMode.NEXT_STEP
         self._returns = np.zeros(self.num_envs)
         self._begins = np.zeros(self.num_envs, bool)

@@ -23,7 +23,8 @@ class CurriculumWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: gymnasium.Env[Any, Any], rule: StepSchedule | Plateau) -> None:
         super().__init__(env)
-        self.progression = Progression(rule)
+        inner: Any = env.unwrapped
+        self.progression = Progression(rule, len(inner.curriculum))
         self._return = 0.0
 
     def reset(
