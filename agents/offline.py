@@ -4,9 +4,8 @@
     source="caches/charades/train") env = dataset.recover_environment()
 
 Episodes come from the native vector environment. Beside observations, actions and rewards, each has in its
-`infos`,
-for every observation (T + 1): `action_mask`, the legal actions; `behaviour_probability`, that of the action
-taken there, NaN after the last; `tiou`; and `sample`, the row of the cache.
+`infos`, for every observation (T + 1): `action_mask`, the legal actions; `behaviour_probability`, that of the
+action taken there, NaN after the last; `tiou`; and `sample`, the row of the cache.
 """
 
 import copy

@@ -2,9 +2,8 @@
 
 Any model of the Moment-DETR family can: wrap it in a class with the three members of `Detector` and pass
 that to `vmr_env.backbones.cache.build_cache`. `states` are what the model's own class and span layers read,
-and
-should be given together with the `references` that its span layers add to (a model without references gives
-its spans there).
+and should be given together with the `references` that its span layers add to (a model without references
+gives its spans there).
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,8 @@
 """Rows of generalised moment retrieval: a query may have no moment, and an answer no window.
 
 The files are those of Soccer-GMR (Ding et al. 2026, arXiv:2605.02623): ground truth with `relevant_windows`,
-which is
-empty where the video does not show what the query asks for; predictions with `pred_relevant_windows`, which
-may be empty, and `pred_exist_score`, which may be lacking.
+which is empty where the video does not show what the query asks for; predictions with
+`pred_relevant_windows`, which may be empty, and `pred_exist_score`, which may be lacking.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,8 @@
 """Means with 95 % intervals, and paired comparisons: queries of one source video are resampled together.
 
-Queries of one video are not independent, so that intervals which resample queries are too narrow. Here
-videos are
-resampled (cluster bootstrap, percentile interval) and, for a comparison of two answers to the same queries,
-the answers to all queries of a video change sides together (permutation test).
+Queries of one video are not independent, so that intervals which resample queries are too narrow. Here videos
+are resampled (cluster bootstrap, percentile interval) and, for a comparison of two answers to the same
+queries, the answers to all queries of a video change sides together (permutation test).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,17 +1,14 @@
 """Scores of each query by the names that tables use: R@n at any threshold, mIoU, mAP, and registered metrics.
 
 - `R5@0.7`: whether one of the first 5 windows, in file order, reaches tIoU 0.7 with a moment of the query. A
-tIoU
-  reaches a threshold when it is at least that (`>=`), as moment-detr's evaluator has it, or, where `above`
-  is set,
-  when it is higher (`>`), as 2D-TAN's has it. The formula of tIoU is that of R1 in `metrics.moments`, so that
-  `R1@0.5` is the official figure.
+  tIoU reaches a threshold when it is at least that (`>=`), as moment-detr's evaluator has it, or, where
+  `above` is set, when it is higher (`>`), as 2D-TAN's has it. The formula of tIoU is that of R1 in
+  `metrics.moments`, so that `R1@0.5` is the official figure.
 - `mIoU`: tIoU of the first window. `mAP`: as in `metrics.moments`, over its ten thresholds.
 
 Non-maximum suppression, where it is asked for, comes before everything else: in file order, which is the
-model's
-ranking, a window is left out when its tIoU with one that stays is higher than the threshold (Zhang et al.
-2020, "Learning 2D Temporal Adjacent Networks", suppress at 0.5 in this way).
+model's ranking, a window is left out when its tIoU with one that stays is higher than the threshold (Zhang et
+al. 2020, "Learning 2D Temporal Adjacent Networks", suppress at 0.5 in this way).
 """
 
 import re

@@ -28,10 +28,9 @@ def rewards_for_text(
 ) -> list[float]:
     """Reward of each completion: tIoU of the first span that it names with the nearest moment, from 0 to 1.
 
-    An answer that names no span is worth 0, and so is one without length. Where a query has no moment,
-    saying that the
-    event does not occur is worth 1, and anything else 0. The signature is that of a reward function of TRL's
-    `GRPOTrainer`.
+    An answer that names no span is worth 0, and so is one without length. Where a query has no moment, saying
+    that the event does not occur is worth 1, and anything else 0. The signature is that of a reward function
+    of TRL's `GRPOTrainer`.
 
     Args:
         completions: (n,), what the model wrote.
