@@ -17,6 +17,10 @@ class Endless:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def of(self, run: Run) -> "Endless":
+        """See `Experiment.of`."""
+        return self
+
     def do(self, run: Run, watch: Callable[[Progress], None]) -> None:
         """See `Experiment.do`."""
         (self.folder / f"{os.getpid()}").touch()

@@ -69,8 +69,9 @@ def test_weights_and_biases_is_asked_to_stay_offline(tmp_path: Path, monkeypatch
 
 def test_a_watcher_logs_figures_and_gains_of_all_members(tmp_path: Path) -> None:
     one = Run("ppo", 0, 0)
-    experiment: Any = SimpleNamespace(runs=lambda: iter([one]), is_done=lambda run: False)
-    with Watcher(experiment, tmp_path, ("csv",), StringIO()) as watcher:
+    experiment = SimpleNamespace(is_done=lambda run: False)
+    work: Any = SimpleNamespace(runs=lambda: iter([one]), of=lambda run: experiment)
+    with Watcher(work, tmp_path, ("csv",), StringIO()) as watcher:
         watcher.progress(one, Progress(0, 2, 10, 0, {"losses/policy": 1.5}, None, members=2))
         watcher.progress(one, Progress(1, 10, 10, 0, {"losses/policy": 0.5}, 0.25, members=2))
     assert [tuple(row.values()) for row in rows(tmp_path / "csv" / f"{one.name}.csv")] == [

@@ -22,9 +22,10 @@ class Terminal(StringIO):
 
 def watched(stream: StringIO, seconds: list[float]) -> Watcher:
     """A watcher of four runs, of which the first is done; the clock shows these times."""
-    experiment: Any = SimpleNamespace(runs=lambda: iter(RUNS), is_done=lambda run: run.seed == 0)
+    experiment = SimpleNamespace(is_done=lambda run: run.seed == 0)
+    work: Any = SimpleNamespace(runs=lambda: iter(RUNS), of=lambda run: experiment)
     times = iter(seconds)
-    return Watcher(experiment, Path(), (), stream, lambda: next(times))
+    return Watcher(work, Path(), (), stream, lambda: next(times))
 
 
 def at(round_: int, member: int = 0, gain: float | None = None) -> Progress:

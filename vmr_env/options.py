@@ -13,11 +13,12 @@ A field's type says how its values are read: `bool` is a flag, `tuple[X, ...]` t
 
 import argparse
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from vmr_env.errors import Problem
+from vmr_env.errors import DataError, Problem, shorten
 
 T = TypeVar("T")
 
@@ -98,6 +99,66 @@ def parse(options: type[T], argv: Sequence[str] | None, description: str, prog: 
         groups[form.group].add_argument(name, **_arguments(one, kind, form))
     given = vars(parser.parse_args(argv))
     return options(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+
+
+def from_mapping(options: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Options from a file, by the names and with the types of the command line.
+
+    Args:
+        options: the dataclass; its required fields must be among the values.
+        values: by name of the field; what takes several values is a list, or one value alone.
+        where: what to call the place in errors.
+
+    Raises:
+        DataError: with every unknown name and every value of another type.
+    """
+    forms = {one.name: (kind, form) for one, kind, form in _forms(options)}
+    problems: list[Problem] = []
+    read: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in forms:
+            message = f"is no option; expected some of {', '.join(forms)}"
+            problems.append(Problem(where, None, str(name), message))
+            continue
+        kind, form = forms[name]
+        try:
+            read[name] = _value(kind, value)
+            if form.choices and not set(_tuple(read[name])) <= set(form.choices):
+                raise ValueError(f"some of {', '.join(form.choices)}")
+        except ValueError as error:
+            problems.append(Problem(where, None, name, f"is {shorten(value)}; expected {error}"))
+    if problems:
+        raise DataError(problems)
+    return options(**read)
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _value(kind: Any, value: Any) -> Any:
+    """A value of a file as a field of that type has it; a ValueError says what was expected."""
+    if get_origin(kind) is tuple:
+        of_one, *others = get_args(kind)
+        values = value if isinstance(value, list) else [value]
+        if others != [...] and len(values) != 1 + len(others):
+            raise ValueError(f"{1 + len(others)} values")
+        return tuple(_value(of_one, each) for each in values)
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError("true or false")
+        return value
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(_EXPECTED.get(kind, "a text"))
+    if kind in (int, float):
+        try:
+            return kind(str(value))
+        except ValueError:
+            raise ValueError(_EXPECTED[kind]) from None
+    return Path(str(value)) if kind is Path else str(value)
+
+
+_EXPECTED: Mapping[Any, str] = {int: "a whole number", float: "a number", Path: "a path"}
 
 
 def flags(options: type) -> list[str]:

@@ -116,9 +116,17 @@ encode.add_command(
 
 @click.group()
 def bench() -> None:
-    """Measure speed on this machine."""
+    """Sweeps over many runs, and speed on this machine."""
 
 
+bench.add_command(
+    program(
+        "sweep",
+        "vmr_env.benchmarks.experiment.sweep",
+        "Data, detectors, settings, methods and seeds as one table of runs.",
+        options="vmr_env.benchmarks.experiment.sweep:SweepOptions",
+    )
+)
 bench.add_command(
     program("throughput", "vmr_env.benchmarks.speed.throughput", "Environments: steps and frames per second.")
 )

@@ -18,7 +18,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vmr_env.agents.ensemble.cross_fitting import Progress
-from vmr_env.benchmarks.experiment.experiment import Experiment, Run, reason
+from vmr_env.benchmarks.experiment.experiment import Experiment, Run, Work, reason
 from vmr_env.benchmarks.experiment.shipping import Packed, files_of, pack, unpack
 
 from vmr_env.files.writing import write_bytes
@@ -39,7 +39,7 @@ class Cluster:
 
 
 def run_on_cluster(
-    experiment: Experiment,
+    work: Work,
     runs: Sequence[Run],
     cluster: Cluster,
     watch: Callable[[Run, Progress], None],
@@ -48,7 +48,7 @@ def run_on_cluster(
     """Do runs on a cluster.
 
     Args:
-        experiment: what the runs are of.
+        work: what the runs are of.
         runs: which to do.
         cluster: where.
         watch: called after every round of every run, some time later.
@@ -61,34 +61,36 @@ def run_on_cluster(
         KeyboardInterrupt: interrupted; the cluster's work on these runs has been stopped.
     """
     with _connected(cluster.address):
-        packed = pack(experiment)
+        parts = {experiment.folder: experiment for experiment in map(work.of, runs)}
+        packed = {folder: pack(experiment) for folder, experiment in parts.items()}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         driver: Any = ray.remote(_Driver)
         on_driver = {"num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here}
-        folders = driver.options(**on_driver).remote(packed.folders)
+        paths = {digest: path for part in packed.values() for digest, path in part.folders.items()}
+        folders = driver.options(**on_driver).remote(paths)
         inbox = driver.options(**on_driver).remote({})
-        work = ray.remote(num_cpus=cluster.cpus_per_run, num_gpus=cluster.gpus_per_run, max_retries=_RETRIES)(
+        task = ray.remote(num_cpus=cluster.cpus_per_run, num_gpus=cluster.gpus_per_run, max_retries=_RETRIES)(
             _work
         )
-        content = ray.put(packed)
-        running = {work.remote(content, run, folders, inbox): run for run in runs}
+        contents = {folder: ray.put(part) for folder, part in packed.items()}
+        running = {task.remote(contents[work.of(run).folder], run, folders, inbox): run for run in runs}
         failed: dict[Run, str] = {}
         try:
             while running:
                 done, _ = ray.wait(list(running), num_returns=len(running), timeout=_POLL)
                 for run, progress in ray.get(inbox.told.remote()):
                     watch(run, progress)
-                for task in done:
-                    run = running.pop(task)
+                for result in done:
+                    run = running.pop(result)
                     try:
-                        _write(experiment, run, ray.get(task))
+                        _write(work.of(run), run, ray.get(result))
                     except RayError as error:
                         failed[run] = reason(error.cause if isinstance(error, RayTaskError) else error)
                     else:
                         finished(run)
         except BaseException:
-            for task in running:
-                ray.cancel(task, force=True)
+            for result in running:
+                ray.cancel(result, force=True)
             raise
         return failed
 
@@ -130,6 +132,11 @@ class _Driver:
         return told
 
 
+_unpacked: dict[bytes, Experiment] = {}
+"""Experiments of this worker process by their packed contents: their folders are hashed once, not for each
+run."""
+
+
 def _work(packed: Packed, run: Run, folders: Any, inbox: Any) -> list[tuple[str, bytes]]:
     """Do one run on the node where this is called; returns its files."""
     torch.set_num_threads(1)
@@ -137,7 +144,9 @@ def _work(packed: Packed, run: Run, folders: Any, inbox: Any) -> list[tuple[str,
     def fetch(digest: str) -> Any:
         return ((name, ray.get(content)) for name, content in ray.get(folders.files.remote(digest)))
 
-    experiment = unpack(packed, fetch)
+    if packed.content not in _unpacked:
+        _unpacked[packed.content] = unpack(packed, fetch)
+    experiment = _unpacked[packed.content]
     with tempfile.TemporaryDirectory() as folder:
         experiment.folder = Path(folder)
         experiment.do(run, lambda progress: inbox.tell.remote(run, progress))

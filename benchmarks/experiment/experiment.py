@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -80,11 +80,18 @@ class Run(NamedTuple):
     agent: str
     seed: int
     fold: int
+    row: str = ""
+    """Of the table of a sweep; empty where there is none."""
+
+    @property
+    def file(self) -> str:
+        """Name of its files."""
+        return f"{self.agent.replace(':', '.')}-seed{self.seed}-fold{self.fold}"
 
     @property
     def name(self) -> str:
-        """Its name, also of its files."""
-        return f"{self.agent.replace(':', '.')}-seed{self.seed}-fold{self.fold}"
+        """Its name among all runs that are done together."""
+        return f"{self.row}/{self.file}" if self.row else self.file
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,21 @@ class RunResult:
         return self.outcome.selection
 
 
+class Work(Protocol):
+    """Runs that are done together: those of an experiment, or of all experiments of a sweep."""
+
+    folder: Path
+    """Where results are kept."""
+
+    def runs(self) -> Iterator[Run]:
+        """All runs."""
+        ...
+
+    def of(self, run: Run) -> "Experiment":
+        """The experiment that a run belongs to."""
+        ...
+
+
 class Experiment:
     """Agents times seeds times folds, with results in a folder.
 
@@ -109,6 +131,7 @@ class Experiment:
         agents: name -> how it learns.
         seeds: how many.
         settings: see `Settings`.
+        row: name of the experiment in a sweep's table.
     """
 
     def __init__(
@@ -118,16 +141,21 @@ class Experiment:
         agents: Mapping[str, Method],
         seeds: int,
         settings: Settings,
+        row: str = "",
     ) -> None:
         self.folder, self.folds, self.agents = folder, folds, agents
-        self.seeds, self.settings = seeds, settings
+        self.seeds, self.settings, self.row = seeds, settings, row
+
+    def of(self, run: Run) -> "Experiment":
+        """This experiment: all its runs belong to it."""
+        return self
 
     def runs(self) -> Iterator[Run]:
         """All runs, seeds slowest, so that an interrupted run has whole seeds of every agent."""
         for seed in range(self.seeds):
             for agent in self.agents:
                 for fold in range(len(self.folds)):
-                    yield Run(agent, seed, fold)
+                    yield Run(agent, seed, fold, self.row)
 
     def path(self, run: Run) -> Path:
         """Result file of a run; what was learnt lies beside it (`.safetensors`).
@@ -137,7 +165,7 @@ class Experiment:
         (`methods.MethodResult`), and either "ranked" (columns of `methods.Ranked`), or "refined" and
         "trajectories" (columns of `vmr_env.agents.evaluation.Refined` and `Trajectories`).
         """
-        return self.folder / "runs" / f"{run.name}.json"
+        return self.folder / "runs" / f"{run.file}.json"
 
     def is_done(self, run: Run) -> bool:
         """Whether the run has its result."""
@@ -147,7 +175,8 @@ class Experiment:
         """Carry out a run; keep its result, and what was learnt."""
         path = self.path(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        about = {**run._asdict(), "settings": asdict(self.settings), "version": vmr_env.__version__}
+        of_run = {"agent": run.agent, "seed": run.seed, "fold": run.fold}
+        about = {**of_run, "settings": asdict(self.settings), "version": vmr_env.__version__}
         seed = derived(run.seed, "fold", run.fold)
         began = time.perf_counter()
         outcome = self.agents[run.agent].run(
@@ -217,7 +246,7 @@ class Experiment:
 
     def results(self, agent: str, seed: int) -> list[RunResult] | None:
         """Results of all folds for one seed; None while one is missing."""
-        runs = [Run(agent, seed, fold) for fold in range(len(self.folds))]
+        runs = [Run(agent, seed, fold, self.row) for fold in range(len(self.folds))]
         return [self.read(run) for run in runs] if all(map(self.is_done, runs)) else None
 
 
@@ -258,7 +287,7 @@ def merge(parts: Sequence[OneKind]) -> OneKind:
 
 
 def run_all(
-    experiment: Experiment,
+    work: Work,
     runs: Sequence[Run],
     jobs: int,
     watch: Callable[[Run, Progress], None],
@@ -267,7 +296,7 @@ def run_all(
     """Do runs in as many processes as `jobs` says; the numbers do not depend on it.
 
     Args:
-        experiment: what the runs are of.
+        work: what the runs are of.
         runs: which to do.
         jobs: 1 does them in this process, as one run alone is.
         watch: called after every round of every run.
@@ -295,11 +324,11 @@ def run_all(
     jobs = min(jobs, len(runs))
     if jobs <= 1:
         for run in runs:
-            settled(run, partial(experiment.do, run, partial(watch, run)))
+            settled(run, partial(work.of(run).do, run, partial(watch, run)))
         return failed
     context = multiprocessing.get_context("spawn")
     told, stop = context.SimpleQueue(), context.Event()
-    arguments = experiment, told, stop
+    arguments = work, told, stop
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     # In a thread of its own: a worker that is killed while telling leaves half a message to wait for.
     threading.Thread(target=_relay, args=(told, inbox), daemon=True).start()
@@ -319,7 +348,7 @@ def run_all(
                     settled(running.pop(future), future.result)
         except BrokenProcessPool as error:
             message = "a worker process was killed, perhaps for want of memory; --resume goes on"
-            raise DataError(Problem(str(experiment.folder), None, None, message)) from error
+            raise DataError(Problem(str(work.folder), None, None, message)) from error
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -351,22 +380,22 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-_worker: tuple[Experiment, Any, Any]
+_worker: tuple[Work, Any, Any]
 
 
-def _start_worker(experiment: Experiment, told: Any, stop: Any) -> None:
+def _start_worker(work: Work, told: Any, stop: Any) -> None:
     global _worker
-    _worker = experiment, told, stop
+    _worker = work, told, stop
     torch.set_num_threads(1)
     end_with_parent()
 
 
 def _work(run: Run) -> None:
-    experiment, told, stop = _worker
+    work, told, stop = _worker
 
     def watch(progress: Progress) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         told.put((run, progress))
 
-    experiment.do(run, watch)
+    work.of(run).do(run, watch)

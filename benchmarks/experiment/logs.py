@@ -76,8 +76,9 @@ class CsvLog:
     once."""
 
     def __init__(self, folder: Path, run: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / f"{run}.csv").open("w", newline="", encoding="utf-8")
+        path = folder / f"{run}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", newline="", encoding="utf-8")
         self._rows = csv.writer(self._file)
         self._rows.writerow(("step", "name", "value"))
 

@@ -18,17 +18,18 @@ videos are read once, at the end of a run. Ctrl-C leaves the table of what was d
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 from vmr_env.benchmarks.experiment.chosen_methods import chosen_methods, methods_of
 from vmr_env.benchmarks.experiment.data import open_data, settings_of, train_backbone
-from vmr_env.benchmarks.experiment.experiment import Experiment, Run, run_all
-from vmr_env.benchmarks.experiment.options import SEEDS, Options, check, resolved
+from vmr_env.benchmarks.experiment.experiment import Experiment, Run, Work, run_all
+from vmr_env.benchmarks.experiment.options import SEEDS, Execution, Options, check, resolved
 from vmr_env.benchmarks.experiment.processors import available_processors
 from vmr_env.benchmarks.experiment.progress import Watcher
-from vmr_env.benchmarks.experiment.run_folder import make_folder, settle
+from vmr_env.benchmarks.experiment.run_folder import SETTINGS_FILE, make_folder, settle
 from vmr_env.benchmarks.report.files import report
 
 from vmr_env.errors import DataError, Problem
@@ -43,15 +44,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     given = parse(Options, words, __doc__, "vmr-env tprl")
+    return ended(lambda: carry_out(given, words), given.out)
+
+
+def ended(work: Callable[[], bool], out: Path) -> int:
+    """Exit code of a program that does runs.
+
+    Args:
+        work: does them; False if it was interrupted.
+        out: folder that it writes to; removed if there is nothing in it but what failed.
+    """
     torch.set_num_threads(1)  # small networks; more threads only fight
-    existed = given.out.exists()
+    existed = out.exists()
     try:
         with terminated_as_interrupted():
-            finished = carry_out(given, words)
+            finished = work()
     except DataError as error:
         if not existed:
             with suppress(OSError):
-                given.out.rmdir()  # only if there is nothing in it
+                out.rmdir()  # only if there is nothing in it
         print(f"error: {error}", file=sys.stderr)
         return exit_code(error)
     except KeyboardInterrupt:
@@ -73,46 +84,79 @@ def carry_out(given: Options, words: Sequence[str]) -> bool:
         DataError: options or data cannot be used.
     """
     options = resolved(given)
-    check(options)
-    if not options.ablate:
-        chosen_methods(options)  # refuse wrong agents and settings before anything is trained
-    make_folder(options)
+    check_all(options)
+    make_folder(options.out, SETTINGS_FILE, options.resume)
     with only_writer(options.out):
-        return in_folder(options, words)
-
-
-def in_folder(options: Options, words: Sequence[str]) -> bool:
-    """The part of `carry_out` that writes into the folder of the run."""
-    if options.backbone:
-        options = train_backbone(options)
-    folds = open_data(options)
-    methods = methods_of(options, folds)
-    experiment = Experiment(options.out, folds, methods, options.seeds or SEEDS, settings_of(options, folds))
-    for name, method in methods.items():
-        method.check(name, folds[0], experiment.settings)
-    settle(options, folds)
-    experiment.check_done()
-    failed = do_runs(experiment, options)
-    files = options.test_predictions or (() if options.test_cache else options.predictions)
-    notes = [NOT_RUN] if options.ablate and not options.features else []
-    command = ["python", "benchmarks/run_tprl.py", *(word for word in words if word != "--resume")]
-    print(report(experiment, files, shlex.join(command), notes))
-    if failed:
-        raise DataError([Problem(run.name, None, None, f"failed ({text})") for run, text in failed.items()])
+        if options.backbone:
+            options = train_backbone(options)
+        experiment = prepared(options)
+        failed = do_runs(experiment, options)
+        command = ["python", "benchmarks/run_tprl.py", *(word for word in words if word != "--resume")]
+        print(reported(experiment, options, shlex.join(command)))
+    raise_failed(failed or {})
     return failed is not None
 
 
-def do_runs(experiment: Experiment, options: Options) -> dict[Run, str] | None:
+def check_all(options: Options) -> None:
+    """Refuse wrong options, agents and settings before anything is trained.
+
+    Raises:
+        DataError: with all that is wrong.
+    """
+    check(options)
+    if not options.ablate:
+        chosen_methods(options)
+
+
+def prepared(options: Options, row: str = "") -> Experiment:
+    """The experiment that checked options describe, in its folder; nothing is trained.
+
+    Args:
+        options: those of the main job, with caches or predictions.
+        row: name of the experiment in a sweep's table.
+
+    Raises:
+        DataError: the data cannot be used, or the folder has results of another run.
+    """
+    folds = open_data(options)
+    methods = methods_of(options, folds)
+    settings = settings_of(options, folds)
+    experiment = Experiment(options.out, folds, methods, options.seeds or SEEDS, settings, row)
+    for name, method in methods.items():
+        method.check(name, folds[0], settings)
+    settle(options, folds)
+    experiment.check_done()
+    return experiment
+
+
+def reported(experiment: Experiment, options: Options, command: str) -> str:
+    """Write the report of an experiment; returns its table, and what it says in words."""
+    files = options.test_predictions or (() if options.test_cache else options.predictions)
+    notes = [NOT_RUN] if options.ablate and not options.features else []
+    return report(experiment, files, command, notes)
+
+
+def raise_failed(failed: Mapping[Run, str]) -> None:
+    """Name the runs that failed, if there are any.
+
+    Raises:
+        DataError: with what went wrong in each.
+    """
+    if failed:
+        raise DataError([Problem(run.name, None, None, f"failed ({text})") for run, text in failed.items()])
+
+
+def do_runs(work: Work, options: Execution) -> dict[Run, str] | None:
     """Do all runs that are not done; what went wrong in those that failed, or None if interrupted."""
-    todo = [run for run in experiment.runs() if not experiment.is_done(run)]
-    with Watcher(experiment, experiment.folder, options.log) as watcher:
+    todo = [run for run in work.runs() if not work.of(run).is_done(run)]
+    with Watcher(work, work.folder, options.log) as watcher:
         try:
             if options.cluster is None:
                 jobs = options.jobs or available_processors()
-                return run_all(experiment, todo, jobs, watcher.progress, watcher.finished)
+                return run_all(work, todo, jobs, watcher.progress, watcher.finished)
             from vmr_env.benchmarks.experiment.cluster import Cluster, run_on_cluster  # needs Ray
 
             cluster = Cluster(options.cluster, options.cpus_per_run, options.gpus_per_run)
-            return run_on_cluster(experiment, todo, cluster, watcher.progress, watcher.finished)
+            return run_on_cluster(work, todo, cluster, watcher.progress, watcher.finished)
         except KeyboardInterrupt:
             return None

@@ -39,7 +39,30 @@ BESIDE = "girl_detr"
 
 
 @dataclass(frozen=True)
-class Options:
+class Execution:
+    """Options of where runs are done and where their results are kept."""
+
+    jobs: int | None = option(
+        None, "processes that train side by side (default: as many as this one may use processors)", least=1
+    )
+    cluster: str | None = option(
+        None,
+        "do the runs on a Ray cluster; without an address, Ray is started on this machine",
+        group="cluster",
+        bare=LOCAL,
+        metavar="ADDRESS",
+    )
+    cpus_per_run: int = option(1, "processors that a run is given", group="cluster", least=1)
+    gpus_per_run: float = option(0.0, "accelerators that a run is given, or a share of one", group="cluster")
+    log: tuple[str, ...] = option(
+        ("tensorboard",), "where figures of trainings are logged, in folders in --out", choices=KINDS
+    )
+    out: Path = option(Path("runs/tprl"), "folder of the results")
+    resume: bool = option(False, "go on with an interrupted run in --out")
+
+
+@dataclass(frozen=True)
+class Options(Execution):
     """Options of the main job."""
 
     dataset: str = option(EMBEDDED, "name of the data set", group="data")
@@ -143,23 +166,6 @@ class Options:
         group="learning",
         metavar="CURRICULUM",
     )
-    jobs: int | None = option(
-        None, "processes that train side by side (default: as many as this one may use processors)", least=1
-    )
-    cluster: str | None = option(
-        None,
-        "do the runs on a Ray cluster; without an address, Ray is started on this machine",
-        group="cluster",
-        bare=LOCAL,
-        metavar="ADDRESS",
-    )
-    cpus_per_run: int = option(1, "processors that a run is given", group="cluster", least=1)
-    gpus_per_run: float = option(0.0, "accelerators that a run is given, or a share of one", group="cluster")
-    log: tuple[str, ...] = option(
-        ("tensorboard",), "where figures of trainings are logged, in folders in --out", choices=KINDS
-    )
-    out: Path = option(Path("runs/tprl"), "folder of the results")
-    resume: bool = option(False, "go on with an interrupted run in --out")
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -192,7 +198,7 @@ def check(options: Options) -> None:
     Raises:
         DataError: with all that is wrong.
     """
-    problems = out_of_range(options)
+    problems = execution_problems(options)
     try:
         get_profile(options.dataset)
     except ValueError as error:
@@ -221,6 +227,13 @@ def check(options: Options) -> None:
         rule_of(options)
     except DataError as error:
         problems += error.problems
+    if problems:
+        raise DataError(problems)
+
+
+def execution_problems(options: Execution) -> list[Problem]:
+    """Numbers that are out of range, and packages that are needed and not installed."""
+    problems = out_of_range(options)
     if options.gpus_per_run < 0:
         problems.append(
             Problem("--gpus-per-run", None, None, f"is {options.gpus_per_run}, expected 0 or more")
@@ -232,8 +245,7 @@ def check(options: Options) -> None:
         if importlib.util.find_spec(package) is None:
             message = f"is missing, expected `pip install vmr-env[{extra}]`"
             problems.append(Problem(package, None, None, message))
-    if problems:
-        raise DataError(problems)
+    return problems
 
 
 def _source_problems(

@@ -1,4 +1,4 @@
-"""Progress of an experiment's runs, shown while they run and logged.
+"""Progress of runs, shown while they run and logged.
 
 On a terminal a bar, with the time that is left from the first round on; elsewhere, as in the log of a job, a
 line every 30 seconds. Both tell what the running agents gain on samples that are held out from them.
@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 from vmr_env.agents.ensemble.cross_fitting import Progress
-from vmr_env.benchmarks.experiment.experiment import Experiment, Run
+from vmr_env.benchmarks.experiment.experiment import Run, Work
 from vmr_env.benchmarks.experiment.logs import Log, open_logs
 
 EVERY = 30.0
@@ -25,8 +25,8 @@ class Watcher:
     """Shows how far the runs are, and logs their figures: a log of its own for each.
 
     Args:
-        experiment: what the runs are of.
-        folder: of the experiment; logs have folders of their own in it.
+        work: what the runs are of.
+        folder: of the work; logs have folders of their own in it.
         kinds: ways to log, some of `logs.KINDS`.
         stream: where progress is shown.
         clock: tells the time in seconds.
@@ -34,15 +34,15 @@ class Watcher:
 
     def __init__(
         self,
-        experiment: Experiment,
+        work: Work,
         folder: Path,
         kinds: Sequence[str] = ("tensorboard",),
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        runs = list(experiment.runs())
+        runs = list(work.runs())
         self._runs = len(runs)
-        self._found = self._done = sum(map(experiment.is_done, runs))
+        self._found = self._done = sum(work.of(run).is_done(run) for run in runs)
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._began = self._told = clock()

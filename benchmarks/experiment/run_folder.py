@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,17 +21,21 @@ _MAY_CHANGE = ("out", "resume", "seeds", "jobs", "cluster", "cpus_per_run", "gpu
 """Options that may have other values when a run goes on."""
 
 
-def make_folder(options: Options) -> None:
-    """The folder of the results; those of another run stay untouched.
+def make_folder(out: Path, mark: str, resume: bool) -> None:
+    """The folder of results; those of another run stay untouched.
+
+    Args:
+        out: the folder.
+        mark: name in it that is there when a run has begun.
+        resume: whether to go on with a run in it.
 
     Raises:
-        DataError: it has results and --resume was not given, or it cannot be made.
+        DataError: it has results that are not to be resumed, or none that are, or it cannot be made.
     """
-    out = options.out
-    if (out / SETTINGS_FILE).exists() and not options.resume:
+    if (out / mark).exists() and not resume:
         message = f"{out} has a run already, expected --resume or another --out"
         raise DataError(Problem("--out", None, None, message))
-    if options.resume and not (out.is_dir() and any(out.iterdir())):
+    if resume and not (out.is_dir() and any(out.iterdir())):
         message = f"{out} has no run, expected the folder of an interrupted one"
         raise DataError(Problem("--resume", None, None, message))
     try:
