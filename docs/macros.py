@@ -95,7 +95,12 @@ def environment(name: str) -> str:
     env = _made(name)
     mode, arguments = env.unwrapped.action_mode, _arguments(env.spec)
     stage = env.unwrapped.curriculum[env.unwrapped.stage]
-    others = [f"`{spec.id}`" for spec in _specs() if _arguments(spec) == arguments and spec.id != name]
+    alike = (env.spec.entry_point, arguments)
+    others = [
+        f"`{spec.id}`"
+        for spec in _specs()
+        if (spec.entry_point, _arguments(spec)) == alike and spec.id != name
+    ]
     several = f"a random one of the best {stage.start_k} proposals"
     facts = {
         "import": f'`gymnasium.make("vmr_env:{name}")`',

@@ -37,7 +37,9 @@ from vmr_env.envs.sources import open_cache
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.errors import DataError
 
-IDS = sorted(name for name in registry if name.startswith("VMR-") and "-Spans-" not in name)
+IDS = sorted(
+    name for name in registry if name.startswith("VMR-") and "-Spans-" not in name and "-Head-" not in name
+)
 MODES = ("discrete", "multidiscrete", "continuous")
 NO_RENDERING = importlib.util.find_spec("vmr_env.rendering.ansi") is None
 

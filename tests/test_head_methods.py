@@ -34,6 +34,8 @@ SHORT = [
     *SHORT_TPRL,
     *("--set", "head_grpo.epochs=[0,0,2]", "--set", "head_grpo.lr=0.01"),
     *("--set", "head_grpo.start_is_candidate=false"),
+    *("--set", "sb3_head_ppo.epochs=[0,0,2]", "--set", "sb3_head_ppo.lr=0.01"),
+    *("--set", "sb3_head_ppo.start_is_candidate=false"),
 ]
 
 
@@ -49,9 +51,9 @@ def arguments(backbone: Backbone, out: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two methods that train the head, and of an agent."""
+    """A finished run of three methods that train the head, and of an agent."""
     out = tmp_path_factory.mktemp("run") / "out"
-    assert main(arguments(backbone, out, "--agents", "tprl", "head_grpo", "ppo", *SHORT)) == 0
+    assert main(arguments(backbone, out, "--agents", "tprl", "head_grpo", "sb3_head_ppo", "ppo", *SHORT)) == 0
     return out
 
 
@@ -60,7 +62,7 @@ def test_the_whole_model_with_the_trained_head_predicts_what_the_run_wrote(
 ) -> None:
     annotations = read_annotations(backbone.features / "test" / "annotations.jsonl", past_end="clip")
     durations = {row.qid: row.duration for row in annotations}
-    for agent in ("tprl", "head_grpo"):
+    for agent in ("tprl", "head_grpo", "sb3_head_ppo"):
         kept = run / "runs" / f"{agent}-seed0-fold0.safetensors"
         graft.main([str(backbone.weights), str(kept), "--out", str(tmp_path / agent)])
         model = load_checkpoint(tmp_path / agent)
@@ -133,7 +135,7 @@ def test_what_training_made_of_moments(backbone: Backbone) -> None:
 
 def test_resuming_gives_the_same_numbers(backbone: Backbone, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    more = ["--agents", "tprl", "head_grpo", "ppo", *SHORT]
+    more = ["--agents", "tprl", "head_grpo", "sb3_head_ppo", "ppo", *SHORT]
     assert main(arguments(backbone, out, *more)) == 0
     (out / "runs" / "head_grpo-seed0-fold0.json").unlink()
     assert main([*arguments(backbone, out, *more), "--resume"]) == 0

@@ -25,7 +25,7 @@ class Takes:
 
     def __init__(self, *actions: int) -> None:
         self.actions = list(actions)
-        self.observation_space = None  # flat
+        self.observation_space = self.action_space = None  # flat, discrete
 
     def predict(self, observations: Any, deterministic: bool) -> tuple[Any, None]:
         assert deterministic

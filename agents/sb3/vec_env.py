@@ -217,7 +217,7 @@ class SB3Agent(Agent):
         self.round = 0
         self._steps = self.rollouts * chosen["n_steps"] * env.num_envs
         flat = isinstance(env.single_observation_space, gymnasium.spaces.Box)
-        with _own_random_numbers(derived(seed, "weights")):
+        with own_random_numbers(derived(seed, "weights")):
             self.model = self.algorithm(
                 "MlpPolicy" if flat else "MultiInputPolicy",
                 NativeVecEnv(env),
@@ -226,8 +226,8 @@ class SB3Agent(Agent):
                 **chosen,
             )
         optimizer = self.model.policy.optimizer
-        optimizer.register_step_pre_hook(_check_finite)
-        optimizer.register_step_post_hook(_check_finite)
+        optimizer.register_step_pre_hook(check_finite)
+        optimizer.register_step_post_hook(check_finite)
 
     def update(self) -> Metrics:
         """One round, of new episodes and random numbers of its own, so that a resumed run sees the same.
@@ -239,7 +239,7 @@ class SB3Agent(Agent):
         assert environments is not None
         model.ep_info_buffer = None  # the next `learn` begins a new one
         model._last_obs = None  # and resets the environments
-        with _own_random_numbers(derived(self.seed, "actions", self.round)):
+        with own_random_numbers(derived(self.seed, "actions", self.round)):
             environments.seed(derived(self.seed, "episodes", self.round))
             try:
                 model.learn(self._steps, log_interval=self.rollouts + 1, reset_num_timesteps=False)
@@ -316,8 +316,8 @@ class SB3A2C(SB3Agent):
     rounds = 150
 
 
-def _check_finite(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """Called before and after each step of an optimiser.
+def check_finite(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """A hook of an optimiser: called before and after each step of an optimiser.
 
     Raises:
         FloatingPointError: a gradient or a weight is not finite.
@@ -331,7 +331,7 @@ def _check_finite(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> N
 
 
 @contextmanager
-def _own_random_numbers(seed: int) -> Iterator[None]:
+def own_random_numbers(seed: int) -> Iterator[None]:
     """SB3 draws from the global generators; inside, they are seeded, and afterwards as they were before."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # SB3's choice
     try:

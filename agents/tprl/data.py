@@ -10,7 +10,6 @@ from torch import Tensor
 from vmr_env.agents.tprl.losses import Moments
 
 from vmr_env.caches.reader import DecoderStateCache
-from vmr_env.errors import DataError, Problem
 from vmr_env.metrics.spans import to_cxw
 
 VideoLength = Literal["duration", "clips"]
@@ -43,16 +42,9 @@ class StateBatches:
         length: VideoLength = "duration",
         rows: NDArray[np.integer] | None = None,
     ) -> None:
-        where = str(cache.path)
-        if cache.states is None or cache.references is None:
-            message = "no decoder states and references, expected a cache written by a backbone"
-            raise DataError(Problem(where, None, "states", message))
-        if (fewest := int(cache.counts.min())) < cache.states.shape[1]:
-            message = f"a sample has {fewest} proposals, expected {cache.states.shape[1]} for every sample"
-            raise DataError(Problem(where, None, "counts", message))
         self.cache = cache
         self.rows = np.arange(len(cache)) if rows is None else np.asarray(rows, np.intp)
-        self._states, self._references = cache.states, cache.references
+        self._states, self._references = cache.require_states()
         self._length: VideoLength = length
 
     def __len__(self) -> int:

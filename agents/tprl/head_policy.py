@@ -11,7 +11,7 @@ often they are used, and what they are compared with.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -27,6 +27,9 @@ from vmr_env.agents.tprl.losses import Moments, log_odds
 
 from vmr_env.envs.curriculum import CURRICULA, Stage
 from vmr_env.envs.rewards import potentials as potentials_of
+
+LEAST_SCALE = 1e-3
+"""Least unit of the noise on boundaries, as a share of the video."""
 
 Baseline = Literal["value", "group"]
 
@@ -73,8 +76,7 @@ class HeadPolicyConfig(HeadConfig):
         HeadConfig.__post_init__(self)
         if self.baseline == "group" and self.group < 2:
             raise ValueError(f"group is {self.group}, expected at least 2 to be compared with each other")
-        if len(self.epochs) != (stages := len(CURRICULA.get(self.curriculum))):
-            raise ValueError(f"epochs is {self.epochs}, expected {stages}, one of each stage")
+        check_lengths(self.epochs, self.curriculum)
 
 
 def head_policy_config(algorithm: str) -> HeadPolicyConfig:
@@ -113,6 +115,8 @@ class Said(NamedTuple):
     """(B, Q, 2), means of (start, end)."""
     values: Tensor
     """(B,), expected reward."""
+    scores: Tensor
+    """(B, Q), foreground probabilities."""
 
 
 class Drawn(NamedTuple):
@@ -152,7 +156,8 @@ class HeadPolicy(nn.Module):
         """``(B, Q, D)`` decoder states, ``(B, Q, 2)`` references."""
         out = self.head(states, references)
         values: Tensor = self.value(states.mean(1))[:, 0]
-        return Said(torch.log_softmax(log_odds(out.logits), -1), bounds_of(out.spans), values)
+        odds = log_odds(out.logits)
+        return Said(torch.log_softmax(odds, -1), bounds_of(out.spans), values, odds.sigmoid())
 
     def log_prob(self, said: Said, drawn: Drawn, *, chooses: bool) -> Tensor:
         """Log-probability of refinements, ``(B, G)``; of their choice too where the policy makes it."""
@@ -188,8 +193,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
     def start_epoch(self, epoch: int) -> Stage:
         """The stage of an epoch (from 0); seeds the draws of its steps."""
         self._seed_draws(epoch)
-        at = int(np.searchsorted(np.cumsum(self.config.epochs), epoch, side="right"))
-        return self._stages[at]
+        return stage_at(self._stages, self.config.epochs, epoch)
 
     def stage_of(self, now: Stage) -> int:
         """Number of the stage."""
@@ -221,18 +225,18 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
         """Refinements of each sample under the current policy, and how much better than expected they are."""
         config = self.config
         said: Said = self.policy(batch.states, batch.references)
-        start = self._starts(said.log_pi, stage)
+        came: Said = self._first(batch.states, batch.references)
+        start = self._starts(came.log_pi, stage)
         if "switch" in stage.free:
             choice = self._drawn_from(said.log_pi, config.group)
         else:
             choice = start[:, None].expand(-1, config.group)
         mean = take(said.bounds, choice)
-        scale = (mean[..., 1] - mean[..., 0]).clamp(min=1e-3)
+        scale = (mean[..., 1] - mean[..., 0]).clamp(min=LEAST_SCALE)
         noise = torch.randn(mean.shape, generator=self._generator)
         bounds = mean + self.policy.log_std.exp() * scale[..., None] * noise
-        came = self._first(batch.states, batch.references).bounds
         rewards = potentials(stage.reward, bounds, batch.moments)
-        rewards -= potentials(stage.reward, take(came, start[:, None]), batch.moments)
+        rewards -= potentials(stage.reward, take(came.bounds, start[:, None]), batch.moments)
         if config.baseline == "group":
             spread = rewards.std(1, keepdim=True).clamp(min=_LEAST_STD)
             advantages = (rewards - rewards.mean(1, keepdim=True)) / spread
@@ -242,7 +246,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
         return drawn._replace(log_probs=self.policy.log_prob(said, drawn, chooses="switch" in stage.free))
 
     def _starts(self, log_pi: Tensor, stage: Stage) -> Tensor:
-        """The proposal at which each episode starts, ``(B,)``: any of the stage's best few."""
+        """The proposal at which each episode starts, ``(B,)``: any of the best few by ``log_pi (B, Q)``."""
         best = log_pi.topk(min(stage.start_k, log_pi.shape[1])).indices
         at = torch.randint(best.shape[1], (len(best), 1), generator=self._generator)
         return best.gather(1, at)[:, 0]
@@ -258,6 +262,21 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
         if chooses:
             kl = kl + (said.log_pi.exp() * (said.log_pi - came.log_pi)).sum(-1).mean()
         return kl
+
+
+def stage_at(stages: Sequence[Stage], epochs: Sequence[int], epoch: int) -> Stage:
+    """The stage of an epoch (from 0), of stages of these lengths."""
+    return stages[int(np.searchsorted(np.cumsum(epochs), epoch, side="right"))]
+
+
+def check_lengths(epochs: Sequence[int], curriculum: str) -> None:
+    """Refuse other than a length for each stage of a curriculum.
+
+    Raises:
+        ValueError: saying how many there are.
+    """
+    if len(epochs) != (stages := len(CURRICULA.get(curriculum))):
+        raise ValueError(f"epochs is {epochs}, expected {stages}, one of each stage")
 
 
 def bounds_of(spans: Tensor) -> Tensor:

@@ -107,9 +107,15 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
     def stage_of(self, now: Epoch) -> int:
         """Stage of the curriculum; 0 for schedules without."""
 
-    @abstractmethod
     def step(self, batch: StateBatch, now: Epoch) -> Sequence[Tensor]:
         """Learn from a batch; returns detached scalars, one for each of `figures`."""
+        raise NotImplementedError(f"{type(self).__name__} has neither step nor learn")
+
+    def learn(self, batches: StateBatches, epoch: int, now: Epoch) -> Iterator[Sequence[Tensor]]:
+        """Learn for an epoch; yields what `step` returns, for each step."""
+        order = np.random.default_rng(derived(self.seed, "order", epoch))
+        for batch in batches.shuffled(self.config.batch_size, order):
+            yield self.step(batch, now)
 
     def _groups(self) -> list[dict[str, Any]]:
         """Parameter groups, each with a learning rate and a bound of its gradient."""
@@ -188,11 +194,10 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         ) as bar:
             for epoch in range(first, epochs):
                 now = self.start_epoch(epoch)
-                order = np.random.default_rng(derived(self.seed, "order", epoch))
-                for batch in batches.shuffled(config.batch_size, order):
-                    sums += torch.stack(list(self.step(batch, now)))
+                for figures in self.learn(batches, epoch, now):
+                    sums += torch.stack(list(figures))
+                    count += 1
                     bar.update()
-                count += steps
                 if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == epochs:
                     means = dict(zip(self.figures, (sums / count).tolist(), strict=True))
                     if not np.isfinite(list(means.values())).all():
@@ -237,6 +242,10 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
             if not norm.isfinite():
                 raise FloatingPointError(f"{where}: gradient norm is {norm.item()}, expected a finite number")
         self._optimizer.step()
+        self._after_step()
+
+    def _after_step(self) -> None:
+        """Pull the weights towards the start, and let their average follow."""
         if self.config.pull:
             with torch.no_grad():
                 torch._foreach_lerp_(self._weights, self._start, self.config.lr * self.config.pull)

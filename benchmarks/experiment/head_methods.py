@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from vmr_env.agents.sb3.head_config import SB3HeadConfig
 from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config, with_stages
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.head_policy import head_policy_config
@@ -38,6 +39,8 @@ def head_config(name: str, dataset: str) -> HeadConfig:
         return default_config(dataset)
     if name == "tprl_paper":
         return paper_config(dataset)
+    if name == "sb3_head_ppo":
+        return SB3HeadConfig()
     return head_policy_config(name.removeprefix("head_"))
 
 

@@ -24,6 +24,7 @@ from vmr_env.agents.ensemble.cross_fitting import (
 )
 from vmr_env.agents.ensemble.files import save_ensemble
 from vmr_env.agents.evaluation import USES, Refined, Trajectories, submission, trace
+from vmr_env.agents.sb3.head_config import SB3HeadConfig
 from vmr_env.agents.tprl.config import TprlConfig
 from vmr_env.agents.tprl.data import StateBatches
 from vmr_env.agents.tprl.head_config import HeadConfig
@@ -201,7 +202,7 @@ class HeadMethod(Method):
     """
 
     config: HeadConfig
-    """Says which trainer: of TPRL or of the head's policy."""
+    """Says which trainer: of TPRL, of the head's policy, or of Stable-Baselines3."""
     weights: Path
     """Folder of the backbone's weights."""
 
@@ -229,7 +230,11 @@ class HeadMethod(Method):
             return TprlTrainer(model.head, self.config, seed)
         if isinstance(self.config, HeadPolicyConfig):
             return HeadPolicyTrainer(model.head, self.config, seed)
-        raise TypeError(f"config is {type(self.config).__name__}, expected TprlConfig or HeadPolicyConfig")
+        if isinstance(self.config, SB3HeadConfig):
+            from vmr_env.agents.sb3.head_trainer import SB3HeadTrainer  # loads Stable-Baselines3
+
+            return SB3HeadTrainer(model.head, self.config, seed)
+        raise TypeError(f"config is {type(self.config).__name__}, expected that of a trainer of heads")
 
     def _train(
         self, model: GirlDetr, fold: Fold, seed: int, settings: Settings, watch: Watch

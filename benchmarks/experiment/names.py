@@ -13,8 +13,9 @@ AGENTS: Mapping[str, str] = {
 }
 """Agents in the environments, and their classes."""
 
-HEAD_AGENTS = ("tprl", "tprl_paper", "head_reinforce", "head_ppo", "head_grpo")
-"""TPRL with our settings and with the published ones, and the head as a policy under three algorithms."""
+HEAD_AGENTS = ("tprl", "tprl_paper", "head_reinforce", "head_ppo", "head_grpo", "sb3_head_ppo")
+"""TPRL with our settings and with the published ones, and the head as a policy under three algorithms of ours
+and one of Stable-Baselines3."""
 
 STEPWISE_AGENTS: Mapping[str, Literal["reinforce", "ppo"]] = {
     "stepwise_reinforce": "reinforce",

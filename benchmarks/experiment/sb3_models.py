@@ -7,14 +7,16 @@ sample of the split once, and the mean over the models (seeds of one training) w
 """
 
 import argparse
-from collections.abc import Sequence
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 from scipy import stats
-from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from vmr_env.agents.evaluation import refine
 
@@ -22,9 +24,17 @@ from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import PROFILES
 from vmr_env.envs.sources import open_source
+from vmr_env.errors import MissingExtra
 from vmr_env.programs import run_program
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"a2c": A2C, "dqn": DQN, "ppo": PPO}
+ALGORITHMS: Mapping[str, tuple[str, str]] = {
+    "a2c": ("stable_baselines3", "A2C"),
+    "dqn": ("stable_baselines3", "DQN"),
+    "maskable_ppo": ("sb3_contrib", "MaskablePPO"),
+    "ppo": ("stable_baselines3", "PPO"),
+    "sac": ("stable_baselines3", "SAC"),
+}
+"""Module and class of each algorithm."""
 
 
 class Mean(NamedTuple):
@@ -34,15 +44,41 @@ class Mean(NamedTuple):
     half: float
 
 
-def gain(model: BaseAlgorithm, cache: DecoderStateCache) -> float:
-    """Mean gain in tIoU over all samples of a cache, in percent points, by the most probable actions."""
+def load_algorithm(name: str) -> type[BaseAlgorithm]:
+    """The class of one of `ALGORITHMS`.
+
+    Raises:
+        MissingExtra: its package is not installed.
+    """
+    module, attribute = ALGORITHMS[name]
+    try:
+        found: type[BaseAlgorithm] = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"{name} needs {module}: pip install 'vmr-env[contrib]'") from error
+    return found
+
+
+def gain(model: BaseAlgorithm, cache: DecoderStateCache, rows: NDArray[np.integer] | None = None) -> float:
+    """Mean gain in tIoU over samples of a cache, in percent points, by the most probable actions.
+
+    Args:
+        model: of environments with the action space that it has.
+        cache: where the samples are.
+        rows: which of them; None for all.
+    """
 
     def act(observations: Floats, masks: Bools) -> Array:
-        actions: Array = model.predict(observations, deterministic=True)[0]
+        actions: Array = model.predict(
+            observations, deterministic=True, **({"action_masks": masks} if masked else {})
+        )[0]
         return actions
 
-    form = "dict" if isinstance(model.observation_space, spaces.Dict) else "flat"
-    refined = refine(act, cache, np.arange(len(cache)), {"observation": form})
+    masked = "action_masks" in inspect.signature(model.predict).parameters
+    options = {
+        "observation": "dict" if isinstance(model.observation_space, spaces.Dict) else "flat",
+        "actions": "continuous" if isinstance(model.action_space, spaces.Box) else "discrete",
+    }
+    refined = refine(act, cache, np.arange(len(cache)) if rows is None else rows, options)
     return float(100 * np.mean(refined.after - refined.before))
 
 
@@ -66,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = open_source(given.dataset, given.split, given.source)
     gains = []
     for path in given.models:
-        gains.append(gain(ALGORITHMS[given.algorithm].load(path, device="cpu"), cache))
+        gains.append(gain(load_algorithm(given.algorithm).load(path, device="cpu"), cache))
         print(f"{gains[-1]:+.2f}  {path}", flush=True)
     mean = mean_over_seeds(gains)
     print(f"{mean.value:+.2f} ± {mean.half:.2f}  mean of {len(gains)}")

@@ -172,6 +172,21 @@ class DecoderStateCache:
             )
             raise DataError(Problem(str(self.path), None, "moments", message))
 
+    def require_states(self) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Decoder states (N, Q, D) and references (N, Q, 2), for what trains a detection head.
+
+        Raises:
+            DataError: there are none, or some samples have fewer proposals than others.
+        """
+        where = str(self.path)
+        if self.states is None or self.references is None:
+            message = "no decoder states and references, expected a cache written by a backbone"
+            raise DataError(Problem(where, None, "states", message))
+        if (fewest := int(self.counts.min())) < self.states.shape[1]:
+            message = f"a sample has {fewest} proposals, expected {self.states.shape[1]} for every sample"
+            raise DataError(Problem(where, None, "counts", message))
+        return self.states, self.references
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "DecoderStateCache":
         return self
 

@@ -70,13 +70,7 @@ class Task:
         if config.observation not in ("flat", "dict"):
             raise ValueError(f"observation is {config.observation!r}, expected 'flat' or 'dict'")
         check_count("proposals", config.proposals)
-        source = config.source
-        cache = (
-            source
-            if isinstance(source, DecoderStateCache)
-            else open_source(config.dataset, config.split, source)
-        )
-        check_split(cache, config.split)
+        cache = opened(config.dataset, config.split, config.source)
         self.config = replace(config, source=cache)
         self.cache = cache
         self.proposals = min(config.proposals, cache.manifest["proposals"])
@@ -86,7 +80,7 @@ class Task:
         self.observation_space = self.observer.space(self.flat)
         self.action_space = self.mode.space
         self._samples = (
-            np.empty(0, np.int64) if config.samples is None else _sample_rows(config.samples, len(cache))
+            np.empty(0, np.int64) if config.samples is None else sample_rows(config.samples, len(cache))
         )
         self._free = free_groups(config.free, self.mode)
         self.curriculum = CURRICULA.get(config.curriculum)
@@ -178,6 +172,18 @@ class Task:
         return samples, np.minimum(firsts, counts - 1)
 
 
+def opened(dataset: str, split: str | None, source: Source) -> DecoderStateCache:
+    """The cache that `open_source` finds, or one that is open already.
+
+    Raises:
+        DataError: it is no cache of the data set and split.
+        ValueError: the data set is unknown.
+    """
+    cache = source if isinstance(source, DecoderStateCache) else open_source(dataset, split, source)
+    check_split(cache, split)
+    return cache
+
+
 def _tables(cache: DecoderStateCache, components: Collection[str]) -> kernel.Tables:
     """The arrays of a cache and those derived from it; clip sums, a large table, where they are shown."""
     features = timelines_of(cache)
@@ -216,7 +222,12 @@ def _fixed(array: Array | None, dtype: DTypeLike, axes: int) -> Array:
     return fixed
 
 
-def _sample_rows(samples: Sequence[int] | Array, count: int) -> Ints:
+def sample_rows(samples: Sequence[int] | Array, count: int) -> Ints:
+    """Rows of a cache of `count` samples, once they are known to be some.
+
+    Raises:
+        DataError: they are not.
+    """
     rows = np.asarray(samples)
     if rows.ndim != 1 or len(rows) == 0 or rows.dtype.kind not in "iu":
         message = f"has shape {rows.shape} and type {rows.dtype}, expected rows of the cache"

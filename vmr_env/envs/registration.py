@@ -16,13 +16,17 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "-Stage3": {"stage": 3},
 }
 
+_OTHERS = {
+    "-Spans": "vmr_env.envs.span_env:VMRSpanEnv",
+    "-Head": "vmr_env.envs.head_env:VMRHeadEnv",
+}
 
 # Before 1.1 Gymnasium knows no autoreset modes; there `make_vec` makes N single environments instead.
 _VECTOR_ENV = "vmr_env.envs.vector_env:VMRVectorEnv" if hasattr(gymnasium.vector, "AutoresetMode") else None
 
 
 def register_all() -> None:
-    """Register `VMR-<data set>-v0`, its variants and `-Spans-v0`; ids that are there already stay."""
+    """Register `VMR-<data set>-v0`, its variants, `-Spans-v0` and `-Head-v0`; ids that are there stay."""
     for profile in PROFILES.values():
         _register_ids(profile)
 
@@ -50,6 +54,7 @@ def _register_ids(profile: DatasetProfile) -> None:
                 vector_entry_point=_VECTOR_ENV,
                 kwargs={"dataset": profile.name, **kwargs},
             )
-    name = f"VMR-{profile.env_name}-Spans-v0"
-    if name not in registry:
-        register(id=name, entry_point="vmr_env.envs.span_env:VMRSpanEnv", kwargs={"dataset": profile.name})
+    for suffix, entry_point in _OTHERS.items():
+        name = f"VMR-{profile.env_name}{suffix}-v0"
+        if name not in registry:
+            register(id=name, entry_point=entry_point, kwargs={"dataset": profile.name})

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vmr_env.metrics.spans import best_tiou
 
 if TYPE_CHECKING:
+    from vmr_env.caches.reader import DecoderStateCache
     from vmr_env.envs.episodes import Episodes
 
 Span = tuple[float, float]
@@ -59,9 +60,38 @@ class Scene:
     @classmethod
     def of(cls, episodes: "Episodes", trajectory: Sequence[Span]) -> "Scene":
         """The scene of the first of the episodes; its spans so far are given, as shares of the video."""
-        cache, row = episodes.task.cache, int(episodes.samples[0])
+        return cls.of_sample(
+            episodes.task.cache,
+            int(episodes.samples[0]),
+            trajectory,
+            source=int(episodes.sources[0]),
+            proposals=episodes.task.proposals,
+            horizon=episodes.rules.horizon,
+        )
+
+    @classmethod
+    def of_sample(
+        cls,
+        cache: "DecoderStateCache",
+        row: int,
+        trajectory: Sequence[Span],
+        *,
+        source: int,
+        proposals: int,
+        horizon: int,
+    ) -> "Scene":
+        """The scene of a row of a cache; `trajectory` is in shares of the video.
+
+        Args:
+            cache: where the sample is.
+            row: of the sample.
+            trajectory: the spans so far.
+            source: proposal that the last of them came from.
+            proposals: how many take part.
+            horizon: steps after which the episode ends.
+        """
         sample = cache.sample(row)
-        shown = min(int(cache.counts[row]), episodes.task.proposals, SHOWN_PROPOSALS)
+        shown = min(int(cache.counts[row]), proposals, SHOWN_PROPOSALS)
 
         def seconds(spans: Sequence[Span]) -> tuple[Span, ...]:
             return tuple((start * sample.duration, end * sample.duration) for start, end in spans)
@@ -73,11 +103,11 @@ class Scene:
             moments=tuple((start, end) for start, end in sample.moments.tolist()),
             proposals=seconds(cache.spans[row, :shown].tolist()),
             scores=tuple(cache.scores[row, :shown].tolist()),
-            source=int(episodes.sources[0]),
+            source=source,
             trajectory=seconds(trajectory),
             tious=tuple(best_tiou(np.array(trajectory, np.float32), cache.moments[row]).tolist()),
             saliency=None if cache.saliency is None else tuple(cache.saliency[row].tolist()),
-            horizon=episodes.rules.horizon,
+            horizon=horizon,
         )
 
     @property

@@ -1,0 +1,181 @@
+"""A search for settings of an algorithm of Stable-Baselines3 on simulated Charades, and what they gain.
+
+    python -m vmr_env.benchmarks.experiment.sb3_search a2c --trials 40 --steps 40000
+
+Trials learn from four fifths of the training videos and are judged on the rest, once per query. The best
+settings then learn from all training videos, with several seeds, and are judged on the validation split,
+which no trial has seen. What is printed has the form of the files in benchmarks/zoo. It needs Optuna.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import optuna
+import torch
+from numpy.typing import NDArray
+from vmr_env.agents.sb3.vec_env import NativeVecEnv
+from vmr_env.benchmarks.experiment.sb3_models import ALGORITHMS, gain, load_algorithm, mean_over_seeds
+
+from vmr_env.caches.reader import DecoderStateCache, split_by_video
+from vmr_env.envs.sources import open_source
+from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.programs import run_program
+
+Chosen = dict[str, Any]
+Draw: TypeAlias = Callable[[optuna.Trial, str], Any]
+
+CONTINUOUS = ("sac",)
+"""Algorithms for `Box` actions; the others choose among listed ones."""
+
+
+def one_of(*values: Any) -> Draw:
+    """One of a few values."""
+    return lambda trial, name: trial.suggest_categorical(name, values)
+
+
+def between(low: float, high: float) -> Draw:
+    """A number on a logarithmic scale."""
+    return lambda trial, name: trial.suggest_float(name, low, high, log=True)
+
+
+_ON_POLICY: Mapping[str, Draw] = {
+    "n_envs": one_of(16, 64),
+    "learning_rate": between(1e-4, 1e-2),
+    "gae_lambda": one_of(0.9, 0.95, 1.0),
+    "ent_coef": between(1e-5, 3e-2),
+    "vf_coef": one_of(0.25, 0.5, 1.0),
+}
+_PPO = _ON_POLICY | {
+    "n_steps": one_of(16, 32, 64),
+    "batch_size": one_of(64, 128, 256, 512),
+    "n_epochs": one_of(3, 5, 10),
+    "clip_range": one_of(0.1, 0.2, 0.3),
+}
+_OFF_POLICY: Mapping[str, Draw] = {
+    "n_envs": one_of(64),
+    "learning_rate": between(1e-4, 5e-3),
+    "batch_size": one_of(64, 128, 256),
+    "gradient_steps": one_of(1, 2, 4),
+    "train_freq": one_of(1),
+    "buffer_size": one_of(50_000),
+    "learning_starts": one_of(1_000),
+}
+
+SPACES: Mapping[str, Mapping[str, Draw]] = {
+    "a2c": _ON_POLICY
+    | {
+        "n_steps": one_of(4, 8, 16, 32),
+        "ent_coef": between(1e-3, 1e-1),
+        "normalize_advantage": one_of(False, True),
+        "use_rms_prop": one_of(False, True),
+    },
+    "dqn": _OFF_POLICY
+    | {
+        "target_update_interval": one_of(500, 2_000, 5_000),
+        "exploration_fraction": one_of(0.1, 0.3, 0.6),
+        "exploration_final_eps": one_of(0.02, 0.05, 0.1),
+    },
+    "maskable_ppo": _PPO,
+    "ppo": _PPO,
+    "sac": _OFF_POLICY | {"tau": one_of(0.005, 0.02), "ent_coef": one_of("auto", 0.001, 0.003, 0.01)},
+}
+"""Of each algorithm the arguments that are searched, `n_envs` among them; all others are SB3's own, but for
+`gamma`, which is 1: rewards add up to the gain."""
+
+
+def trained(
+    algorithm: str,
+    settings: Chosen,
+    cache: DecoderStateCache,
+    rows: NDArray[np.integer],
+    steps: int,
+    seed: int,
+) -> Any:
+    """A model that has learnt for so many steps from some samples of a cache.
+
+    Args:
+        algorithm: a key of `SPACES`.
+        settings: arguments of the algorithm, and `n_envs`.
+        cache: where the samples are.
+        rows: which of them.
+        steps: of all episodes together.
+        seed: of everything random.
+    """
+    arguments = dict(settings)
+    env = VMRVectorEnv(
+        arguments.pop("n_envs"),
+        cache.manifest["dataset"],
+        source=cache,
+        samples=rows,
+        actions="continuous" if algorithm in CONTINUOUS else "discrete",
+        autoreset_mode="SameStep",
+    )
+    make = load_algorithm(algorithm)
+    model = make("MlpPolicy", NativeVecEnv(env), gamma=1.0, seed=seed, device="cpu", **arguments)
+    return model.learn(steps)
+
+
+def search(algorithm: str, cache: DecoderStateCache, trials: int, steps: int, seed: int) -> optuna.Study:
+    """Trials on a part of the cache's videos, judged on the others.
+
+    Args:
+        algorithm: a key of `SPACES`.
+        cache: training samples.
+        trials: how many.
+        steps: of each trial.
+        seed: of the split, the draws and the trials.
+    """
+    parts = split_by_video(cache.source_videos(), {"learn": 0.8, "judge": 0.2}, seed)
+
+    def gained(trial: optuna.Trial) -> float:
+        settings = {name: draw(trial, name) for name, draw in SPACES[algorithm].items()}
+        model = trained(algorithm, settings, cache, parts["learn"], steps, seed)
+        found = gain(model, cache, parts["judge"])
+        print(f"# trial {trial.number + 1}: {found:+.2f}", flush=True)
+        return found
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    study.optimize(gained, trials)
+    return study
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: search settings, and judge those found."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vmr_env.benchmarks.experiment.sb3_search", description=main.__doc__
+    )
+    parser.add_argument("algorithm", choices=ALGORITHMS)
+    for name, default, what in (
+        ("--trials", 40, "trials of the search"),
+        ("--steps", 40_000, "steps of a trial"),
+        ("--final-steps", 200_000, "steps with the settings found"),
+        ("--seeds", 3, "trainings with the settings found"),
+        ("--seed", 0, "seed of the search"),
+    ):
+        parser.add_argument(name, type=int, default=default, help=f"{what}; default: %(default)s")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    train, held_out = (open_source("charades", split) for split in ("train", "val"))
+    best = search(given.algorithm, train, given.trials, given.steps, given.seed).best_params
+    rows = np.arange(len(train))
+    gains = [
+        gain(trained(given.algorithm, best, train, rows, given.final_steps, seed), held_out)
+        for seed in range(given.seeds)
+    ]
+    mean = mean_over_seeds(gains)
+    print(f"# {given.algorithm}: {mean.value:+.2f} ± {mean.half:.2f}, {gains}")
+    for name, value in {
+        "n_timesteps": given.final_steps,
+        "policy": "MlpPolicy",
+        **best,
+        "gamma": 1.0,
+    }.items():
+        print(f"  {name}: {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
