@@ -27,6 +27,7 @@ from vmr_env.metrics.spans import best_tiou
 
 PROGRAMS = (
     ["train"],
+    ["dense"],
     ["predict"],
     ["graft"],
     ["encode", "text"],
@@ -242,7 +243,7 @@ def test_every_command_teaches() -> None:
     assert shown.exit_code == 0
     for name in (
         *("demo", "train", "cache", "tprl", "predict", "graft", "evaluate", "validate", "encode"),
-        *("play", "report", "bench"),
+        *("play", "report", "bench", "convert", "refine", "measure", "dense"),
     ):
         assert f"\n  {name} " in shown.output
     assert run("--version").output.startswith("vmr-env, version ")

@@ -10,7 +10,7 @@ from vmr_env.benchmarks.cli.demo import demo
 from vmr_env.benchmarks.cli.evaluate import evaluate
 from vmr_env.benchmarks.cli.measure import measure
 from vmr_env.benchmarks.cli.play import play
-from vmr_env.benchmarks.cli.programs import bench, encode, graft, predict, tprl, train
+from vmr_env.benchmarks.cli.programs import bench, dense, encode, graft, predict, tprl, train
 from vmr_env.benchmarks.cli.refine import refine
 from vmr_env.benchmarks.cli.report import report
 from vmr_env.benchmarks.cli.validate import validate
@@ -22,6 +22,7 @@ COMMANDS = (
     train,
     cache,
     tprl,
+    dense,
     refine,
     predict,
     graft,

@@ -78,6 +78,11 @@ tprl = program(
     "The main job: from data to trained agents, a table and a report.",
     options="vmr_env.benchmarks.experiment.options:Options",
 )
+dense = program(
+    "dense",
+    "vmr_env.benchmarks.experiment.dense",
+    "A policy over all spans that sees the video: train it, judge it, keep it for `refine`.",
+)
 train = program("train", "vmr_env.backbones.train", "Train a GIRL-DETR backbone on features.")
 predict = program("predict", "vmr_env.backbones.predict", "A backbone's predictions, and their metrics.")
 graft = program(
