@@ -133,6 +133,14 @@ bench.add_command(
     )
 )
 bench.add_command(
+    program(
+        "search",
+        "vmr_env.benchmarks.experiment.search",
+        "Settings of an agent, searched on held-out training videos.",
+        options="vmr_env.benchmarks.experiment.search:SearchOptions",
+    )
+)
+bench.add_command(
     program("throughput", "vmr_env.benchmarks.speed.throughput", "Environments: steps and frames per second.")
 )
 bench.add_command(

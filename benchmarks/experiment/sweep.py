@@ -130,7 +130,7 @@ def read_sweep(path: Path) -> list[Row]:
         named = {"{data}": data, "{detector}": detector}
         where = f"{path}, {'/'.join(filter(None, names))}"
         try:
-            options = _options({key: _filled(value, named) for key, value in values.items()}, where)
+            options = row_options({key: _filled(value, named) for key, value in values.items()}, where)
             rows.append(Row(data, detector, setting, options))
         except DataError as error:
             problems += error.problems
@@ -169,8 +169,16 @@ def _filled(value: Any, named: Mapping[str, str]) -> Any:
     return value
 
 
-def _options(values: Mapping[str, Any], where: str) -> Options:
-    """Options of a row."""
+def row_options(values: Mapping[str, Any], where: str) -> Options:
+    """Options of the main job from values in a file, with agents of both kinds under `methods`.
+
+    Args:
+        values: by name.
+        where: what to call the place in errors.
+
+    Raises:
+        DataError: with all that are unknown, of another type, or not for a file to say.
+    """
     given = dict(values)
     problems = [
         Problem(where, None, name, "is no option of a row; see `vmr-env bench sweep --help`")
