@@ -123,7 +123,7 @@ def test_initial_weights_answer_as_the_slow_vote() -> None:
     for row in range(20):
         votes = slow_vote(timelines, row)
         expected = [votes.get(span, -np.inf) for span in spans]
-        np.testing.assert_allclose(logits[row].detach().numpy(), expected, rtol=1e-4)
+        np.testing.assert_allclose(logits[row].detach().numpy(), expected, rtol=1e-4, atol=1e-4)
         start, end = max(votes, key=votes.__getitem__)
         assert listed[row].windows[0, :2].tolist() == [2 * start, 2 * end]
     torch.testing.assert_close(vote_distribution(timelines), logits.softmax(dim=1).detach())
@@ -141,6 +141,16 @@ def test_a_pool_is_the_mean_of_its_models() -> None:
     torch.testing.assert_close((batches[0].numbers + batches[1].numbers) / 2, batches[2].numbers)
     torch.testing.assert_close((batches[0].channels + batches[1].channels) / 2, batches[2].channels)
     assert not torch.equal(batches[0].numbers, batches[1].numbers)
+
+
+def test_numbers_are_the_same_whether_kept_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    timelines = problem(6)
+    rows, shown = [4, 1, 4], [[0]] * 3
+    exact = span_numbers(timelines.spans, timelines.windows(rows, shown))
+    monkeypatch.setattr("vmr_env.agents.dense.timeline.KEPT", 1)
+    for _ in range(2):
+        torch.testing.assert_close(timelines.numbers(rows, shown), exact, rtol=0, atol=1e-5)
+    assert list(timelines._numbers) == [(4, 0)]
 
 
 def test_overlaps_are_those_of_the_metrics() -> None:

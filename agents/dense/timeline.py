@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from vmr_env.agents.dense.spans import Windows, all_spans, span_mask, span_numbers
 
@@ -13,6 +14,12 @@ from vmr_env.arrays import Floats
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.timelines import CHANNELS, PaintedTimelines
 from vmr_env.errors import DataError, Problem, shorten
+
+KEPT = 16_384
+"""Numbers of so many pairs of query and model are kept, 34 KB each on 75 clips: half a gigabyte."""
+
+STEPS = 65_535
+"""Numbers from 0 to 1 are kept in so many steps, as whole numbers of two bytes."""
 
 
 class TimelineBatch(NamedTuple):
@@ -64,10 +71,34 @@ class Timelines(PaintedTimelines):
             torch.from_numpy(clips),
             torch.from_numpy(query),
             torch.from_numpy(channels),
-            span_numbers(self.spans, self.windows(rows, shown)),
+            self.numbers(rows, shown),
             torch.arange(length) < counts[:, None],
             span_mask(self.spans, counts),
         )
+
+    def numbers(self, rows: Sequence[int], shown: Sequence[Sequence[int]]) -> Tensor:
+        """What the shown models say of each span, in the mean: (B, S, `spans.NUMBERS`).
+
+        Those of a model are worked out once and kept, as many as `KEPT`: training asks for them many times.
+        """
+        means = [
+            np.mean([self._kept(row, m) for m in models], axis=0, dtype=np.float32) / STEPS
+            for row, models in zip(rows, shown, strict=True)
+        ]
+        return torch.from_numpy(np.stack(means))
+
+    def _kept(self, row: int, m: int) -> NDArray[np.uint16]:
+        found = self._numbers.get((row, m))
+        if found is None:
+            numbers = span_numbers(self.spans, self.windows([row], [[m]]))[0]
+            found = (numbers * STEPS).round().numpy().astype(np.uint16)
+            if len(self._numbers) < KEPT:
+                self._numbers[row, m] = found
+        return found
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[int, int], NDArray[np.uint16]]:
+        return {}
 
     def windows(self, rows: Sequence[int], shown: Sequence[Sequence[int]] | None = None) -> Windows:
         """Windows in clips of the grid.
