@@ -43,8 +43,27 @@ def make(**changes: object) -> gymnasium.Env:
 
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space m..imum value")
-def test_gymnasium_checks_it() -> None:
-    check_env(make().unwrapped, skip_render_check=True)
+@pytest.mark.parametrize("observation", ["timeline", "dict"])
+def test_gymnasium_checks_it(observation: str) -> None:
+    check_env(make(observation=observation).unwrapped, skip_render_check=True)
+
+
+def test_components_are_query_windows_and_mask_beside_the_timeline() -> None:
+    other = [
+        Prediction(7, "a", "one", np.array([[2.0, 6.0, 1.0]])),
+        Prediction("x", "b", "two", np.array([[0.0, 8.0, 0.3], [0.0, 2.0, 0.1]])),
+    ]
+    env = make(predictions=[DETECTOR, other], observation="dict")
+    observation, info = env.reset(options={"qid": 7})
+    assert env.observation_space.contains(observation)
+    timeline, _ = make(predictions=[DETECTOR, other]).reset(options={"qid": 7})
+    np.testing.assert_array_equal(observation["timeline"], timeline)
+    np.testing.assert_array_equal(observation["query"], QUERIES["7"][0])
+    np.testing.assert_array_equal(observation["action_mask"], info["action_mask"])
+    expected = [[0, 2, 0.375, 0.5], [2, 5, 0.125, 0], [1, 3, 0.5, 0.5]]
+    np.testing.assert_allclose(observation["windows"], expected, rtol=1e-6)
+    # The other query has one window of the first model, two of the second.
+    assert env.reset(options={"qid": "x"})[0]["windows"][:, 3].tolist() == [0.5, 0.5, 0]
 
 
 def test_every_span_is_worth_its_tiou() -> None:

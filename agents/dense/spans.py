@@ -34,6 +34,11 @@ class Windows(NamedTuple):
     first: Tensor
     """(B, K), 1 / models for each model's first window, else 0."""
 
+    @classmethod
+    def of(cls, pooled: Tensor) -> "Windows":
+        """From rows of `PaintedTimelines.pooled_windows`, padded with zeros: (B, K, 4)."""
+        return cls(pooled[..., :2], *pooled[..., 2:].unbind(-1))
+
 
 def all_spans(clips: int) -> Tensor:
     """Every span of a grid: int64 (S, 2)."""

@@ -108,18 +108,11 @@ class Timelines(PaintedTimelines):
             shown: of which models, for each query; of all by default.
         """
         shown = [range(len(self.models))] * len(rows) if shown is None else shown
-        lists = [[self.proposals[row][m] for m in models] for row, models in zip(rows, shown, strict=True)]
-        most = max(sum(map(len, models)) for models in lists)
-        spans, weights = np.zeros((len(rows), most, 2)), np.zeros((len(rows), most, 2))
-        for i, models in enumerate(lists):
-            at = 0
-            for windows in models:
-                here = slice(at, at + len(windows))
-                spans[i, here] = windows[:, :2]
-                weights[i, here, 0] = windows[:, 2] / len(models)
-                weights[i, at, 1] = 1 / len(models)
-                at += len(windows)
-        return Windows(torch.from_numpy(spans).float(), *torch.from_numpy(weights).float().unbind(2))
+        pooled = [self.pooled_windows(row, models) for row, models in zip(rows, shown, strict=True)]
+        padded = np.zeros((len(rows), max(map(len, pooled)), 4), np.float32)
+        for i, windows in enumerate(pooled):
+            padded[i, : len(windows)] = windows
+        return Windows.of(torch.from_numpy(padded))
 
     def moments(self, rows: Sequence[int]) -> Tensor:
         """Moments of the ground truth in clips, padded by repeating the first: float32 (B, M, 2).

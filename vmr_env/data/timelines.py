@@ -172,6 +172,18 @@ class PaintedTimelines:
         painted = self.painted[row, list(shown), :count].mean(axis=0)
         return np.column_stack([cosine_channels(clips, query), position, painted])
 
+    def pooled_windows(self, row: int, shown: Sequence[int]) -> Floats:
+        """Windows of some models one below the other: float32 (K, 4).
+
+        Start and end in clips, share of the model's scores divided by the number of models, and one divided
+        by that number for each model's first window, else 0.
+        """
+        each = [self.proposals[row][m] for m in shown]
+        first = np.concatenate([np.arange(len(windows)) == 0 for windows in each])
+        pooled = np.column_stack([np.concatenate(each), first]).astype(np.float32)
+        pooled[:, 2:] /= len(each)
+        return pooled
+
     def _on_grid(self, prediction: Prediction, row: int) -> NDArray[np.float64]:
         windows = prediction.windows.copy()
         windows[:, :2] = (windows[:, :2] / self.seconds[row]).clip(0, int(self.clips[row]))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import gymnasium
 import numpy as np
@@ -18,9 +18,11 @@ from vmr_env.files.text import PathLike
 from vmr_env.metrics.spans import best_tiou
 
 Info = dict[str, Any]
+Observation: TypeAlias = NDArray[np.float32] | dict[str, NDArray[Any]]
+ObservationKind: TypeAlias = Literal["timeline", "dict"]
 
 
-class VMRSpanEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
+class VMRSpanEnv(gymnasium.Env[Observation, np.int64]):
     """Answer a query with any span of its video, seeing what is frozen about each clip.
 
     ## Description
@@ -36,6 +38,9 @@ class VMRSpanEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
     `Box((L, 2 D + 10))` float32, zero beyond the video: of each clip its feature vector (D), its product with
     the query's vector (D), and `vmr_env.data.timelines.CHANNELS`: cosine, position, and the proposals of the
     detector, or of a pool, painted. Without clip features D is 0.
+
+    With `observation="dict"` a `Dict` of that as `timeline`; `query` (D,), its vector; `windows` (K, 4) of
+    all models, see `PaintedTimelines.pooled_windows`, zeros below the last; and `action_mask` (S,).
 
     ## Rewards
     The tIoU of the span, the best over the query's moments.
@@ -58,6 +63,7 @@ class VMRSpanEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
     clips: clip features by vid, such as a feature store.
     queries: by qid as text the query's vector (1, D); with `clips`, and without them neither.
     grid_clips: L.
+    observation: "timeline" or "dict".
 
     ## Version history
     v0: first version.
@@ -74,7 +80,11 @@ class VMRSpanEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         clips: ClipFeatures | None = None,
         queries: Mapping[str, Floats] | None = None,
         grid_clips: int = 75,
+        observation: ObservationKind = "timeline",
     ) -> None:
+        if observation not in get_args(ObservationKind):
+            kinds = ", ".join(map(repr, get_args(ObservationKind)))
+            raise ValueError(f"observation is {shorten(observation)}, expected one of {kinds}")
         if (clips is None) != (queries is None):
             raise ValueError("clips and queries are given together or not at all; one of them is None")
         rows = _annotations(annotations)
@@ -88,14 +98,21 @@ class VMRSpanEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         starts, last = np.triu_indices(grid.clips)
         self.spans = np.column_stack([starts, last + 1])
         self.action_space = gymnasium.spaces.Discrete(len(self.spans))
-        shape = (grid.clips, 2 * features.dim + len(CHANNELS))
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
+        self._kind = observation
+        self._shape = (grid.clips, 2 * features.dim + len(CHANNELS))
+        longest = max(sum(map(len, proposals)) for proposals in self._timelines.proposals)
+        timeline = gymnasium.spaces.Box(-np.inf, np.inf, self._shape, np.float32)
+        parts: dict[str, gymnasium.Space[Any]] = {
+            "timeline": timeline,
+            "query": gymnasium.spaces.Box(-np.inf, np.inf, (features.dim,), np.float32),
+            "windows": gymnasium.spaces.Box(0, grid.clips, (longest, 4), np.float32),
+            "action_mask": gymnasium.spaces.Box(0, 1, (len(self.spans),), np.int8),
+        }
+        self.observation_space = timeline if observation == "timeline" else gymnasium.spaces.Dict(parts)  # type: ignore[assignment]
         self._sample: int | None = None
         self._over = True
 
-    def reset(
-        self, *, seed: int | None = None, options: Info | None = None
-    ) -> tuple[NDArray[np.float32], Info]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
         """Begin an episode; see the class for `options`.
 
         Raises:
@@ -107,7 +124,7 @@ class VMRSpanEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         first = self._timelines.models[0][self._sample].windows[0, :2]
         return self._observation(), self._info(first)
 
-    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """Answer with a span.
 
         Raises:
@@ -149,15 +166,22 @@ class VMRSpanEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
             return int(row)
         return int(self.np_random.integers(len(self._rows)))
 
-    def _observation(self) -> NDArray[np.float32]:
+    def _observation(self) -> Observation:
         assert self._sample is not None
-        timelines = self._timelines
-        clips, query = timelines.clip_vectors(self._sample), timelines.query_vectors(self._sample)[0]
-        channels = timelines.channels(self._sample, clips, query, range(len(timelines.models)))
-        assert self.observation_space.shape is not None
-        observation = np.zeros(self.observation_space.shape, np.float32)
-        observation[: len(clips)] = np.concatenate([clips, clips * query, channels], axis=1)
-        return observation
+        timelines, row = self._timelines, self._sample
+        shown = range(len(timelines.models))
+        clips, query = timelines.clip_vectors(row), timelines.query_vectors(row)[0]
+        channels = timelines.channels(row, clips, query, shown)
+        timeline = np.zeros(self._shape, np.float32)
+        timeline[: len(clips)] = np.concatenate([clips, clips * query, channels], axis=1)
+        if self._kind == "timeline":
+            return timeline
+        space = self.observation_space["windows"]  # type: ignore[index]
+        windows = np.zeros(space.shape, np.float32)
+        pooled = timelines.pooled_windows(row, shown)
+        windows[: len(pooled)] = pooled
+        mask = self.action_masks().astype(np.int8)
+        return {"timeline": timeline, "query": query.copy(), "windows": windows, "action_mask": mask}
 
     def _info(self, span: NDArray[Any]) -> Info:
         assert self._sample is not None
