@@ -12,7 +12,7 @@ from torch import Tensor
 from vmr_env.agents.dense.spans import gain
 from vmr_env.agents.policy_gradient import clipped_gain
 
-Gradient = Literal["exact", "reinforce", "ppo"]
+Gradient = Literal["exact", "reinforce", "ppo", "none"]
 
 CLIP = 0.2
 
@@ -33,6 +33,8 @@ class Objective(Protocol):
 
     passes: ClassVar[int]
     """Steps that are taken on a batch."""
+    weight: ClassVar[float]
+    """What it counts in the end, beside imitation: 1, or 0 for imitation alone."""
 
     def begin(self) -> None:
         """A new batch follows."""
@@ -81,6 +83,7 @@ class Exact:
     """All spans of every query."""
 
     passes: ClassVar[int] = 1
+    weight: ClassVar[float] = 1.0
 
     def __init__(self, samples: int, generator: torch.Generator) -> None:
         """Nothing is drawn."""
@@ -97,6 +100,7 @@ class Reinforce:
     """Spans drawn anew for each step."""
 
     passes: ClassVar[int] = 1
+    weight: ClassVar[float] = 1.0
 
     def __init__(self, samples: int, generator: torch.Generator) -> None:
         """So many spans of each query, from this generator."""
@@ -114,6 +118,7 @@ class ClippedSteps:
     """PPO: spans that the policy drew before a batch serve two steps on it."""
 
     passes: ClassVar[int] = 2
+    weight: ClassVar[float] = 1.0
 
     def __init__(self, samples: int, generator: torch.Generator) -> None:
         """So many spans of each query, from this generator."""
@@ -131,8 +136,15 @@ class ClippedSteps:
         return ppo_gain(logits, self._drawn)
 
 
+class Nothing(Exact):
+    """No gain: imitation alone."""
+
+    weight: ClassVar[float] = 0.0
+
+
 OBJECTIVES: Mapping[Gradient, Callable[[int, torch.Generator], Objective]] = {
     "exact": Exact,
     "reinforce": Reinforce,
     "ppo": ClippedSteps,
+    "none": Nothing,
 }

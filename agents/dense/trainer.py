@@ -34,7 +34,7 @@ class DenseConfig(Settings):
         weight_decay: of matrices; what the detector's vote is weighted with does not decay.
         models_shown: a training sample shows a random few of the models, at most so many; 0: all, a pool.
         evidence_dropout: share of the training samples that show neither clips nor query.
-        gradient: of the expected gain: exact, or by spans that the policy draws.
+        gradient: of the expected gain: exact, or by spans that the policy draws; none is imitation alone.
         samples: spans drawn of each query.
     """
 
@@ -118,7 +118,7 @@ def train(
                     torch.random.set_rng_state(noise)
                     outputs, step = network(batch), schedule.last_epoch
                     gained = objective(outputs.logits, overlaps)
-                    w = step / max(steps - 1, 1)
+                    w = objective.weight * step / max(steps - 1, 1)
                     loss = policy_loss(outputs.logits, overlaps, batch.span_mask, w, gained)
                     loss = loss + relevance_loss(outputs.relevance, moments, batch.clip_mask)
                     try:

@@ -116,11 +116,11 @@ class RefinementPolicy(NetworkPolicy):
         hidden: int = 64,
         **given: Any,
     ) -> None:
-        _, discrete = checked_spaces(observation_space, action_space)
+        components, discrete = checked_spaces(observation_space, action_space)
         self.hidden, self._actions = hidden, int(discrete.n)
         self._first: list[Tensor] = []
         ours: dict[str, Any] = {"optimizer_class": AdamW, "optimizer_kwargs": {"weight_decay": 1e-2}}
-        super().__init__(observation_space, action_space, lr_schedule, **{**ours, **given})
+        super().__init__(components, discrete, lr_schedule, **{**ours, **given})
 
     def _build(self, lr_schedule: Schedule) -> None:
         assert isinstance(self.observation_space, spaces.Dict)

@@ -42,13 +42,13 @@ class SpanPolicy(NetworkPolicy):
         dropout: float = 0.0,
         **given: Any,
     ) -> None:
-        components, _ = checked_spaces(observation_space, action_space)
+        components, discrete = checked_spaces(observation_space, action_space)
         missing = {"timeline", "query", "windows", "action_mask"} - set(components.spaces)
         if missing:
             raise ValueError(f"observations lack {', '.join(sorted(missing))}; expected those of VMRSpanEnv")
         self.channels, self.dropout = channels, dropout
         ours: dict[str, Any] = {"optimizer_class": AdamW, "optimizer_kwargs": {"weight_decay": 0.05}}
-        super().__init__(observation_space, action_space, lr_schedule, **{**ours, **given})
+        super().__init__(components, discrete, lr_schedule, **{**ours, **given})
 
     def _build(self, lr_schedule: Schedule) -> None:
         assert isinstance(self.observation_space, spaces.Dict)

@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--gradient",
         choices=OBJECTIVES,
         default=DenseConfig.gradient,
-        help="of the expected gain: over all spans, or over spans that the policy draws (default: exact)",
+        help="of the expected gain: over all spans, over spans that are drawn, or none (default: exact)",
     )
     parser.add_argument(
         "--ranker", action="store_true", help="compare with gradient boosting too; needs vmr-env[ranker]"
@@ -182,11 +182,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     clips = Stores([FeatureStore(path) for path in options.clips])
     profile = get_profile(options.dataset)
-    learn = _timelines(options.train, clips, options.paraphrases, options.no_evidence)
+    learn = read_timelines(options.train, clips, options.paraphrases, options.no_evidence)
     if options.test is None:
         judge, parts = learn, _folds(learn, profile, options.folds)
     else:
-        judge = _timelines(options.test, clips, [], options.no_evidence)
+        judge = read_timelines(options.test, clips, [], options.no_evidence)
         parts = [(range(len(learn)), range(len(judge)))]
     lists = {DETECTOR: judge.models[0], "vote over candidates": vote_answers(judge)}
     if not options.no_evidence:
@@ -213,9 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_predictions(options.out, lists[POLICY])
 
 
-def _timelines(
-    paths: Sequence[Path], clips: ClipFeatures, paraphrases: Sequence[Path], blind: bool
+def read_timelines(
+    paths: Sequence[Path], clips: ClipFeatures, paraphrases: Sequence[Path], blind: bool = False
 ) -> Timelines:
+    """Queries of an annotation file and the prediction files that follow it; blind ones without features."""
     annotations = read_annotations(paths[0], past_end="keep")
     models = [read_predictions(path, before_start="keep") for path in paths[1:]]
     if blind:
