@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO with our network over all spans, judged as by `vmr_env.benchmarks.experiment.dense`.
+"""Stable-Baselines3's PPO with our network over all spans, judged as by `benchmarks.experiment.dense`.
 
     python -m vmr_env.benchmarks.experiment.dense_sb3 --train val.jsonl cg_val.jsonl --test test.jsonl
     cg_test.jsonl --clips features/val features/test --paraphrases rephrased_val.jsonl --seeds 3
