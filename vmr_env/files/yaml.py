@@ -9,7 +9,7 @@ import yaml
 from vmr_env.errors import DataError, Problem, shorten
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc] - it has no types
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # it has no types
     """The safe loader, which also refuses a key that stands twice in a mapping: YAML takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
