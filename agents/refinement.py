@@ -90,7 +90,7 @@ def refine(
     asked = _asked(models[0], sources[0].name, queries)
     aligned = [_aligned(rows, models[0], source.name) for rows, source in zip(models, sources, strict=True)]
     refiner = _refiner(agent, evidence, aligned)
-    refined = []
+    refined: list[Prediction] = []
     for first in range(0, len(asked), BATCH):
         part = slice(first, first + BATCH)
         refined += refiner.answer([rows[part] for rows in aligned], asked[part])
@@ -131,13 +131,17 @@ def _read_models(
 ) -> tuple[list[_Source], list[list[Prediction]]]:
     """Sources and rows of each model."""
     if isinstance(predictions, str | os.PathLike):
-        files: list[PathLike] = [predictions]
-    else:
-        given = list(predictions)
-        files = [one for one in given if isinstance(one, str | os.PathLike)]
-        if not files or len(files) < len(given):
-            rows = predictions_from(given, "predictions", before_start="keep")
-            return [_Source.of(given, "predictions")], [rows]
+        return _read_models([predictions])
+    given = list(predictions)
+    files = [one for one in given if isinstance(one, str | os.PathLike)]
+    rows = [one for one in given if not isinstance(one, str | os.PathLike)]
+    if files and rows:
+        message = (
+            f"holds {len(files)} files and {len(rows)} rows; expected files of a pool, or rows of one model"
+        )
+        raise DataError(Problem("predictions", None, None, message))
+    if not files:
+        return [_Source("predictions", None)], [predictions_from(rows, "predictions", before_start="keep")]
     return (
         [_Source.of(file, "predictions") for file in files],
         [read_predictions(file, before_start="keep") for file in files],
