@@ -292,13 +292,56 @@ def screens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_play_moves_by_keys(screens: Any) -> None:
     first, moved, same, wrong, over, stays, again = screens("kZ3.lr", "--qid", "q4")
     assert "step 0" in first
-    assert "end -1 clips: reward " in moved
+    assert "end -1 clips." in moved
     assert "step 1" in moved
     assert "'Z' is no key." in same
     assert "(3 now)" in wrong
-    assert "stop: reward +0.000. Over: " in over
+    assert "stop. Over. tIoU: " in over
     assert "Press r for another episode." in stays
     assert "step 0" in again
+
+
+def test_play_hides_the_truth_until_the_end(screens: Any) -> None:
+    *running, over, again = screens("k3a.r", "--qid", "q4")
+    for screen in (*running, again):
+        assert not re.search(r"tIoU|reward|truth .*█", screen)
+        assert re.search(r"^truth .* \?$", screen, re.MULTILINE)
+    assert re.search(r"^truth .*█.* \d+\.\d–\d+\.\d s", over, re.MULTILINE)
+    assert len(re.findall(r"s · tIoU \d\.\d\d", over)) == 4  # the start, two moves, the stop
+
+
+ARROWS = {"left": "\x1b[D", "right": "\x1b[C", "up": "\x1b[A", "down": "\x1b[B"}
+
+
+def test_play_takes_arrows(screens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of terminals in application mode, and of Windows."""
+    keys = [ARROWS["right"], "\x1bOD", ARROWS["up"], "\xe0P" + ARROWS["down"], "q"]
+    reads = iter(keys)
+    monkeypatch.setattr(click, "getchar", lambda: next(reads))
+    shown = [" ".join(screen.split()) for screen in screens("", "--qid", "q4")]
+    for screen, wanted in zip(shown[1:3], ("start +1, end +1", "start -1, end -1"), strict=True):
+        assert f"{wanted} clips." in screen or f"Not possible now: {wanted} clips." in screen
+    assert all("switch to proposal" in screen or "episode is over" in screen for screen in shown[3:])
+    assert len(shown) == 6
+
+
+@pytest.mark.filterwarnings("ignore:no cache given")
+def test_play_scores_the_person_against_the_agent_that_ships(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a terminal: what the person reaches by no move is what the detector has."""
+    monkeypatch.delenv("VMR_ENV_DATA", raising=False)
+    reads = iter(["\rr", ".q"])
+    monkeypatch.setattr(click, "getchar", lambda: next(reads))
+    result = run("play", "--seed", 3)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    first, second = re.findall(r"Over\. tIoU: ([^.]+\.\d\d, [^.]+\.\d\d, [^.]+\.\d\d)\.", text)
+    scores = [dict(part.rsplit(" ", 1) for part in said.split(", ")) for said in (first, second)]
+    assert [set(one) for one in scores] == [{"you", "detector", "agent"}] * 2
+    assert all(one["you"] == one["detector"] for one in scores)
+    (means,) = re.findall(r"Mean of 2 episodes: (.*?)\. Press", text)
+    for said in means.split(", "):
+        name, mean = said.rsplit(" ", 1)
+        assert float(mean) == pytest.approx(sum(float(one[name]) for one in scores) / 2, abs=0.011)
 
 
 def test_play_fits_the_terminal(screens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,8 +358,8 @@ def test_play_reads_keys_that_come_together(screens: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(click, "getchar", lambda: next(reads))
     _, three, moved, arrow = screens("", "--qid", "q4")
     assert "(3 now)" in three
-    assert "end -3 clips: reward " in moved or "Not possible now: end -3 clips." in moved
-    assert "is no key" in arrow
+    assert "end -3 clips." in moved
+    assert "start -3, end -3 clips." in arrow or "The episode is over." in arrow
 
 
 def test_play_switches_among_the_proposals(screens: Any) -> None:

@@ -175,11 +175,12 @@ _BESIDE_BARS = 40
 _LEVELS = "▁▂▃▄▅▆▇█"
 
 
-def render_ansi(scene: Scene, width: int = TEXT_COLUMNS) -> str:
+def render_ansi(scene: Scene, width: int = TEXT_COLUMNS, *, truth: bool = True) -> str:
     """The scene as lines of at most `width` columns (60 and more), without a line break at the end.
 
     Query, video, ground truth, the moves so far with their tIoU, the proposals with their scores (an arrow
-    marks the one that the span came from), the saliency curve, and seconds.
+    marks the one that the span came from), the saliency curve, and seconds. Without `truth` nothing tells the
+    ground truth, nor how near a span is to it.
     """
     progress = scene.progress()
     vid = clipped(scene.vid, width - len(progress) - 3, columns)
@@ -192,7 +193,8 @@ def render_ansi(scene: Scene, width: int = TEXT_COLUMNS) -> str:
         return _text_bar(spans, scene.duration, sign, length)
 
     moves = [
-        line(name, bar([span], "█"), f"{times(span)} · tIoU {tiou:.2f}") for name, span, tiou in scene.moves()
+        line(name, bar([span], "█"), f"{times(span)} · tIoU {tiou:.2f}" if truth else times(span))
+        for name, span, tiou in scene.moves()
     ]
     proposals = [
         line(f"{'→' if i == scene.source else ' '}{i + 1:>7}", bar([span], "━"), f"{score:.2f}")
@@ -203,7 +205,9 @@ def render_ansi(scene: Scene, width: int = TEXT_COLUMNS) -> str:
         [
             f"“{clipped(scene.query, width - 2, columns)}”",
             f"{vid} · {progress}"[:width],
-            line("truth", bar(scene.moments, "█"), scene.times()),
+            line("truth", bar(scene.moments, "█"), scene.times())
+            if truth
+            else line("truth", bar([], " "), "?"),
             *moves,
             "proposals",
             *proposals,
