@@ -17,7 +17,7 @@ from vmr_env.agents.health import UpdateHealth, approximate_kl, clip_fraction
 from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from vmr_env.agents.policy_gradient import clipped_gain, entropy
-from vmr_env.agents.rollout import drawn
+from vmr_env.agents.rollout import acting, drawn
 
 from vmr_env.envs.vector_env import VMRVectorEnv
 
@@ -125,7 +125,6 @@ class GRPO(PolicyAgent):
             "losses/entropy": spread.item(),
         }
 
-    @torch.no_grad()
     def collect(self, network: nn.Module) -> tuple[Experience, Tensor]:
         """Run an episode in every environment, those of a group from the same start; and their returns
         (N,)."""
@@ -136,17 +135,23 @@ class GRPO(PolicyAgent):
         observations, infos = env.reset(options={"sample": samples, "start": starts})
         returns, runs = torch.zeros(env.num_envs), torch.ones(env.num_envs, dtype=torch.bool)
         steps: list[tuple[Tensor, ...]] = []
-        while runs.any():
-            seen, masks = torch.from_numpy(observations), torch.from_numpy(infos["action_mask"].astype(bool))
-            said: PolicyValue = network(seen, masks)
-            log_policy = said.logits.log_softmax(-1)
-            actions = drawn(log_policy.exp(), self.generator)
-            steps.append((runs, seen, masks, actions[:, 0], log_policy.gather(1, actions)[:, 0]))
-            observations, rewards, terminated, truncated, infos = env.step(actions[:, 0].numpy())
-            self.collector.steps += int(runs.sum())
-            returns += torch.from_numpy(rewards).float() * runs  # an episode that began anew does not count
-            # What a time limit cuts off counts so far.
-            runs = runs & ~torch.from_numpy(terminated | truncated)
+        with acting(network):
+            while runs.any():
+                seen, masks = (
+                    torch.from_numpy(observations),
+                    torch.from_numpy(infos["action_mask"].astype(bool)),
+                )
+                said: PolicyValue = network(seen, masks)
+                log_policy = said.logits.log_softmax(-1)
+                actions = drawn(log_policy.exp(), self.generator)
+                steps.append((runs, seen, masks, actions[:, 0], log_policy.gather(1, actions)[:, 0]))
+                observations, rewards, terminated, truncated, infos = env.step(actions[:, 0].numpy())
+                self.collector.steps += int(runs.sum())
+                returns += (
+                    torch.from_numpy(rewards).float() * runs
+                )  # an episode that began anew does not count
+                # What a time limit cuts off counts so far.
+                runs = runs & ~torch.from_numpy(terminated | truncated)
         grouped = returns.view(-1, group)
         spread = grouped.std(1, keepdim=True).clamp_min(_LEAST_STD)
         advantages = ((grouped - grouped.mean(1, keepdim=True)) / spread).flatten()

@@ -5,6 +5,7 @@ span that the action leads to. With a thousand training queries this matters mor
 learnt about one move holds for all. `FlatNetwork` is the usual perceptron over the whole observation.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, Protocol
 
@@ -25,6 +26,7 @@ _, _PROBES_OF_STARTS, _PROBES_OF_ENDS = _MODE.choices.T.copy()
 _MOVES = len(_PROBES_OF_STARTS) - 1
 _GEOMETRY = 2 * INTEGRALS.start + len(INSIDE_FEATURES)  # column of a span's start in SPAN_FEATURES
 _SCORE = SPAN_FEATURES.index("score")
+_DROPOUT = 0.1
 
 
 class Layout(Protocol):
@@ -54,7 +56,8 @@ class ActionFeatures(nn.Module):
     """Features of the span that each discrete action leads to, put together from a flat observation.
 
     Attributes:
-        width: F, features of an action: `SPAN_FEATURES`, the change of start and end, and its kind.
+        width: F, features of an action: `SPAN_FEATURES`, the change of start and end, its kind, and
+            evidence where it is shown.
         context: C, features that all actions share.
     """
 
@@ -64,7 +67,9 @@ class ActionFeatures(nn.Module):
         self._proposals = observer.shapes["proposals"][0]
         self._models = observer.shapes.get("models", (0, 0))[1]
         actions = _MOVES + self._proposals + 1
-        self.width = len(SPAN_FEATURES) + 2 + 3 + self._models
+        self._evidence = [name for name in ("relevance", "span_evidence") if name in observer.shapes]
+        evidence = sum(observer.shapes[name][1] for name in self._evidence)
+        self.width = len(SPAN_FEATURES) + 2 + 3 + self._models + evidence
         self.context = 2 + 2 * self._proposals
         kinds = torch.zeros(actions, 3)
         kinds[:_MOVES, 0] = kinds[_MOVES:-1, 1] = kinds[-1, 2] = 1
@@ -99,6 +104,7 @@ class ActionFeatures(nn.Module):
             of_source = (source[:, :, None] * of_proposals).sum(1, keepdim=True)
             moves = of_source.expand(-1, _MOVES, -1)
             parts.append(torch.cat([moves, of_proposals, of_source], dim=1))
+        parts += [part(name, spans.shape[1], -1) for name in self._evidence]
         context = torch.cat(
             [
                 part("remaining", 1),
@@ -194,6 +200,75 @@ class Standardise(nn.Module):
         return (features - self.mean) / self.scale
 
 
+class Projection(nn.Module):
+    """A linear map of a vector whose numbers have no meaning of their own, such as a decoder state.
+
+    The standardised vector is divided by the root of its width, so that a wide one is not learnt by heart
+    sooner than a narrow one; dropout hides some of its numbers in training.
+
+    Args:
+        vector: D, width of the vector.
+        width: H, of the result.
+    """
+
+    def __init__(self, vector: int, width: int) -> None:
+        super().__init__()
+        self.standardise = Standardise(vector)
+        self.dropout = nn.Dropout(_DROPOUT)
+        self.map = nn.Linear(vector, width, bias=False)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(..., D) -> (..., H)."""
+        mapped: Tensor = self.map(self.dropout(self.standardise(vectors) / math.sqrt(vectors.shape[-1])))
+        return mapped
+
+
+class ActionVectors(nn.Module):
+    """Projections of the decoder state behind the span that each action leads to, and of the sentence vector.
+
+    A move's span keeps the state of the proposal that it came from; a switch leads to that of its proposal,
+    where `proposal_states` are shown beside `decoder_state`.
+
+    Args:
+        observer: shows `decoder_state` or `text`.
+        width: H, of the result.
+    """
+
+    def __init__(self, observer: Layout, width: int) -> None:
+        super().__init__()
+        self._slices: Mapping[str, slice] = observer.slices
+        self._shapes: Mapping[str, tuple[int, ...]] = observer.shapes
+        self._width = width
+        self._switched = "proposal_states" if "proposal_states" in self._shapes else "decoder_state"
+        state = self._shapes.get("decoder_state")
+        self.states = None if state is None else Projection(state[-1], width)
+        self.text = Projection(self._shapes["text"][-1], width) if "text" in self._shapes else None
+
+    def _shown(self, name: str, observations: Tensor) -> Tensor:
+        """Vectors of a component: (B, 1 or P, its width)."""
+        return observations[:, self._slices[name]].unflatten(1, (-1, self._shapes[name][-1]))
+
+    @torch.no_grad()
+    def fit(self, observations: Tensor) -> None:
+        """Fit the standardisation on (B, width) observations."""
+        if self.states is not None:
+            self.states.standardise.fit(self._shown(self._switched, observations))
+        if self.text is not None:
+            self.text.standardise.fit(self._shown("text", observations))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(B, width of an observation) -> (B, A, H)."""
+        proposals = self._shapes["proposals"][0]
+        stay = switch = observations.new_zeros(len(observations), 1, self._width)
+        if self.states is not None:
+            names = "decoder_state", self._switched
+            stay, switch = (self.states(self._shown(name, observations)) for name in names)
+        if self.text is not None:
+            of_text = self.text(self._shown("text", observations))
+            stay, switch = stay + of_text, switch + of_text
+        return torch.cat([stay.expand(-1, _MOVES, -1), switch.expand(-1, proposals, -1), stay], dim=1)
+
+
 class RefinementNetwork(nn.Module):
     """One small network scores every action; their pooled hidden layers give the value.
 
@@ -210,6 +285,8 @@ class RefinementNetwork(nn.Module):
         self.from_action = nn.Linear(width, hidden)
         self.from_context = nn.Linear(context, hidden, bias=False)
         self.from_clips = ActionClips(observer, hidden) if "point_clips" in observer.shapes else None
+        vectors = any(name in observer.shapes for name in ("decoder_state", "text"))
+        self.from_vectors = ActionVectors(observer, hidden) if vectors else None
         self.hidden = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU())
         self.score = nn.Linear(hidden, 1)
         expected = nn.Linear(hidden, 1)
@@ -224,6 +301,8 @@ class RefinementNetwork(nn.Module):
         features, context = self.features(observations)
         self.standardise.fit(features)
         self.standardise_context.fit(context)
+        if self.from_vectors is not None:
+            self.from_vectors.fit(observations)
 
     def forward(self, observations: Tensor, masks: Tensor) -> PolicyValue:
         """(B, width) observations, (B, A) possible actions."""
@@ -233,6 +312,8 @@ class RefinementNetwork(nn.Module):
         hidden = self.from_action(self.standardise(features)) + self.from_context(context)[:, None]
         if self.from_clips is not None:
             hidden = hidden + self.from_clips(observations)
+        if self.from_vectors is not None:
+            hidden = hidden + self.from_vectors(observations)
         hidden = self.hidden(torch.relu(hidden))
         logits = self.score(hidden)[..., 0].masked_fill(~masks, -torch.inf)
         weights = (masks / masks.sum(1, keepdim=True))[:, None]

@@ -102,7 +102,7 @@ class PolicyAgent(Agent):
             for _ in range(members):
                 made = make_network(network, env.observer, env.action_mode.size, hidden)
                 made.fit(visited)
-                self.members.append(Member(made, lr, weight_decay))
+                self.members.append(Member(made, lr, weight_decay).eval())
         self.round = 0
         self._lr = lr
 
@@ -128,11 +128,16 @@ class PolicyAgent(Agent):
             self.collector.reset(derived(self.seed, "episodes", self.round, number))
             for group in member.optimiser.param_groups:
                 group["lr"] = lr
+            member.network.train()
             try:
-                every.append(self.learn(member.network, member.optimiser))
+                with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
+                    torch.manual_seed(derived(self.seed, "dropout", self.round, number))
+                    every.append(self.learn(member.network, member.optimiser))
             except FloatingPointError as error:
                 where = f"{type(self).__name__}, round {self.round + 1}"
                 raise FloatingPointError(f"{where}: {error}") from None
+            finally:
+                member.network.eval()
             seen |= self.collector.seen
         self.round += 1
         means = {name: float(np.mean([metrics[name] for metrics in every])) for name in every[0]}

@@ -1,5 +1,7 @@
 """Collecting experience on the vector environment."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +46,18 @@ class Stepped(NamedTuple):
     cut: NDArray[np.intp]
     """Which episodes were cut off by a time limit."""
     infos: dict[str, Any]
+
+
+@contextmanager
+def acting(network: torch.nn.Module) -> Iterator[None]:
+    """A network as it acts, without dropout and gradients; afterwards in the mode that it was in."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(training)
 
 
 class Collector:
@@ -108,26 +122,25 @@ class Collector:
             self._step(actions)
         return torch.cat(states)
 
-    @torch.no_grad()
     def collect(self, network: torch.nn.Module, steps: int) -> Rollout:
         """A rollout of T = `steps` steps under the network's policy."""
         columns: list[list[Tensor]] = [[] for _ in Rollout._fields]
-        for _ in range(steps):
-            observations, masks = torch.from_numpy(self._observations), torch.from_numpy(self._masks)
-            said: PolicyValue = network(observations, masks)
-            log_policy = said.logits.log_softmax(-1)
-            actions = drawn(log_policy.exp(), self._generator)
-            log_probs = log_policy.gather(1, actions)[:, 0]
-            stepped = self._step(actions[:, 0])
-            learnt = (stepped.rewards, stepped.ends, said.values, self._cut_values(network, stepped))
-            step = (observations, masks, actions[:, 0], log_probs, *learnt)
-            for column, value in zip(columns, step, strict=True):
-                column.append(value)
-        last = network(torch.from_numpy(self._observations), torch.from_numpy(self._masks)).values
-        columns[Rollout._fields.index("values")].append(last)
+        with acting(network):
+            for _ in range(steps):
+                observations, masks = torch.from_numpy(self._observations), torch.from_numpy(self._masks)
+                said: PolicyValue = network(observations, masks)
+                log_policy = said.logits.log_softmax(-1)
+                actions = drawn(log_policy.exp(), self._generator)
+                log_probs = log_policy.gather(1, actions)[:, 0]
+                stepped = self._step(actions[:, 0])
+                learnt = (stepped.rewards, stepped.ends, said.values, self._cut_values(network, stepped))
+                step = (observations, masks, actions[:, 0], log_probs, *learnt)
+                for column, value in zip(columns, step, strict=True):
+                    column.append(value)
+            last = network(torch.from_numpy(self._observations), torch.from_numpy(self._masks)).values
+            columns[Rollout._fields.index("values")].append(last)
         return Rollout(*(torch.stack(column) for column in columns))
 
-    @torch.no_grad()
     def collect_gains(self, network: torch.nn.Module, steps: int) -> tuple[Tensor, Tensor, Tensor]:
         """States under the network's policy with the gain of every action in each.
 
@@ -135,13 +148,14 @@ class Collector:
             observations (steps * N, width), masks (steps * N, A), gains (steps * N, A).
         """
         columns: list[list[Tensor]] = [[], [], []]
-        for _ in range(steps):
-            state = (self._observations, self._masks, self.env.episodes.gains())
-            for column, value in zip(columns, state, strict=True):
-                column.append(torch.from_numpy(value))
-            policy = network(columns[0][-1], columns[1][-1]).logits.softmax(-1)
-            actions = drawn(policy, self._generator)[:, 0]
-            self._step(actions)
+        with acting(network):
+            for _ in range(steps):
+                state = (self._observations, self._masks, self.env.episodes.gains())
+                for column, value in zip(columns, state, strict=True):
+                    column.append(torch.from_numpy(value))
+                policy = network(columns[0][-1], columns[1][-1]).logits.softmax(-1)
+                actions = drawn(policy, self._generator)[:, 0]
+                self._step(actions)
         observations, masks, gains = (torch.cat(column) for column in columns)
         return observations, masks, gains
 

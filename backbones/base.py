@@ -36,6 +36,8 @@ class DetectorOutput:
     """Clip features to keep ``(B, Lv, C)``."""
     text: Tensor | None = None
     """One vector per query to keep ``(B, X)``."""
+    span_scores: Tensor | None = None
+    """Logits of the spans from clip to clip ``(B, Lv, Lv)``, both included; -inf where there is none."""
     scores: Tensor | None = None
     """What ranks the proposals ``(B, Q)``, in [0, 1]; None for the foreground probability."""
 
@@ -110,5 +112,6 @@ class GirlDetrDetector:
             saliency=output.saliency_scores,
             clips=clips,
             text=text,
+            span_scores=output.selection_logits,
             scores=None if self.ranking is None else proposal_scores(output, self.ranking),
         )

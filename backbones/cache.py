@@ -29,6 +29,7 @@ from vmr_env.backbones.arguments import share
 from vmr_env.backbones.base import Detector, DetectorOutput, GirlDetrDetector
 from vmr_env.backbones.cross_fitted import Unseen, is_cross_fitted, open_cross_fitted
 from vmr_env.backbones.dataset import MomentDataset
+from vmr_env.backbones.evidence import on_grid
 from vmr_env.backbones.features.sources import add_source_arguments, open_sources, read_samples
 from vmr_env.backbones.frozen import add_model_arguments, open_model
 from vmr_env.backbones.girl_detr.head import FOREGROUND
@@ -36,7 +37,7 @@ from vmr_env.backbones.girl_detr.spans import cxw_to_span
 from vmr_env.backbones.recipes import Recipe
 
 from vmr_env.caches.batch import CacheBatch
-from vmr_env.caches.format import Ragged
+from vmr_env.caches.format import Ragged, cells_of, spans_of
 from vmr_env.caches.writer import CacheWriter
 from vmr_env.data.annotations import Annotation
 from vmr_env.errors import DataError, DataWarning, Problem
@@ -49,6 +50,7 @@ Arrays = dict[str, NDArray[Any]]
 PART_SAMPLES = 512
 """Samples of a part at most, unless a single batch is larger."""
 _DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error)
+_VERSION = 2  # of parts: a new number for every change of what they hold
 RAGGED = ("saliency", "clips")
 """Arrays of a part that have one row per clip, the samples one after the other."""
 
@@ -144,7 +146,15 @@ class _Parts:
         self.samples = max(PART_SAMPLES // batch_size, 1) * batch_size
         self.weights = detector.sha256
         self._detector, self._dataset, self._dtype = detector, dataset, dtype
-        facts = [self.weights, detector.fingerprint, dataset.fingerprint, dtype, batch_size, self.samples]
+        facts = [
+            _VERSION,
+            self.weights,
+            detector.fingerprint,
+            dataset.fingerprint,
+            dtype,
+            batch_size,
+            self.samples,
+        ]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         self._folder = target.with_name(f".{target.name}.parts-{digest[:16]}")
 
@@ -221,6 +231,14 @@ def _arrays(output: DetectorOutput, counts: Sequence[int], dtype: str) -> Arrays
         padded: torch.Tensor | None = getattr(output, name)
         if padded is not None:
             tensors[name] = torch.cat([row[:count] for row, count in zip(padded, counts, strict=True)])
+    if output.saliency is not None and output.span_scores is not None:
+        tensors["relevance"] = tensors["saliency"]
+        tensors["span_scores"] = torch.cat(
+            [
+                torch.from_numpy(on_grid(logits, np.arange(count)))
+                for logits, count in zip(output.span_scores, counts, strict=True)
+            ]
+        )
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
     for name in ("states", "clips", "text"):
         if name in arrays:
@@ -235,7 +253,9 @@ def _arrays(output: DetectorOutput, counts: Sequence[int], dtype: str) -> Arrays
 
 def _batch(rows: Sequence[Annotation], arrays: Mapping[str, NDArray[Any]]) -> CacheBatch:
     offsets = np.concatenate([[0], np.cumsum(arrays["n_clips"], dtype=np.int64)])
-    ragged = {name: Ragged(arrays[name], offsets) for name in RAGGED if name in arrays}
+    ragged = {name: Ragged(arrays[name], offsets) for name in (*RAGGED, "relevance") if name in arrays}
+    spans = np.concatenate([[0], np.cumsum(spans_of(cells_of(arrays["n_clips"])), dtype=np.int64)])
+    scores = Ragged(arrays["span_scores"], spans) if "span_scores" in arrays else None
     proposals = arrays["scores"].shape[1]
     return CacheBatch(
         qids=[row.qid for row in rows],
@@ -252,6 +272,8 @@ def _batch(rows: Sequence[Annotation], arrays: Mapping[str, NDArray[Any]]) -> Ca
         references=arrays["references"],
         detections=arrays["detections"],
         saliency=ragged.get("saliency"),
+        relevance=ragged.get("relevance"),
+        span_scores=scores,
         clips=ragged.get("clips"),
         text=arrays.get("text"),
     )

@@ -1,14 +1,19 @@
 """`vmr-env cache`: decoder-state caches, of prediction files and of backbones."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from vmr_env.benchmarks.cli.common import FILE, NEW, past_end_option, problems_exit_with_1
+from vmr_env.benchmarks.cli.common import FILE, FOLDER, NEW, past_end_option, problems_exit_with_1
 from vmr_env.benchmarks.cli.programs import program
 
 from vmr_env.data.annotations import PastEnd
 from vmr_env.data.predictions import SCORES, Scores
-from vmr_env.data.profiles import PROFILES
+from vmr_env.data.profiles import PROFILES, DatasetProfile
+from vmr_env.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    from vmr_env.caches.evidence import FindEvidence
 
 
 @click.group()
@@ -30,6 +35,13 @@ def cache() -> None:
 @click.option(
     "--scores", type=click.Choice(SCORES), default="keep", help="Rescale each file's scores. Default: keep."
 )
+@click.option(
+    "--clips", type=FOLDER, help="Feature store of the videos' clips, for evidence: what the videos show."
+)
+@click.option("--text", type=FOLDER, help="Feature store of the queries' tokens, in the same space.")
+@click.option(
+    "--evidence", type=FOLDER, help="Weights of a backbone that reads them; default: cosines, untrained."
+)
 @past_end_option(("error", "clip", "drop"))
 @click.option("--overwrite", is_flag=True, help="Replace a cache that is there.")
 @problems_exit_with_1
@@ -43,6 +55,9 @@ def cache_predictions(
     drop_unknown: bool,
     sort: bool,
     scores: Scores,
+    clips: Path | None,
+    text: Path | None,
+    evidence: Path | None,
     past_end: PastEnd,
     overwrite: bool,
 ) -> None:
@@ -51,6 +66,9 @@ def cache_predictions(
     \b
       vmr-env cache predictions my_model.jsonl --annotations annotations.jsonl \\
           --dataset charades --split test --out caches/charades/test
+
+    With --clips and --text agents see the videos, too: the relevance of each clip, and how likely each span
+    is.
     """
     from vmr_env.caches.from_predictions import build_prediction_cache
     from vmr_env.caches.reader import DecoderStateCache
@@ -66,9 +84,33 @@ def cache_predictions(
         sort=sort,
         scores=scores,
         past_end=past_end,
+        evidence=_evidence(clips, text, evidence, PROFILES[dataset]),
         overwrite=overwrite,
     )
     click.echo(repr(DecoderStateCache.open(out)))
+
+
+def _evidence(
+    clips: Path | None, text: Path | None, weights: Path | None, profile: DatasetProfile
+) -> "FindEvidence | None":
+    """What gives the evidence that the options name.
+
+    Raises:
+        DataError: an option is missing beside the others, or a folder is not what it should be.
+    """
+    if clips is None and text is None and weights is None:
+        return None
+    if clips is None or text is None:
+        missing = "--clips" if clips is None else "--text"
+        raise DataError(Problem(missing, None, None, "is missing; evidence needs --clips and --text"))
+    from vmr_env.backbones.evidence import backbone_evidence, cosine_evidence, open_backbone
+    from vmr_env.backbones.features.store import FeatureStore
+
+    stores = FeatureStore(clips, checksums=True), FeatureStore(text, checksums=True)
+    names = (str(stores[0].manifest["origin"].get("features", clips.name)),)
+    if weights is None:
+        return cosine_evidence(*stores, names, profile.clip_seconds)
+    return backbone_evidence(*open_backbone(weights), *stores, names)
 
 
 @cache.command("prune")

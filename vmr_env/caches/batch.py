@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vmr_env.arrays import Array
-from vmr_env.caches.format import Ragged
+from vmr_env.caches.format import Ragged, cells_of, spans_of
 from vmr_env.data.durations import LONGEST, SECONDS, SHORTEST
 from vmr_env.errors import DataError, Problem, shorten
 
@@ -33,6 +33,9 @@ class CacheBatch:
         detections: float32 (n, Q, 3), centre and width from the detector, not cut to the video, and its
             foreground probability, or None.
         saliency: ragged float32 (S,), one value per clip, any scale, or None.
+        relevance: ragged float32 (S,), relevance of each clip, any scale, or None.
+        span_scores: ragged float32 (T,), a score of every span (`vmr_env.caches.evidence`), or None; beside a
+            relevance only.
         clips: ragged (S, C), clip features, or None.
         text: (n, X), one vector per query, or None.
     """
@@ -51,6 +54,8 @@ class CacheBatch:
     references: Array | None = None
     detections: Array | None = None
     saliency: Ragged | None = None
+    relevance: Ragged | None = None
+    span_scores: Ragged | None = None
     clips: Ragged | None = None
     text: Array | None = None
 
@@ -69,6 +74,8 @@ class Layout:
     references: bool
     detections: bool
     saliency: bool
+    relevance: bool
+    span_scores: bool
 
 
 def layout_of(batch: CacheBatch) -> Layout:
@@ -81,6 +88,8 @@ def layout_of(batch: CacheBatch) -> Layout:
         references=batch.references is not None,
         detections=batch.detections is not None,
         saliency=batch.saliency is not None,
+        relevance=batch.relevance is not None,
+        span_scores=batch.span_scores is not None,
     )
 
 
@@ -128,6 +137,10 @@ def coerced(batch: CacheBatch, dtype: str) -> CacheBatch:
         if batch.detections is None
         else array("detections", batch.detections, "float32", n, q, 3),
         saliency=None if batch.saliency is None else ragged("saliency", batch.saliency, "float32"),
+        relevance=None if batch.relevance is None else ragged("relevance", batch.relevance, "float32"),
+        span_scores=None
+        if batch.span_scores is None
+        else ragged("span_scores", batch.span_scores, "float32"),
         clips=None if batch.clips is None else ragged("clips", batch.clips, dtype, None),
         text=None if batch.text is None else array("text", batch.text, dtype, n, None),
     )
@@ -136,6 +149,8 @@ def coerced(batch: CacheBatch, dtype: str) -> CacheBatch:
         for name in ("vids", "queries")
         if len(getattr(batch, name)) != n
     ]
+    if batch.span_scores is not None and batch.relevance is None:
+        problems.append(Problem("batch", None, "relevance", "is missing, expected beside span_scores"))
     if problems:
         raise DataError(problems)
     return result
@@ -223,11 +238,14 @@ def content_problems(batch: CacheBatch, models: int, where: str = "batch", first
     apart = stored[:, 0] < stored[:, 1]
     check.ragged("moments", ~(inside & apart), moments, "0 <= start < end <= duration, in seconds")
 
-    for name in ("saliency", "clips"):
+    for name in ("saliency", "relevance", "span_scores", "clips"):
         ragged: Ragged | None = getattr(batch, name)
         if ragged is not None:
             check.ragged(name, ~np.isfinite(ragged.values), ragged, "finite numbers")
-            check.rows(name, ragged.lengths != batch.n_clips, ragged.lengths, "one value per clip (n_clips)")
+            length, expected = batch.n_clips, "one value per clip (n_clips)"
+            if name == "span_scores":
+                length, expected = spans_of(cells_of(batch.n_clips)), "one value per span of the grid"
+            check.rows(name, ragged.lengths != length, ragged.lengths, expected)
     for name in ("states", "references", "detections", "text"):
         values = getattr(batch, name)
         if values is not None:

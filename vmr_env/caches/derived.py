@@ -28,7 +28,7 @@ from vmr_env.files.objects import read_state, write_state
 from vmr_env.files.user_cache import VARIABLE, user_cache_folder
 from vmr_env.files.writing import NewFolder, sweep, writing_errors
 
-Tables = Mapping[str, NDArray[np.float32]]
+Tables = Mapping[str, NDArray[Any]]
 
 BLOCK_SAMPLES = 1024
 """Samples that are computed at a time, which bounds the memory of building."""
@@ -44,7 +44,7 @@ def derived_tables(
     parameters: Sequence[Any],
     block: Callable[[slice], Tables],
 ) -> Tables:
-    """The tables by name, float32, memory-mapped; made if they are not there, or are damaged.
+    """The tables by name, memory-mapped; made if they are not there, or are damaged.
 
     Args:
         kind: what they are, the name of the folder above.

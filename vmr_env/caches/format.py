@@ -13,6 +13,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vmr_env.arrays import Array, Ints
 from vmr_env.data.durations import SECONDS, is_seconds
 from vmr_env.data.profiles import PROFILES
 from vmr_env.errors import DataError, Problem, shorten
@@ -133,10 +134,39 @@ ARRAYS: Mapping[str, ArraySpec] = {
     "detections": ArraySpec("float32", ("N", "Q", 3), optional=True),
     "saliency.values": ArraySpec("float32", ("*",), optional=True),
     "saliency.offsets": ArraySpec("int64", ("N+1",), optional=True),
+    "relevance.values": ArraySpec("float32", ("*",), optional=True),
+    "relevance.offsets": ArraySpec("int64", ("N+1",), optional=True),
+    "span_scores.values": ArraySpec("float32", ("*",), optional=True),
+    "span_scores.offsets": ArraySpec("int64", ("N+1",), optional=True),
     "clips.values": ArraySpec(None, ("*", "C"), optional=True),
     "clips.offsets": ArraySpec("int64", ("N+1",), optional=True),
     "text": ArraySpec(None, ("N", "X"), optional=True),
 }
+
+MOST_CELLS = 75
+"""Cells of the grid that `span_scores` are on: as many as clips, in longer videos at most so many (2,850
+spans)."""
+
+RAGGED = tuple(name.removesuffix(".values") for name in ARRAYS if name.endswith(".values"))
+"""Names of the ragged arrays."""
+
+
+def cells_of(n_clips: Array) -> Ints:
+    """Number of cells of videos of so many clips: any shape."""
+    cells: Ints = -(-n_clips // merged(n_clips))
+    return cells
+
+
+def merged(n_clips: Array) -> Ints:
+    """Number of clips in a cell: any shape."""
+    clips: Ints = -(-np.asarray(n_clips, np.intp) // MOST_CELLS)
+    return clips
+
+
+def spans_of(cells: Array) -> Ints:
+    """Number of spans between boundaries of so many cells: any shape."""
+    spans: Ints = cells * (cells + 1) // 2
+    return spans
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -221,7 +251,7 @@ def open_arrays(
             spec = ARRAYS[name]
             shape = tuple(sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape)
             arrays[name] = _array(folder / file, raw, np.dtype(spec.dtype or manifest["dtype"]), shape)
-    for name in ("moments", "saliency", "clips"):
+    for name in RAGGED:
         if f"{name}.offsets" in arrays:
             _check_ends(folder, name, arrays)
     return arrays
@@ -341,7 +371,8 @@ def _file_problems(where: str, raw: Mapping[str, Any]) -> list[Problem]:
     present = {"states": raw["d"] is not None, "text": "text" in raw["dims"]}
     present |= dict.fromkeys(("clips.values", "clips.offsets"), "clips" in raw["dims"])
     present |= {name: f"{name}.npy" in files for name in ("references", "detections")}
-    present |= dict.fromkeys(("saliency.values", "saliency.offsets"), "saliency.values.npy" in files)
+    for name in ("saliency", "relevance", "span_scores"):
+        present |= dict.fromkeys((f"{name}.values", f"{name}.offsets"), f"{name}.values.npy" in files)
     wanted = {f"{name}.npy" for name, spec in ARRAYS.items() if not spec.optional or present[name]} | {
         SAMPLES_FILE
     }

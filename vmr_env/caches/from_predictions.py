@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vmr_env.caches.evidence import FindEvidence
 from vmr_env.caches.reader import LABELLED, CacheBatch, Ragged, write_cache
 from vmr_env.caches.writer import sha256_of
 from vmr_env.data.annotations import Annotation, PastEnd, annotations_from, parse_labelled
@@ -48,6 +49,7 @@ def build_prediction_cache(
     scores: Scores = "keep",
     past_end: PastEnd = "error",
     labelled: bool = True,
+    evidence: FindEvidence | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the cache of one prediction file, or of the pool of several of the same split.
@@ -88,6 +90,7 @@ def build_prediction_cache(
         labelled: False makes a cache of queries without ground truth, to be refined and no more: rewards,
             training and figures refuse it. `annotations` then are rows with `qid`, `vid`, `query` and
             `duration`, and moments in them are not looked at.
+        evidence: gives what the videos themselves say (`vmr_env.backbones.evidence`); None for none.
         overwrite: replace a cache that is already there.
 
     Returns:
@@ -127,6 +130,7 @@ def build_prediction_cache(
     for model in pool:
         for message in _suspicions(model, truth, profile):
             warnings.warn(f"{model.file}: {message}", stacklevel=2)
+    seen = None if evidence is None else evidence(truth)
     batch = CacheBatch(
         qids=[row.qid for row in truth],
         vids=[row.vid for row in truth],
@@ -139,6 +143,10 @@ def build_prediction_cache(
         counts=proposals.counts,
         models=proposals.models,
         saliency=curves.rows,
+        relevance=None if seen is None else seen.relevance,
+        span_scores=None if seen is None else seen.span_scores,
+        clips=None if seen is None else seen.clips,
+        text=None if seen is None else seen.text,
     )
     hashes = [model.sha256 for model in pool]
     return write_cache(
@@ -152,6 +160,7 @@ def build_prediction_cache(
         backbone_kind="prediction files" if len(pool) > 1 else "prediction file",
         # The hash of one file identifies its model; a pool is identified by its files' hashes, in order.
         backbone_sha256=hashes[0] if len(pool) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        features=() if seen is None else seen.features,
         overwrite=overwrite,
         notes={
             "models": {model.name: model.notes() for model in pool},
@@ -161,6 +170,7 @@ def build_prediction_cache(
             "rows_unsorted": sum(is_unsorted(row) for model in pool for row in model.rows.values()),
             "saliency_cut": curves.cut,
             "saliency_padded": curves.padded,
+            **({} if seen is None else {"evidence": {"source": seen.source, "sha256": seen.sha256}}),
             **({} if labelled else {LABELLED: False}),
         },
     )

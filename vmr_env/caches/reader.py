@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vmr_env.caches.batch import CacheBatch, content_problems
 from vmr_env.caches.format import (
+    RAGGED,
     SAMPLES_FILE,
     Ragged,
     broken,
@@ -74,6 +75,8 @@ class DecoderStateCache:
         detections: float32 (N, Q, 3), centre and width from the detector, not cut to the video, and its
             foreground probability, or None.
         saliency: ragged float32 (S,), one value per clip, any scale, or None.
+        relevance: ragged float32 (S,), relevance of each clip, any scale, or None.
+        span_scores: ragged float32, a score of every span (`vmr_env.caches.evidence`), or None.
         clips: ragged (S, C), clip features, or None.
         text: (N, X), one vector per query, or None.
     """
@@ -96,6 +99,8 @@ class DecoderStateCache:
         self.references: NDArray[np.float32] | None = arrays.get("references")
         self.detections: NDArray[np.float32] | None = arrays.get("detections")
         self.saliency = _ragged(arrays, "saliency")
+        self.relevance = _ragged(arrays, "relevance")
+        self.span_scores = _ragged(arrays, "span_scores")
         self.clips = _ragged(arrays, "clips")
         self.text: NDArray[Any] | None = arrays.get("text")
         self._arrays, self._files = arrays, files
@@ -243,7 +248,7 @@ class DecoderStateCache:
             DataError: listing what is wrong, by file.
         """
         self.verify_files(self.manifest["files"])
-        for name in ("moments", "saliency", "clips"):
+        for name in RAGGED:
             if f"{name}.offsets" in self._arrays and (np.diff(self._arrays[f"{name}.offsets"]) < 0).any():
                 raise broken(self.path / f"{name}.offsets.npy", "falls somewhere, expected it never to fall")
         problems = []
@@ -299,6 +304,8 @@ class DecoderStateCache:
                 references=None if self.references is None else self.references[part],
                 detections=None if self.detections is None else self.detections[part],
                 saliency=None if self.saliency is None else self.saliency.rows(start, stop),
+                relevance=None if self.relevance is None else self.relevance.rows(start, stop),
+                span_scores=None if self.span_scores is None else self.span_scores.rows(start, stop),
                 clips=None if self.clips is None else self.clips.rows(start, stop),
                 text=None if self.text is None else self.text[part],
             )

@@ -258,6 +258,8 @@ def stored_arrays(batch: CacheBatch) -> dict[str, Array]:
     ragged: dict[str, Ragged | None] = {
         "moments": normalised_moments(batch),
         "saliency": batch.saliency,
+        "relevance": batch.relevance,
+        "span_scores": batch.span_scores,
         "clips": batch.clips,
     }
     for name, rows in ragged.items():

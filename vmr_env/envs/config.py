@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 from vmr_env.arrays import Array, Ints
 from vmr_env.caches.boundary_tables import timelines_of
 from vmr_env.caches.clip_sums import clip_sums_of
+from vmr_env.caches.evidence import evidence_of
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs import kernel
 from vmr_env.envs.actions import FREE, free_groups, get_action_mode
@@ -190,6 +191,7 @@ def _tables(cache: DecoderStateCache, components: Collection[str]) -> kernel.Tab
     clips = None if {"point_clips", "proposal_clips"}.isdisjoint(components) else clip_sums_of(cache)
     states, half_states = _by_precision(cache.states, 3)
     text, half_text = _by_precision(cache.text, 2)
+    evidence = None if {"relevance", "span_evidence"}.isdisjoint(components) else evidence_of(cache)
     return kernel.Tables(
         spans=_fixed(cache.spans, np.float32, 3),
         counts=_fixed(cache.counts, np.int32, 1),
@@ -206,6 +208,12 @@ def _tables(cache: DecoderStateCache, components: Collection[str]) -> kernel.Tab
         clip_sums=_fixed(None if clips is None else clips.sums, np.float32, 2),
         clip_firsts=_fixed(None if clips is None else clips.firsts, np.int64, 1),
         clip_counts=_fixed(None if clips is None else clips.counts, np.int64, 1),
+        evidence=_fixed(None if evidence is None else evidence.spans.view(np.uint16), np.uint16, 2),
+        evidence_points=_fixed(None if evidence is None else evidence.points, np.float32, 2),
+        entropies=_fixed(None if evidence is None else evidence.entropies, np.float32, 1),
+        evidence_cells=_fixed(None if evidence is None else evidence.cells, np.int64, 1),
+        evidence_firsts=_fixed(None if evidence is None else evidence.span_firsts, np.int64, 1),
+        evidence_point_firsts=_fixed(None if evidence is None else evidence.point_firsts, np.int64, 1),
     )
 
 

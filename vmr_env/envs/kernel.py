@@ -28,6 +28,7 @@ from vmr_env.caches.boundary_features import (
     SPAN_FEATURES,
 )
 from vmr_env.caches.clip_sums import EDGE_CLIPS
+from vmr_env.caches.evidence import RELEVANCE, SPAN_EVIDENCE
 from vmr_env.envs.compilation import entry, scalar
 from vmr_env.metrics import spans
 
@@ -71,11 +72,13 @@ TIOU, GIOU, STEPS, TIOU_AND_STEPS = range(4)
 COMPONENTS = (
     *("remaining", "video", "span", "source", "overlaps", "positions", "points", "whole", "inside"),
     *("proposals", "models", "decoder_state", "text", "point_clips", "proposal_clips", "action_mask"),
+    *("proposal_states", "relevance", "span_evidence"),
 )
 """Components of an observation, see `vmr_env.envs.observations`."""
 
 _REMAINING, _VIDEO, _SPAN, _SOURCE, _OVERLAPS, _POSITIONS, _POINTS, _WHOLE, _INSIDE = range(9)
 _PROPOSALS, _MODELS, _DECODER_STATE, _TEXT, _POINT_CLIPS, _PROPOSAL_CLIPS, _ACTION_MASK = range(9, 16)
+_PROPOSAL_STATES, _RELEVANCE, _SPAN_EVIDENCE = range(16, 19)
 
 TINY = np.float32(1e-6)
 """Below any difference that data sets annotate, above float32 rounding."""
@@ -88,6 +91,7 @@ _BONUSES = tuple(np.float32(bonus) for bonus in (0.1, 0.2, 0.3))
 _CELLS = np.float32(CELLS)
 _N_CURVES, _INTEGRALS = len(CURVES), INTEGRALS.start
 _POINT_WIDTH, _SPAN_WIDTH = len(POINT_FEATURES), len(SPAN_FEATURES)
+_RELEVANCE_WIDTH, _EVIDENCE_WIDTH = len(RELEVANCE), len(SPAN_EVIDENCE)
 _HALF_FLOAT = np.float32(2.0**112)
 
 _log_length = scalar(boundary_features.log_length)
@@ -130,6 +134,18 @@ class Tables(NamedTuple):
     """(S,)."""
     clip_counts: Integers
     """(S,)."""
+    evidence: NDArray[np.uint16]
+    """(K, 4), bits of float16; this and the following as in `vmr_env.caches.evidence.EvidenceTables`."""
+    evidence_points: Floats
+    """(M, 5) float32."""
+    entropies: Floats
+    """(S,) float32."""
+    evidence_cells: Integers
+    """(S,)."""
+    evidence_firsts: Integers
+    """(S,), row where each sample's spans begin."""
+    evidence_point_firsts: Integers
+    """(S,), row where each sample's boundaries begin."""
 
 
 class Rules(NamedTuple):
@@ -393,6 +409,15 @@ def copy_half(bits: NDArray[np.uint16], out: Floats) -> None:
 
 
 @scalar
+def copy_state(tables: Tables, sample: int, proposal: int, out: Floats) -> None:
+    """Write the decoder state (D,) of a proposal."""
+    if tables.half_states.size > 0:
+        copy_half(tables.half_states[sample, proposal], out)
+    else:
+        copy(tables.states[sample, proposal], out)
+
+
+@scalar
 def observe_inside(points: Floats, start: Number, end: Number, out: Floats) -> None:
     """Mean of each curve inside a span, and shares of the first three that lie there (`INSIDE_FEATURES`)."""
     first, last = cell_of(start), cell_of(end)
@@ -469,6 +494,56 @@ def observe_models(models: NDArray[np.uint8], count: int, among: int, out: Float
 
 
 @scalar
+def evidence_cells(cells: int, start: Number, end: Number) -> tuple[int, int]:
+    """The boundaries of cells nearest to those of a span, at least one cell apart."""
+    first, last = int(np.rint(start * cells)), int(np.rint(end * cells))
+    first = min(first, cells - 1)
+    return first, max(last, first + 1)
+
+
+@scalar
+def observe_relevance(points: Floats, first: int, last: int, out: Floats) -> None:
+    """Mean relevance inside a span and on either side of its boundaries: `RELEVANCE`."""
+    cells = len(points) - 1
+    out[0] = (points[last, 2] - points[first, 2]) * np.float32(cells / (last - first))
+    out[1], out[2] = points[first, 0], points[first, 1]
+    out[3], out[4] = points[last, 0], points[last, 1]
+
+
+@scalar
+def observe_evidence(tables: Tables, sample: int, points: Floats, first: int, last: int, out: Floats) -> None:
+    """What is known of a span under the distribution of all: `SPAN_EVIDENCE`."""
+    before = first * (2 * (len(points) - 1) - first + 1) // 2  # spans that start earlier
+    copy_half(tables.evidence[tables.evidence_firsts[sample] + before + last - first - 1], out)
+    out[4], out[5], out[6] = points[first, 3], points[last, 4], tables.entropies[sample]
+
+
+@scalar
+def observe_choices(tables: Tables, rules: Rules, episode: Record, mask: Bools, out: Floats) -> None:
+    """`relevance` and `span_evidence` of the span that each choice leads to; zeros for impossible ones."""
+    at, sample = rules.columns, episode.sample
+    cells, begin_at = tables.evidence_cells[sample], tables.evidence_point_firsts[sample]
+    points = tables.evidence_points[begin_at : begin_at + cells + 1]
+    for a in range(len(mask)):
+        start, end = chosen_span(tables, rules, episode, a)
+        first, last = evidence_cells(cells, start, end)
+        if at[_RELEVANCE] >= 0:
+            part = out[at[_RELEVANCE] + a * _RELEVANCE_WIDTH :]
+            if mask[a]:
+                observe_relevance(points, first, last, part)
+            else:
+                for k in range(_RELEVANCE_WIDTH):
+                    part[k] = _ZERO
+        if at[_SPAN_EVIDENCE] >= 0:
+            part = out[at[_SPAN_EVIDENCE] + a * _EVIDENCE_WIDTH :]
+            if mask[a]:
+                observe_evidence(tables, sample, points, first, last, part)
+            else:
+                for k in range(_EVIDENCE_WIDTH):
+                    part[k] = _ZERO
+
+
+@scalar
 def observe(
     tables: Tables, rules: Rules, episode: Record, candidates: Candidates, mask: Bools, out: Floats
 ) -> None:
@@ -515,10 +590,12 @@ def observe(
     if at[_MODELS] >= 0:
         observe_models(tables.models[sample, : rules.proposals], count, rules.models, out[at[_MODELS] :])
     if at[_DECODER_STATE] >= 0:
-        if tables.half_states.size > 0:
-            copy_half(tables.half_states[sample, episode.source], out[at[_DECODER_STATE] :])
-        else:
-            copy(tables.states[sample, episode.source], out[at[_DECODER_STATE] :])
+        copy_state(tables, sample, episode.source, out[at[_DECODER_STATE] :])
+    if at[_PROPOSAL_STATES] >= 0:
+        part = out[at[_PROPOSAL_STATES] :]
+        for p in range(len(proposals)):  # a state that there is none of is 0 in the cache
+            copy_state(tables, sample, p, part)
+            part = part[max(tables.states.shape[2], tables.half_states.shape[2]) :]
     if at[_TEXT] >= 0:
         if tables.half_text.size > 0:
             copy_half(tables.half_text[sample], out[at[_TEXT] :])
@@ -531,6 +608,8 @@ def observe(
             observe_point_clips(sums, positions, out[at[_POINT_CLIPS] :])
         if at[_PROPOSAL_CLIPS] >= 0:
             observe_proposal_clips(sums, proposals, count, out[at[_PROPOSAL_CLIPS] :])
+    if at[_RELEVANCE] >= 0 or at[_SPAN_EVIDENCE] >= 0:
+        observe_choices(tables, rules, episode, mask, out)
     if at[_ACTION_MASK] >= 0:
         part = out[at[_ACTION_MASK] :]
         for a in range(len(mask)):

@@ -14,13 +14,17 @@
 | `proposals` | (P, 34) | all that is known of each proposal (`SPAN_FEATURES`), zeros where there is none |
 | `models` | (P, M) | which model each proposal came from, one-hot (pools only) |
 | `decoder_state` | (D,) | decoder state of the proposal the span came from (caches with states only) |
+| `proposal_states` | (P, D) | decoder state of each proposal (where `components` names it only) |
 | `text` | (X,) | sentence vector (caches with text only) |
 | `point_clips` | (2K, 3, C) | clip features at each candidate (`POINT_PARTS`; caches with clips only) |
 | `proposal_clips` | (P, 5, C) | clip features of each proposal (`SPAN_PARTS`; caches with clips only) |
+| `relevance` | (A, 5) | relevance in and around the span each action leads to (caches with evidence only) |
+| `span_evidence` | (A, 7) | what the distribution of all spans says of it (caches with evidence only) |
 | `action_mask` | (A,) | 1 for each action that is possible, else 0 (where `components` names it only) |
 
 All values are finite float32 inside the declared bounds. The features are described in
-`vmr_env.caches.boundary_features` and `vmr_env.caches.clip_sums`; `vmr_env.envs.kernel` writes them.
+`vmr_env.caches.boundary_features`, `vmr_env.caches.clip_sums` and `vmr_env.caches.evidence`;
+`vmr_env.envs.kernel` writes them.
 `register_component` adds one of your own. Clip features are worth having, and make observations wide: 23,552
 numbers of C = 256 channels and P = 10 proposals. Naming the other components leaves them out.
 """
@@ -37,6 +41,7 @@ from numpy.typing import NDArray
 from vmr_env.arrays import Floats
 from vmr_env.caches.boundary_features import CURVES, INSIDE_FEATURES, POINT_FEATURES, SPAN_FEATURES
 from vmr_env.caches.clip_sums import POINT_PARTS, SPAN_PARTS
+from vmr_env.caches.evidence import RELEVANCE, SPAN_EVIDENCE
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.actions import ActionMode
 from vmr_env.envs.lookup import Registry
@@ -91,7 +96,7 @@ def register_component(
 LENGTH_BOUND = 3.0
 """Bound of components with lengths in clips, by `log_length`: that of 2^31 clips, more than caches count."""
 
-UNASKED = ("action_mask",)
+UNASKED = ("action_mask", "proposal_states")
 """Components that are shown only where `components` names them."""
 
 
@@ -209,12 +214,16 @@ def _components_of(cache: DecoderStateCache, mode: ActionMode, proposals: int) -
         found["models"] = Component((proposals, models))
     if cache.states is not None:
         found["decoder_state"] = _of_any_scale(cache.states.shape[2])
+        found["proposal_states"] = _of_any_scale(proposals, cache.states.shape[2])
     if cache.text is not None:
         found["text"] = _of_any_scale(cache.text.shape[1])
     if cache.clips is not None:
         width = cache.clips.values.shape[1]
         found["point_clips"] = _of_any_scale(candidates, len(POINT_PARTS), width)
         found["proposal_clips"] = _of_any_scale(proposals, len(SPAN_PARTS), width)
+    if cache.relevance is not None:
+        found["relevance"] = Component((mode.size, len(RELEVANCE)))
+        found["span_evidence"] = Component((mode.size, len(SPAN_EVIDENCE)))
     return found | {"action_mask": Component((mode.size,), low=0.0)}
 
 
