@@ -59,7 +59,10 @@ def test_files_for_contributors_are_well_formed() -> None:
     yaml = pytest.importorskip("yaml", reason="needs PyYAML")
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == __version__
-    assert "2606.00775" in citation["references"][0]["title"]
+    (paper,) = citation["references"]
+    assert paper["title"].startswith("GIRL-DETR: ")
+    assert paper["identifiers"][0]["value"] == "arXiv:2606.00775"
+    assert all({"family-names", "given-names"} == author.keys() for author in paper["authors"])
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     assert [hook["id"] for hook in hooks["repos"][0]["hooks"]][:2] == ["ruff", "ruff-format"]
     release = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))
