@@ -63,7 +63,7 @@ class Timelines(PaintedTimelines):
             count = int(self.clips[row])
             if draw is None or draw.evidence():
                 vectors = self.query_vectors(row)
-                clips[i, :count] = self.clip_vectors(row)
+                clips[i, :count] = self._clips_of(row if draw is None else draw.video(row, len(self)), count)
                 query[i] = vectors[0] if draw is None else draw.query(vectors)
             channels[i, :count] = self.channels(row, clips[i, :count], query[i], shown[i])
         counts = torch.from_numpy(self.clips[rows])
@@ -75,6 +75,12 @@ class Timelines(PaintedTimelines):
             torch.arange(length) < counts[:, None],
             span_mask(self.spans, counts),
         )
+
+    def _clips_of(self, row: int, count: int) -> Floats:
+        """So many clips of a query's video; of a shorter one the last clip goes on."""
+        vectors = self.clip_vectors(row)
+        result: Floats = vectors[np.arange(count).clip(max=len(vectors) - 1)]
+        return result
 
     def numbers(self, rows: Sequence[int], shown: Sequence[Sequence[int]]) -> Tensor:
         """What the shown models say of each span, in the mean: (B, S, `spans.NUMBERS`).
@@ -134,11 +140,18 @@ class Timelines(PaintedTimelines):
 
 
 class Draw:
-    """Random choices of a training sample: wording of the query, models shown, whether there is evidence."""
+    """Random choices of a training sample: wording of the query, models shown, what evidence there is."""
 
-    def __init__(self, rng: np.random.Generator, models_shown: int, evidence_dropout: float) -> None:
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        models_shown: int,
+        evidence_dropout: float,
+        foreign_evidence: float = 0.0,
+    ) -> None:
         """Settings as of `trainer.DenseConfig`."""
-        self._rng, self._models_shown, self._dropout = rng, models_shown, evidence_dropout
+        self._rng, self._models_shown = rng, models_shown
+        self._dropout, self._foreign = evidence_dropout, foreign_evidence
 
     def models(self, count: int) -> list[int]:
         """All of so many models, or a random few."""
@@ -150,6 +163,12 @@ class Draw:
     def evidence(self) -> bool:
         """Whether clips and query are shown."""
         return bool(self._rng.random() >= self._dropout)
+
+    def video(self, row: int, count: int) -> int:
+        """The query, of so many, whose video's clips are shown: its own, or any."""
+        if self._foreign and self._rng.random() < self._foreign:
+            return int(self._rng.integers(count))
+        return row
 
     def query(self, vectors: Floats) -> Floats:
         """The query, or as often a random mixture with its paraphrases, as long: (1 + P, D) -> (D,)."""

@@ -34,6 +34,8 @@ class DenseConfig(Settings):
         weight_decay: of matrices; what the detector's vote is weighted with does not decay.
         models_shown: a training sample shows a random few of the models, at most so many; 0: all, a pool.
         evidence_dropout: share of the training samples that show neither clips nor query.
+        foreign_evidence: share of those with evidence that show another video's clips, so that the policy
+            learns when not to trust them.
         gradient: of the expected gain: exact, or by spans that the policy draws; none is imitation alone.
         samples: spans drawn of each query.
     """
@@ -41,6 +43,7 @@ class DenseConfig(Settings):
     ranges: ClassVar[Mapping[str, Range]] = {
         "models_shown": COUNT_OR_0,
         "evidence_dropout": BELOW_1,
+        "foreign_evidence": BELOW_1,
         "samples": Range(lambda value: value >= 2, "a whole number of at least 2"),
     }
 
@@ -52,6 +55,7 @@ class DenseConfig(Settings):
     weight_decay: float = 0.05
     models_shown: int = 0
     evidence_dropout: float = 0.0
+    foreign_evidence: float = 0.0
     gradient: Gradient = "exact"
     samples: int = 16
 
@@ -100,7 +104,7 @@ def train(
     visits, batches = -(-config.epochs // objective.passes), -(-len(order) // config.batch_size)
     steps = visits * batches * objective.passes
     rng = np.random.default_rng(seed)
-    draw = Draw(rng, config.models_shown, config.evidence_dropout)
+    draw = Draw(rng, config.models_shown, config.evidence_dropout, config.foreign_evidence)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = DenseNetwork(timelines.dim, timelines.grid.clips, config.channels, config.dropout)

@@ -152,6 +152,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="share of training samples without clips and query, so that none are needed (default: 0)",
     )
     parser.add_argument(
+        "--foreign-evidence",
+        type=float,
+        default=DenseConfig.foreign_evidence,
+        help="share of training samples with the clips of another video, so that evidence is "
+        "trusted where it deserves it (default: 0)",
+    )
+    parser.add_argument(
         "--gradient",
         choices=OBJECTIVES,
         default=DenseConfig.gradient,
@@ -175,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             epochs=options.epochs,
             models_shown=options.models_shown,
             evidence_dropout=options.evidence_dropout,
+            foreign_evidence=options.foreign_evidence,
             gradient=options.gradient,
         )
     except ValueError as error:
