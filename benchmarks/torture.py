@@ -43,15 +43,16 @@ from vmr_env.backbones.simulated.features import write_simulated
 from vmr_env.backbones.train import Trainer, split_for_selection
 from vmr_env.benchmarks.experiment.main import main as main_job
 
-from vmr_env.caches.boundary_tables import timelines_of
-from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.caches.clip_sums import clip_sums_of
+from vmr_env.caches.reader import DecoderStateCache, Ragged, write_cache
 from vmr_env.data.annotations import read_annotations
-from vmr_env.data.profiles import get_profile
+from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.files.user_cache import VARIABLE
 from vmr_env.files.writing import only_writer
 from vmr_env.options import option, parse
 from vmr_env.programs import plain_exit, run_program
-from vmr_env.simulation.simulator import simulate
+from vmr_env.simulation.config import SimulatorConfig
+from vmr_env.simulation.simulator import simulate, simulated_batch
 
 ATTACKS = {"mutation": 500, "kill": 100, "full disk": 100, "pair": 50}
 PATIENCE = 120
@@ -111,6 +112,7 @@ def jobs(data: Path) -> list[Job]:
     charades = get_profile("charades")
     for split, samples in (("train", 40), ("test", 20)):
         simulate(data / split, charades, split, samples=samples)
+    _write_clips(data / "clips", charades)
     write_simulated(data / "features", charades, samples=40, seed=1)
     recipe = get_recipe("charades-simulated").with_options(_TINY)
 
@@ -124,10 +126,12 @@ def jobs(data: Path) -> list[Job]:
         return digest_of(opened.spans, opened.scores, opened.saliency.values, opened.durations)
 
     def tables(folder: Path) -> None:
-        timelines_of(DecoderStateCache.open(data / "train"))
+        clip_sums_of(DecoderStateCache.open(data / "clips"))
 
     def read_tables(folder: Path) -> str:
-        return digest_of(*timelines_of(DecoderStateCache.open(data / "train")))
+        sums = clip_sums_of(DecoderStateCache.open(data / "clips"))
+        assert sums is not None
+        return digest_of(sums.sums)
 
     def features(folder: Path) -> None:
         if (folder / "store").exists():
@@ -186,6 +190,23 @@ def jobs(data: Path) -> list[Job]:
         Job("training", training, read_training),
         Job("main job", tprl, read_tprl, 0.4),
     ]
+
+
+def _write_clips(path: Path, profile: DatasetProfile) -> None:
+    """A cache with clip features."""
+    batch = simulated_batch(profile, "train", samples=200, seed=0, config=SimulatorConfig())
+    rng = np.random.default_rng(0)
+    clips = Ragged.from_rows([rng.normal(size=(count, 8)).astype(np.float32) for count in batch.n_clips])
+    write_cache(
+        path,
+        replace(batch, clips=clips),
+        dataset=profile.name,
+        split="train",
+        source="simulated",
+        models=["simulated"],
+        clip_seconds=profile.clip_seconds,
+        backbone_kind="simulated",
+    )
 
 
 class Attacker:

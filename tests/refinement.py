@@ -19,7 +19,7 @@ MISSING_CLIPS = 3
 
 @contextmanager
 def user_cache_in(folder: Path) -> Iterator[Path]:
-    """Timelines are derived into this folder instead of the user's."""
+    """What is made from caches goes into this folder instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "user-cache"))
         yield folder

@@ -11,8 +11,6 @@ import pytest
 from caches import ARGUMENTS, make_cache, random_batch
 from test_writing import small_disk
 
-from vmr_env.caches.boundary_features import build_timelines
-from vmr_env.caches.boundary_tables import timelines_of
 from vmr_env.caches.clip_sums import clip_sums_of
 from vmr_env.caches.derived import derived_tables
 from vmr_env.caches.reader import DecoderStateCache, write_cache
@@ -31,12 +29,19 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def expected(cache: DecoderStateCache) -> tuple[np.ndarray, ...]:
-    """Timelines computed from the arrays as they are now."""
-    assert cache.saliency is not None
-    curves = [cache.saliency[i] for i in range(len(cache))]
-    arrays = cache.spans, cache.scores, cache.counts, cache.models, cache.durations
-    return tuple(build_timelines(*map(np.array, arrays), cache.manifest["clip_seconds"], curves))
+def expected(cache: DecoderStateCache) -> np.ndarray:
+    """Running sums computed from the clips as they are now."""
+    assert cache.clips is not None
+    rows = []
+    for clips in map(np.float64, (cache.clips[sample] for sample in range(len(cache)))):
+        rows += [clips[:k].sum(axis=0) / len(clips) for k in range(len(clips) + 1)]
+    return np.array(rows)
+
+
+def sums_of(cache: DecoderStateCache) -> np.ndarray:
+    found = clip_sums_of(cache)
+    assert found is not None
+    return found.sums
 
 
 def test_every_file_and_parameter_of_a_cache_names_its_tables(tmp_path: Path, folder: Path) -> None:
@@ -58,23 +63,19 @@ def test_every_file_and_parameter_of_a_cache_names_its_tables(tmp_path: Path, fo
     assert made([1]) == count + 1
 
 
-FILES = ("spans", "scores", "counts", "models", "durations", "saliency.values", "saliency.offsets")
-
-
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", ["clips.values", "clips.offsets"])
 def test_a_damaged_copy_leaves_no_tables_for_the_good_one(tmp_path: Path, folder: Path, file: str) -> None:
-    good = make_cache(tmp_path / "good", n=40)
+    good = make_cache(tmp_path / "good", n=40, full=True)
     shutil.copytree(good, tmp_path / "damaged")
     path = tmp_path / "damaged" / f"{file}.npy"
     raw = bytearray(path.read_bytes())
     raw[-16] ^= 1
     path.write_bytes(raw)
     with pytest.raises(DataError, match=rf"{file}\.npy: has sha256"):
-        timelines_of(DecoderStateCache.open(tmp_path / "damaged"))
+        sums_of(DecoderStateCache.open(tmp_path / "damaged"))
     assert not [name for name in names(folder) if name.endswith(".npy")]
     cache = DecoderStateCache.open(good)
-    for found, wanted in zip(timelines_of(cache), expected(cache), strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_allclose(sums_of(cache), expected(cache), atol=1e-6)
 
 
 def _flip(path: Path) -> None:
@@ -94,46 +95,45 @@ DAMAGES: list[Callable[[Path], object]] = [
 ]
 
 
-TABLES = ["points.npy", "proposals.npy", "tables.json"]
+TABLES = ["sums.npy", "tables.json"]
 
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("damage", range(len(DAMAGES)))
 def test_a_damaged_table_is_made_again(tmp_path: Path, folder: Path, name: str, damage: int) -> None:
-    cache = DecoderStateCache.open(make_cache(tmp_path / "c"))
-    timelines_of(cache)
-    (tables,) = (folder / "timelines").iterdir()
+    cache = DecoderStateCache.open(make_cache(tmp_path / "c", full=True))
+    sums_of(cache)
+    (tables,) = (folder / "clip-sums").iterdir()
     DAMAGES[damage](tables / name)
-    for found, wanted in zip(timelines_of(cache), expected(cache), strict=True):
-        np.testing.assert_array_equal(found, wanted)
-    assert os.listdir(folder / "timelines") == [tables.name]
+    np.testing.assert_allclose(sums_of(cache), expected(cache), atol=1e-6)
+    assert os.listdir(folder / "clip-sums") == [tables.name]
     assert names(tables) == TABLES
 
 
 def test_good_tables_that_were_moved_are_kept(tmp_path: Path, folder: Path) -> None:
-    cache = DecoderStateCache.open(make_cache(tmp_path / "c"))
-    timelines_of(cache)
-    (tables,) = (folder / "timelines").iterdir()
+    cache = DecoderStateCache.open(make_cache(tmp_path / "c", full=True))
+    sums_of(cache)
+    (tables,) = (folder / "clip-sums").iterdir()
     shutil.copytree(tables, tmp_path / "moved")
     shutil.rmtree(tables)
     (tmp_path / "moved").rename(tables)
-    inode = (tables / "points.npy").stat().st_ino
+    inode = (tables / "sums.npy").stat().st_ino
     record = json.loads((tables / "tables.json").read_text())
-    timelines_of(cache)
-    assert (tables / "points.npy").stat().st_ino == inode
+    sums_of(cache)
+    assert (tables / "sums.npy").stat().st_ino == inode
     now = json.loads((tables / "tables.json").read_text())
-    assert now["points"]["sha256"] == record["points"]["sha256"]
-    assert now["points"]["stamp"][1] == inode
+    assert now["sums"]["sha256"] == record["sums"]["sha256"]
+    assert now["sums"]["stamp"][1] == inode
 
 
 def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path, folder: Path) -> None:
-    cache = DecoderStateCache.open(make_cache(tmp_path / "c", n=200))
+    cache = DecoderStateCache.open(make_cache(tmp_path / "c", n=200, full=True))
     says = r"cannot be written \(.*VMR_ENV_CACHE chooses"
-    with small_disk(256), pytest.raises(DataError, match=says) as caught:
-        timelines_of(cache)
+    with small_disk(32), pytest.raises(DataError, match=says) as caught:
+        sums_of(cache)
     assert len(caught.value.problems) == 1
-    assert names(folder / "timelines") == []
-    assert len(timelines_of(cache).points) == 200
+    assert names(folder / "clip-sums") == []
+    np.testing.assert_allclose(sums_of(cache), expected(cache), atol=1e-6)
 
 
 def test_blocks_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

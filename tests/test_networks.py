@@ -1,4 +1,4 @@
-"""Action features against their recomputation from the timeline's tables; masks, order of proposals."""
+"""Action features against their recomputation from timelines; masks, order of proposals."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -8,10 +8,10 @@ import pytest
 import torch
 from caches import random_batch
 from refinement import environment, user_cache_in, written
+from slow_timelines import slow_timeline_of
 from vmr_env.agents.networks import ActionFeatures, FlatNetwork, RefinementNetwork, Standardise
 
 from vmr_env.caches.boundary_features import CELLS, INTEGRALS
-from vmr_env.caches.boundary_tables import timelines_of
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.actions import MOVES
 from vmr_env.envs.vector_env import VMRVectorEnv
@@ -51,8 +51,8 @@ def one_hot(index: int, n: int) -> list[float]:
 def features_of(
     cache: DecoderStateCache, sample: int, start: float, end: float, proposal: int
 ) -> list[float]:
-    """`SPAN_FEATURES` of a span that came from a proposal, from the table of points."""
-    points = timelines_of(cache).points[sample].astype(np.float64)
+    """`SPAN_FEATURES` of a span that came from a proposal, from the points of its timeline."""
+    points = np.array(slow_timeline_of(cache, sample).points)
     first, last = (points[round(float(boundary) * CELLS)] for boundary in (start, end))
     width = max(float(end) - float(start), 0.0)
     mass, whole = (last - first)[INTEGRALS], points[-1][INTEGRALS]

@@ -1,6 +1,6 @@
 """A batch of samples on its way into a cache, or out of one, and the rules that its contents obey."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -210,15 +210,9 @@ def content_problems(batch: CacheBatch, models: int, where: str = "batch", first
         first: index of the batch's first sample, so that rows count from the start of the cache.
     """
     check = _Checker(where, first)
-    q = batch.spans.shape[1]
-    check.rows("counts", (batch.counts < 1) | (batch.counts > q), batch.counts, f"1 to {q} proposals")
-    real = np.arange(q) < batch.counts[:, None]
-
-    start, end = batch.spans[..., 0], batch.spans[..., 1]
-    ordered = (start >= 0) & (start <= end) & (end <= 1)
-    check.rows("spans", ~ordered, batch.spans, "0 <= start <= end <= 1")
-    check.rows("scores", ~((batch.scores >= 0) & (batch.scores <= 1)), batch.scores, "scores within [0, 1]")
+    _check_proposals(check, batch.spans, batch.scores, batch.counts)
     check.rows("models", batch.models >= models, batch.models, f"an index below {models}")
+    real = np.arange(batch.spans.shape[1]) < batch.counts[:, None]
     for name in ("spans", "scores", "models", "states", "references", "detections"):
         values = getattr(batch, name)
         if values is not None:
@@ -238,14 +232,11 @@ def content_problems(batch: CacheBatch, models: int, where: str = "batch", first
     apart = stored[:, 0] < stored[:, 1]
     check.ragged("moments", ~(inside & apart), moments, "0 <= start < end <= duration, in seconds")
 
-    for name in ("saliency", "relevance", "span_scores", "clips"):
+    for name in _OF_CLIPS:
         ragged: Ragged | None = getattr(batch, name)
         if ragged is not None:
             check.ragged(name, ~np.isfinite(ragged.values), ragged, "finite numbers")
-            length, expected = batch.n_clips, "one value per clip (n_clips)"
-            if name == "span_scores":
-                length, expected = spans_of(cells_of(batch.n_clips)), "one value per span of the grid"
-            check.rows(name, ragged.lengths != length, ragged.lengths, expected)
+            _check_lengths(check, name, ragged.lengths, batch.n_clips)
     for name in ("states", "references", "detections", "text"):
         values = getattr(batch, name)
         if values is not None:
@@ -253,6 +244,50 @@ def content_problems(batch: CacheBatch, models: int, where: str = "batch", first
 
     check.problems += _name_problems(batch, where, first)
     return check.problems
+
+
+def stored_problems(arrays: Mapping[str, Array], where: str) -> list[Problem]:
+    """What environments rely on that the arrays of a cache break, one problem a rule.
+
+    Args:
+        arrays: by name, as stored; offsets never fall.
+        where: how problems name the cache.
+    """
+    check = _Checker(where, 0)
+    durations, n_clips = arrays["durations"], arrays["n_clips"]
+    moments = Ragged(arrays["moments.values"], arrays["moments.offsets"])
+    _check_proposals(check, arrays["spans"], arrays["scores"], arrays["counts"])
+    sensible = (durations >= np.float32(SHORTEST)) & (durations <= np.float32(LONGEST))
+    check.rows("durations", ~sensible, durations, SECONDS)
+    check.rows("moments", moments.lengths < 1, moments.lengths, "at least 1 moment")
+    start, end = moments.values[:, 0], moments.values[:, 1]
+    inside = (start >= 0) & (start < end) & (end <= 1)
+    check.ragged("moments", ~inside, moments, "0 <= start < end <= 1, as shares of the video")
+    check.rows("n_clips", n_clips < 1, n_clips, "at least 1 clip")
+    for name in _OF_CLIPS:
+        if f"{name}.offsets" in arrays:
+            _check_lengths(check, name, np.diff(arrays[f"{name}.offsets"]), n_clips)
+    return check.problems
+
+
+_OF_CLIPS = ("saliency", "relevance", "span_scores", "clips")
+"""Ragged arrays whose lengths follow from the number of clips."""
+
+
+def _check_lengths(check: _Checker, name: str, lengths: Array, n_clips: Array) -> None:
+    wanted, expected = n_clips, "one value per clip (n_clips)"
+    if name == "span_scores":
+        wanted, expected = spans_of(cells_of(n_clips)), "one value per span of the grid"
+    check.rows(name, lengths != wanted, lengths, expected)
+
+
+def _check_proposals(check: _Checker, spans: Array, scores: Array, counts: Array) -> None:
+    q = spans.shape[1]
+    check.rows("counts", (counts < 1) | (counts > q), counts, f"1 to {q} proposals")
+    start, end = spans[..., 0], spans[..., 1]
+    ordered = (start >= 0) & (start <= end) & (end <= 1)
+    check.rows("spans", ~ordered, spans, "0 <= start <= end <= 1")
+    check.rows("scores", ~((scores >= 0) & (scores <= 1)), scores, "scores within [0, 1]")
 
 
 def normalised_moments(batch: CacheBatch) -> Ragged:

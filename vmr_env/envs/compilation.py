@@ -32,6 +32,9 @@ _OPTIONS: dict[str, Any] = {
 _SOURCES = ("envs", "caches", "metrics")  # folders that compiled code, or a constant in it, comes from
 
 _CONFIG: Any = numba.config
+COMPILES: bool = not _CONFIG.DISABLE_JIT
+"""Whether anything is compiled here."""
+
 _READY = False
 _DIRECT: dict[Any, Any] = {}
 
@@ -44,7 +47,7 @@ def scalar(function: Function) -> Function:
 
 def entry(function: Function) -> Function:
     """Compile a function that Python calls; what is compiled is kept on disk."""
-    if _CONFIG.DISABLE_JIT:
+    if not COMPILES:
         return np.errstate(over="ignore")(function)  # numbers wrap around in compiled code
     before = _CONFIG.CACHE_DIR
     _CONFIG.CACHE_DIR = str(_folder())  # is read by the decorator alone
@@ -96,7 +99,7 @@ def first_call() -> Iterator[None]:
     wait, and load what it made.
     """
     global _READY
-    if _READY or _CONFIG.DISABLE_JIT:
+    if _READY or not COMPILES:
         yield
         return
     folder = _folder()

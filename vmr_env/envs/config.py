@@ -1,30 +1,37 @@
 """The arguments that the single and the vector environment share, and what is made of them."""
 
 import os
+import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from vmr_env.arrays import Array, Ints
-from vmr_env.caches.boundary_tables import timelines_of
 from vmr_env.caches.clip_sums import clip_sums_of
 from vmr_env.caches.evidence import evidence_of
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs import kernel
 from vmr_env.envs.actions import FREE, free_groups, get_action_mode
+from vmr_env.envs.compilation import COMPILES, direct
 from vmr_env.envs.curriculum import CURRICULA
 from vmr_env.envs.observations import Observer
 from vmr_env.envs.rewards import BUILT_IN, POTENTIALS, Reward
 from vmr_env.envs.sources import check_split, open_source
+from vmr_env.envs.timelines import Timelines, empty_timelines, timeline_bytes, workspace
 from vmr_env.errors import DataError, Problem, check_count
 
 Source = str | os.PathLike[str] | DecoderStateCache | None
 
 PROPOSALS = 10
 """Proposals of a sample that take part, by default."""
+
+SHARED_BYTES = 1 << 29
+"""Memory that the timelines of all samples of a cache may take; those of larger ones are computed where
+episodes begin."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +95,39 @@ class Task:
         for number in self.curriculum.numbers:  # a fault of a later stage is told now, not in mid-training
             self.reward(number)
             self._free_in(number)
+        cache.require_sound()
         self.tables = _tables(cache, self.observer.shapes)
+        longest = 0 if cache.saliency is None else int(cache.saliency.lengths.max())
+        self._workspace = workspace(cache.manifest["proposals"], longest)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Task, (self.config,)  # a pickle holds no tables; they are mapped again
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Task":
         return self
+
+    @cached_property
+    def timelines(self) -> Timelines | None:
+        """Those of all samples, which all environments of the cache share. None where they are too large, or
+        are not computed by compiled code: each episode has that of its own sample then."""
+        samples, proposals = len(self.cache), self.cache.manifest["proposals"]
+        found = _SHARED.get(self.cache)
+        if found is None and COMPILES and samples * timeline_bytes(proposals) <= SHARED_BYTES:
+            found = empty_timelines(samples, proposals, shared=True)
+            every = np.arange(samples)
+            self.find_timelines(every, every, found)
+            _SHARED[self.cache] = found
+        return found
+
+    def own_timelines(self, n: int) -> Timelines:
+        """Memory for those of n episodes."""
+        return empty_timelines(n, self.cache.manifest["proposals"], shared=False)
+
+    def find_timelines(self, samples: Ints, rows: Ints, timelines: Timelines) -> None:
+        """Write the timelines of samples (K,) to rows (K,)."""
+        clip_seconds = np.float32(self.cache.manifest["clip_seconds"])
+        find = direct(kernel.find_timelines)
+        find(self.tables, clip_seconds, samples, rows, timelines, self._workspace)
 
     def reward(self, stage: int) -> Reward:
         """The reward of a stage.
@@ -185,22 +218,28 @@ def opened(dataset: str, split: str | None, source: Source) -> DecoderStateCache
     return cache
 
 
+_SHARED: weakref.WeakKeyDictionary[DecoderStateCache, Timelines] = weakref.WeakKeyDictionary()
+"""Timelines of all samples of the caches that are open."""
+
+
 def _tables(cache: DecoderStateCache, components: Collection[str]) -> kernel.Tables:
     """The arrays of a cache and those derived from it; clip sums, a large table, where they are shown."""
-    features = timelines_of(cache)
     clips = None if {"point_clips", "proposal_clips"}.isdisjoint(components) else clip_sums_of(cache)
     states, half_states = _by_precision(cache.states, 3)
     text, half_text = _by_precision(cache.text, 2)
     evidence = None if {"relevance", "span_evidence"}.isdisjoint(components) else evidence_of(cache)
+    saliency = cache.saliency
+    no_saliency = np.zeros(len(cache) + 1, np.int64)
     return kernel.Tables(
         spans=_fixed(cache.spans, np.float32, 3),
+        scores=_fixed(cache.scores, np.float32, 2),
         counts=_fixed(cache.counts, np.int32, 1),
         models=_fixed(cache.models, np.uint8, 2),
         durations=_fixed(cache.durations, np.float32, 1),
         moments=_fixed(cache.moments.values, np.float32, 2),
         moment_offsets=_fixed(cache.moments.offsets, np.int64, 1),
-        points=_fixed(features.points, np.float32, 3),
-        proposals=_fixed(features.proposals.reshape(len(cache), -1), np.float32, 2),
+        saliency=_fixed(None if saliency is None else saliency.values, np.float32, 1),
+        saliency_offsets=_fixed(no_saliency if saliency is None else saliency.offsets, np.int64, 1),
         states=states,
         half_states=half_states,
         text=text,

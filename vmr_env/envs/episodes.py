@@ -61,6 +61,7 @@ class Episodes:
         self._older: list[tuple[kernel.Rules, Bools]] = []
         self._set_rules(len(task.curriculum) if task.config.stage is None else task.config.stage)
         with first_call():
+            self._own = task.own_timelines(n) if task.timelines is None else None
             self.advance(np.full(n, kernel.BEGIN, np.uint8), self._none)
             self.draw(np.zeros(n, np.uint8))
 
@@ -130,6 +131,9 @@ class Episodes:
         n, parts = len(self.state), len(self._candidates)
         observations = np.empty((n, self.task.observer.width), np.float32) if out is None else out
         outcome = Outcome(observations, np.zeros(n), np.zeros(n, bool))
+        if self._own is not None:
+            begun = np.flatnonzero(orders == kernel.BEGIN)
+            self.task.find_timelines(self.samples[begun], begun, self._own)
         for rules, theirs in self._by_rules(orders):
             lead_on = partial(self._lead_on, rules, theirs, outcome)
             others = [_pool(parts - 1, os.getpid()).submit(lead_on, part) for part in range(1, parts)]
@@ -164,6 +168,7 @@ class Episodes:
         advance(
             self.task.tables,
             rules,
+            self.task.timelines if self._own is None else self._own,
             self.state,
             self._candidates[part],
             self.mask,

@@ -17,19 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.arrays import Array, Bools, Floats
-from vmr_env.caches import boundary_features
-from vmr_env.caches.boundary_features import (
-    CELLS,
-    CURVES,
-    FLOOR,
-    INTEGRALS,
-    POINT_FEATURES,
-    SHORTEST,
-    SPAN_FEATURES,
-)
+from vmr_env.caches.boundary_features import CELLS, INTEGRALS, POINT_FEATURES, SPAN_FEATURES
 from vmr_env.caches.clip_sums import EDGE_CLIPS
 from vmr_env.caches.evidence import RELEVANCE, SPAN_EVIDENCE
 from vmr_env.envs.compilation import entry, scalar
+from vmr_env.envs.timelines import (
+    Timelines,
+    Workspace,
+    build_timeline,
+    cell_of,
+    inside_features,
+    log_length,
+)
 from vmr_env.metrics import spans
 
 Integers = NDArray[np.int64]
@@ -89,12 +88,10 @@ _EMPTY = np.float32(1e-9)
 _HALF = np.float32(0.5)
 _BONUSES = tuple(np.float32(bonus) for bonus in (0.1, 0.2, 0.3))
 _CELLS = np.float32(CELLS)
-_N_CURVES, _INTEGRALS = len(CURVES), INTEGRALS.start
-_POINT_WIDTH, _SPAN_WIDTH = len(POINT_FEATURES), len(SPAN_FEATURES)
+_INTEGRALS, _POINT_WIDTH, _SPAN_WIDTH = INTEGRALS.start, len(POINT_FEATURES), len(SPAN_FEATURES)
 _RELEVANCE_WIDTH, _EVIDENCE_WIDTH = len(RELEVANCE), len(SPAN_EVIDENCE)
 _HALF_FLOAT = np.float32(2.0**112)
 
-_log_length = scalar(boundary_features.log_length)
 _reaches = scalar(spans.reaches)
 
 
@@ -106,6 +103,8 @@ class Tables(NamedTuple):
 
     spans: Floats
     """(S, Q, 2) float32."""
+    scores: Floats
+    """(S, Q) float32."""
     counts: NDArray[np.int32]
     """(S,), proposals that there are."""
     models: NDArray[np.uint8]
@@ -116,10 +115,10 @@ class Tables(NamedTuple):
     """(T, 2) float32; those of a sample from its offset to the next."""
     moment_offsets: Integers
     """(S + 1,)."""
-    points: Floats
-    """(S, CELLS + 1, `POINT_FEATURES`) float32, boundary features of every point."""
-    proposals: Floats
-    """(S, Q * `SPAN_FEATURES`) float32."""
+    saliency: Floats
+    """(V,) float32; values of a sample from its offset to the next."""
+    saliency_offsets: Integers
+    """(S + 1,)."""
     states: Floats
     """(S, Q, D) float32, decoder states."""
     half_states: NDArray[np.uint16]
@@ -385,12 +384,6 @@ def apply(
 
 
 @scalar
-def cell_of(position: Number) -> int:
-    """The point of the table nearest to a position."""
-    return int(np.rint(position * _CELLS))
-
-
-@scalar
 def copy(row: Floats, out: Floats) -> None:
     """Write a row of a table (K,) into an observation."""
     for k in range(len(row)):
@@ -415,20 +408,6 @@ def copy_state(tables: Tables, sample: int, proposal: int, out: Floats) -> None:
         copy_half(tables.half_states[sample, proposal], out)
     else:
         copy(tables.states[sample, proposal], out)
-
-
-@scalar
-def observe_inside(points: Floats, start: Number, end: Number, out: Floats) -> None:
-    """Mean of each curve inside a span, and shares of the first three that lie there (`INSIDE_FEATURES`)."""
-    first, last = cell_of(start), cell_of(end)
-    width = max(end - start, SHORTEST)
-    for c in range(_N_CURVES):
-        mass = points[last, _INTEGRALS + c] - points[first, _INTEGRALS + c]
-        # Cells are a little longer or shorter than the span.
-        out[c] = min(max(mass / width, -_ONE), _ONE)
-        if c < _N_CURVES - 1:
-            whole = max(points[CELLS, _INTEGRALS + c], FLOOR)
-            out[_N_CURVES + c] = min(max(mass / whole, -_ONE), _ONE)
 
 
 @scalar
@@ -545,24 +524,31 @@ def observe_choices(tables: Tables, rules: Rules, episode: Record, mask: Bools, 
 
 @scalar
 def observe(
-    tables: Tables, rules: Rules, episode: Record, candidates: Candidates, mask: Bools, out: Floats
+    tables: Tables,
+    rules: Rules,
+    timelines: Timelines,
+    row: int,
+    episode: Record,
+    candidates: Candidates,
+    mask: Bools,
+    out: Floats,
 ) -> None:
-    """Write the flat observation: every component that has a column."""
+    """Write the flat observation: every component that has a column; `row` is that of the timeline."""
     at, sample, start, end = rules.columns, episode.sample, episode.start, episode.end
     positions = candidates.positions
     points, proposals, count = (
-        tables.points[sample],
+        timelines.points[row],
         tables.spans[sample, : rules.proposals],
         tables.counts[sample],
     )
     if at[_REMAINING] >= 0:
         out[at[_REMAINING]] = max(rules.horizon - episode.step, 0) / rules.horizon
     if at[_VIDEO] >= 0:
-        out[at[_VIDEO]] = _log_length(_ONE / episode.clip_length)
+        out[at[_VIDEO]] = log_length(_ONE / episode.clip_length)
     if at[_SPAN] >= 0:
         part = out[at[_SPAN] :]
         part[0], part[1], part[2] = start, end, end - start
-        part[3] = _log_length((end - start) / episode.clip_length)
+        part[3] = log_length((end - start) / episode.clip_length)
     if at[_SOURCE] >= 0:
         part = out[at[_SOURCE] :]
         for p in range(len(proposals)):
@@ -584,9 +570,9 @@ def observe(
     if at[_WHOLE] >= 0:
         copy(points[CELLS, _INTEGRALS:], out[at[_WHOLE] :])
     if at[_INSIDE] >= 0:
-        observe_inside(points, start, end, out[at[_INSIDE] :])
+        inside_features(points, start, end, out[at[_INSIDE] :])
     if at[_PROPOSALS] >= 0:
-        copy(tables.proposals[sample, : rules.proposals * _SPAN_WIDTH], out[at[_PROPOSALS] :])
+        copy(timelines.proposals[row, : rules.proposals * _SPAN_WIDTH], out[at[_PROPOSALS] :])
     if at[_MODELS] >= 0:
         observe_models(tables.models[sample, : rules.proposals], count, rules.models, out[at[_MODELS] :])
     if at[_DECODER_STATE] >= 0:
@@ -620,9 +606,36 @@ def observe(
 
 
 @entry
+def find_timelines(
+    tables: Tables,
+    clip_seconds: Number,
+    samples: Integers,
+    rows: Integers,
+    timelines: Timelines,
+    work: Workspace,
+) -> None:
+    """Write the timelines of samples (K,) to rows (K,)."""
+    for i in range(len(samples)):
+        sample = samples[i]
+        first, last = tables.saliency_offsets[sample], tables.saliency_offsets[sample + 1]
+        build_timeline(
+            tables.spans[sample],
+            tables.scores[sample],
+            tables.counts[sample],
+            tables.models[sample],
+            clip_seconds / tables.durations[sample],
+            tables.saliency[first:last],
+            work,
+            timelines.points[rows[i]],
+            timelines.proposals[rows[i]],
+        )
+
+
+@entry
 def advance(
     tables: Tables,
     rules: Rules,
+    timelines: Timelines,
     episodes: Array,
     candidates: Candidates,
     masks: Bools,
@@ -640,6 +653,7 @@ def advance(
     Args:
         tables: see there.
         rules: see there.
+        timelines: of the samples or the episodes.
         episodes: (N,) EPISODE, changed.
         candidates: memory for them; of its own for every thread.
         masks: (N, A), which choices are possible, changed.
@@ -658,6 +672,7 @@ def advance(
         episode, mask = episodes[i], masks[i]
         before, steps = episode.potential, orders[i] == STEP
         ended[i] = steps and apply(tables, rules, episode, mask, numbers[i], shares[i])
+        row = episode.sample if timelines.shared else i
         if orders[i] == BEGIN:
             begin(tables, rules, episode)
         judge(tables, rules, episode)
@@ -665,7 +680,7 @@ def advance(
         find_candidates(rules, episode, candidates)
         find_possible(tables, rules, episode, candidates, mask)
         if len(observations) > 0:
-            observe(tables, rules, episode, candidates, mask, observations[i])
+            observe(tables, rules, timelines, row, episode, candidates, mask, observations[i])
 
 
 @entry
