@@ -82,11 +82,8 @@ def test_the_kernel_is_compiled_for_one_set_of_types(source: str) -> None:
     recorded(source)
     VMRVectorEnv(2, source=source, samples=[1], components=["span"], proposals=1).reset(seed=0)
     VMREnv(source=source).reset(seed=0)
-    assert [len(entry.overloads) for entry in (kernel.advance, kernel.draw, kernel.find_timelines)] == [
-        1,
-        1,
-        1,
-    ]
+    entries = kernel.advance, kernel.draw, kernel.find_timelines
+    assert [len(entry.overloads) for entry in entries] == [1, 1, 1]
 
 
 def test_an_installation_that_is_read_only_compiles_into_the_users_folder(tmp_path: Path) -> None:
