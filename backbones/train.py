@@ -13,6 +13,7 @@ trains the named recipe (`vmr_env.backbones.recipes`), sets a tenth of the video
 
 All randomness of an epoch follows from the seed and the epoch's number, so a run that was killed and
 continued ends with the same weights, bit for bit, as one that was not (on one machine and device).
+Under `torchrun`, processes share each batch (`vmr_env.backbones.processes`).
 """
 
 import argparse
@@ -21,7 +22,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from vmr_env.backbones.girl_detr.losses import SupervisedCriterion
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.girl_detr.schedules import learning_rate
 from vmr_env.backbones.predict import predict
+from vmr_env.backbones.processes import OneProcess, Processes, open_processes
 from vmr_env.backbones.recipes import Recipe, get_recipe
 
 from vmr_env.data.annotations import Annotation
@@ -87,6 +89,7 @@ class Trainer:
         source: str,
         device: str = "cpu",
         amp: bool = False,
+        processes: Processes | None = None,
         log: Callable[[Mapping[str, float], int], None] | None = None,
     ) -> None:
         """Set up a run, or continue the one in `out`.
@@ -99,11 +102,12 @@ class Trainer:
             source: where the features come from (real, annotation-derived, simulated); noted in the weights.
             device: torch device.
             amp: compute forward passes in bfloat16 where PyTorch finds it safe.
+            processes: those that share each batch; None for this one alone, on `device`.
             log: called with figures and the number of epochs done after each epoch.
 
         Raises:
             DataError: features of the samples are missing or damaged (all are listed), or `out` holds a run
-                of another recipe.
+                of another recipe, or the recipe's model mixes samples and there are several processes.
         """
         if problems := [*train.problems(), *select.problems()]:
             raise DataError(problems)
@@ -111,7 +115,11 @@ class Trainer:
         self.recipe = recipe.with_options(widths)
         self._train, self._select = train, select
         self._out, self._source, self._log = out, source, log
-        self._device, self._amp = torch.device(device), amp
+        self._processes = processes or OneProcess(torch.device(device))
+        self._device, self._amp = self._processes.device, amp
+        if self._processes.count > 1 and not self.recipe.model.repaired("cmi_masks"):
+            message = "mixes the samples of a batch (Q9), expected repaired for several processes"
+            raise DataError(Problem("--behaviour", None, None, message))
         self.model = GirlDetr(self.recipe.model, recipe.seed).to(self._device)
         self.model.recompute = recipe.data.max_clips > 256
         self._criterion = SupervisedCriterion(self.recipe.model)
@@ -130,14 +138,18 @@ class Trainer:
         out.mkdir(parents=True, exist_ok=True)
         if (out / "last.pt").exists():
             self._restore()
-        else:  # what a run told that ended before its first epoch was saved
+        elif self._writes:  # what a run told that ended before its first epoch was saved
             (out / "history.jsonl").unlink(missing_ok=True)
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this is the process that writes the files."""
+        return self._processes.rank == 0
 
     def run(self, progress: bool = True) -> None:
         """Train to the last epoch of the recipe; safe to interrupt at any moment."""
-        bar = tqdm(
-            total=self.recipe.epochs, initial=self.epoch, desc="train", unit="epoch", disable=not progress
-        )
+        hidden = not (progress and self._writes)
+        bar = tqdm(total=self.recipe.epochs, initial=self.epoch, desc="train", unit="epoch", disable=hidden)
         with bar:
             while self.epoch < self.recipe.epochs and self._failures < MAX_FAILURES:
                 figures = self.train_epoch()
@@ -167,7 +179,8 @@ class Trainer:
         draw.shuffle(order)
         sums: dict[str, Tensor] = {}
         self.model.train()
-        with seeded(f"{recipe.seed} {self.epoch}", self._device):
+        key = f"{recipe.seed} {self.epoch}"
+        with seeded(key if self._writes else f"{key} {self._processes.rank}", self._device):
             for start in range(0, len(order), recipe.batch_size):
                 rows = order[start : start + recipe.batch_size]
                 losses = self._step(self._train.batch(rows, draw, training=True).to(self._device))
@@ -179,7 +192,7 @@ class Trainer:
 
     def _step(self, batch: FeatureBatch) -> dict[str, Tensor]:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._amp):
-            output = self.model(*batch.inputs)
+            output = self._processes.detect(self.model, batch)
         losses = self._criterion(output, batch.targets, self.epoch)
         total = losses["total"]
         if not torch.isfinite(total):
@@ -187,6 +200,7 @@ class Trainer:
             raise FloatingPointError(f"the loss is not finite in epoch {self.epoch + 1}: {values}")
         self._optimizer.zero_grad()
         torch.autograd.backward(total)
+        self._processes.add_gradients(self.model)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self._optimizer.step()
         if self.shadow is not self.model:
@@ -207,10 +221,13 @@ class Trainer:
                 "epoch": self.epoch,
                 "selection": brief,
             }
-            save_checkpoint(self._out / "best", self.shadow, notes)
+            if self._writes:
+                save_checkpoint(self._out / "best", self.shadow, notes)
         return {"score": score, **brief}
 
     def _finish_epoch(self, figures: Mapping[str, float]) -> None:
+        if not self._writes:
+            return
         with open(self._out / "history.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"epoch": self.epoch, **figures}) + "\n")
         if self._log is not None:
@@ -247,7 +264,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.shadow.load_state_dict(state["shadow"])
         self._optimizer.load_state_dict(state["optimizer"])
-        cut_history(self._out / "history.jsonl", self.epoch)
+        if self._writes:
+            cut_history(self._out / "history.jsonl", self.epoch)
 
 
 def cut_history(path: Path, epochs: int) -> None:
@@ -371,23 +389,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = read_samples(options.annotations, options.past_end)
     with writing_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-    with only_writer(options.out):
-        train_all(rows, recipe, options)
+    with open_processes(options.device) as processes, written_by_first(options.out, processes):
+        train_all(rows, recipe, options, processes)
 
 
-def train_all(rows: Sequence[Annotation], recipe: Recipe, options: argparse.Namespace) -> None:
+def written_by_first(out: Path, processes: Processes) -> AbstractContextManager[None]:
+    """The first process is the only writer of a folder; the others write nothing."""
+    return only_writer(out) if processes.rank == 0 else nullcontext()
+
+
+def train_all(
+    rows: Sequence[Annotation], recipe: Recipe, options: argparse.Namespace, processes: Processes
+) -> None:
     """Train one backbone on the samples, or the members of a cross-fitted one."""
     if options.cross_fit is None:
-        train_on(rows, recipe, options, options.out)
+        train_on(rows, recipe, options, options.out, processes)
         return
     parts = cut_into_parts(rows, recipe, options.cross_fit)
-    write_parts(options.out, rows, parts, recipe)
+    if processes.rank == 0:
+        write_parts(options.out, rows, parts, recipe)
     for member in range(options.cross_fit):
         seen = [row for row, part in zip(rows, parts, strict=True) if part != member]
-        train_on(seen, recipe, options, member_folder(options.out, member))
+        train_on(seen, recipe, options, member_folder(options.out, member), processes)
 
 
-def train_on(rows: Sequence[Annotation], recipe: Recipe, options: argparse.Namespace, out: Path) -> None:
+def train_on(
+    rows: Sequence[Annotation], recipe: Recipe, options: argparse.Namespace, out: Path, processes: Processes
+) -> None:
     """Train a recipe on samples, with features and devices of the command line; a run in `out` goes on."""
     if options.select_annotations is None:
         train_rows, select_rows = split_for_selection(rows, get_profile(recipe.dataset))
@@ -406,12 +434,13 @@ def train_on(rows: Sequence[Annotation], recipe: Recipe, options: argparse.Names
         MomentDataset(select_rows, select_sources.clips, select_sources.text, recipe.data),
         out,
         source=sources.kind,
-        device=options.device,
         amp=options.amp,
-        log=tensorboard_log(out / "tensorboard") if options.tensorboard else None,
+        processes=processes,
+        log=tensorboard_log(out / "tensorboard") if options.tensorboard and processes.rank == 0 else None,
     )
     trainer.run()
-    print(f"{out}: {trainer.epoch} epochs, best selection score {trainer.best:.2f}")
+    if processes.rank == 0:
+        print(f"{out}: {trainer.epoch} epochs, best selection score {trainer.best:.2f}")
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:

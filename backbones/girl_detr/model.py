@@ -140,6 +140,7 @@ class GirlDetr(nn.Module):
         src_txt_mask: Tensor,
         *,
         training_branches: bool | None = None,
+        wrong_texts: tuple[Tensor, Tensor] | None = None,
     ) -> GirlDetrOutput:
         """Detect moments.
 
@@ -150,6 +151,8 @@ class GirlDetr(nn.Module):
             src_txt_mask: ``(B, Lt)``.
             training_branches: compute what only the losses need (a second pass with wrong texts, moment
                 saliency, contrastive projections, the head on all layers); by default in training mode only.
+            wrong_texts: token features ``(N, Lt, t_feat_dim)`` of other samples for the first N videos, and
+                their mask ``(N, Lt)``; by default the next sample's for the first `negatives`.
         """
         self._check(src_vid, src_vid_mask, src_txt, src_txt_mask)
         video_mask, text_mask = src_vid_mask.to(src_vid.dtype), src_txt_mask.to(src_txt.dtype)
@@ -157,8 +160,12 @@ class GirlDetr(nn.Module):
         text: Tensor = recomputed(self.text_projection, self._recompute, src_txt)
         branches = self.training if training_branches is None else training_branches
         texts = [(text, text_mask)]
-        if branches:
-            texts += self._wrong_texts(text, text_mask)
+        if branches and wrong_texts is not None:
+            wrong_text, wrong_mask = wrong_texts
+            projected = recomputed(self.text_projection, self._recompute, wrong_text)
+            texts.append((projected, wrong_mask.to(wrong_text.dtype)))
+        elif branches and (count := self.negatives(len(text))):
+            texts.append((text.roll(-1, 0)[:count], text_mask.roll(-1, 0)[:count]))
         pairings = self._pairings(video, video_mask, texts)
         positions = clip_positions(video_mask, self.config.hidden_dim)
         memory, *wrong = self._encode(pairings, positions, video_mask)
@@ -199,18 +206,15 @@ class GirlDetr(nn.Module):
     def _recompute(self) -> bool:
         return self.recompute and torch.is_grad_enabled()
 
-    def _wrong_texts(self, text: Tensor, text_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """For each of the first videos the next sample's text.
+    def negatives(self, samples: int) -> int:
+        """How many of a batch's first videos training shows with another sample's text, too.
 
         See the repairs ``negative_refinement`` (Q14), without which a video alone gets its own text, and
         ``half_negatives``.
         """
-        count = len(text)
-        if count == 1 and self.config.repaired("negative_refinement"):
-            return []
-        if self.config.repaired("half_negatives"):
-            count = (count + 1) // 2
-        return [(text.roll(-1, 0)[:count], text_mask.roll(-1, 0)[:count])]
+        if samples == 1 and self.config.repaired("negative_refinement"):
+            return 0
+        return (samples + 1) // 2 if self.config.repaired("half_negatives") else samples
 
     def _pairings(
         self, video: Tensor, video_mask: Tensor, texts: list[tuple[Tensor, Tensor]]
