@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from caches import ARGUMENTS, random_batch
+from outside import install_outside, run_outside
 
 import vmr_env
 from vmr_env.caches.reader import Ragged, write_cache
@@ -153,28 +152,9 @@ if __name__ == "__main__":
 """
 
 
-def _outside(folder: Path, module: str, *, plugin: bool = True) -> None:
-    """What `pip install` of a package leaves behind: its module, and of a plugin its entry point."""
-    (folder / "cooking_plugin.py").write_text(module)
-    if not plugin:
-        return
-    info = folder / "cooking_plugin-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cooking-plugin\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[vmr_env.plugins]\ncooking = cooking_plugin\n")
-
-
-def _run(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    script = folder / "use.py"  # beside the plugin, so that its folder is on the path of every process
-    script.write_text(code)
-    return subprocess.run(
-        [sys.executable, str(script), *arguments], cwd=folder, capture_output=True, text=True
-    )
-
-
 def test_a_data_set_from_outside_exists_in_every_kind_of_process(tmp_path: Path) -> None:
-    _outside(tmp_path, PLUGIN)
-    done = _run(tmp_path, USE)
+    install_outside(tmp_path, PLUGIN)
+    done = run_outside(tmp_path, USE)
     assert done.returncode == 0, done.stderr
     tious = json.loads(done.stdout)
     assert len(tious) >= 3
@@ -191,7 +171,7 @@ BY_MODULE = {
 
 
 @pytest.mark.parametrize("options", [BY_NAME, BY_MODULE], ids=["registered", "module:name"])
-def test_reward_component_action_mode_and_curriculum_from_outside(
+def test_reward_component_action_mode_and_curriculum_frominstall_outside(
     tmp_path: Path, options: dict[str, object]
 ) -> None:
     """In an hour-long video, in every kind of process and in the vector environment."""
@@ -208,8 +188,8 @@ def test_reward_component_action_mode_and_curriculum_from_outside(
     )
     source = write_cache(tmp_path / "cache", batch, **ARGUMENTS)
     registered = options is BY_NAME
-    _outside(tmp_path, PARTS + REGISTER_PARTS * registered, plugin=registered)
-    done = _run(tmp_path, USE_PARTS, str(source), json.dumps(options))
+    install_outside(tmp_path, PARTS + REGISTER_PARTS * registered, plugin=registered)
+    done = run_outside(tmp_path, USE_PARTS, str(source), json.dumps(options))
     assert done.returncode == 0, done.stderr
     walks, climbs = zip(*json.loads(done.stdout), strict=True)
     expected = [  # share of the steps, tIoU, change of nearness and the term, whether it is over
@@ -226,8 +206,8 @@ def test_reward_component_action_mode_and_curriculum_from_outside(
 
 
 def test_a_broken_plugin_is_named_and_does_not_stop_the_import(tmp_path: Path) -> None:
-    _outside(tmp_path, "1 / 0\n")
-    done = _run(tmp_path, "import vmr_env, sys; print(len(vmr_env.__all__))")
+    install_outside(tmp_path, "1 / 0\n")
+    done = run_outside(tmp_path, "import vmr_env, sys; print(len(vmr_env.__all__))")
     assert done.returncode == 0
     assert int(done.stdout) == len(vmr_env.__all__)
     assert "plugin 'cooking' (cooking_plugin)" in done.stderr
@@ -292,9 +272,9 @@ if __name__ == "__main__":
 """
 
 
-def test_metric_agent_and_curriculum_from_outside_in_a_run(tmp_path: Path) -> None:
-    _outside(tmp_path, METRIC)
-    done = _run(tmp_path, USE_METRIC)
+def test_metric_agent_and_curriculum_from_outside_in_arun_outside(tmp_path: Path) -> None:
+    install_outside(tmp_path, METRIC)
+    done = run_outside(tmp_path, USE_METRIC)
     assert done.returncode == 0, done.stderr
     # Each of two members takes 4 steps a round, and the second stage begins after 8.
     assert (tmp_path / "stages.txt").read_text().split() == ["1", "1", "2"] * 2

@@ -58,7 +58,7 @@ def test_features_and_cache_give_the_same_answers(backbone: Backbone, features: 
     cache = DecoderStateCache.open(backbone.caches / "test")
     model, rows = load_checkpoint(backbone.weights), np.array([4, 0, 17])
     of_features = _Samples(backbone.weights, features.test, cache).answers(model, rows)
-    of_cache = ranked(cache, rows, model)
+    of_cache = ranked(cache, rows, model.head)
     np.testing.assert_array_equal(of_features.samples, of_cache.samples)
     np.testing.assert_allclose(of_features.windows, of_cache.windows, atol=2e-4)
 

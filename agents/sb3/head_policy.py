@@ -18,8 +18,8 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
+from vmr_env.agents.tprl.head import learning
 from vmr_env.agents.tprl.head_policy import LEAST_SCALE, Drawn, HeadPolicy, Said, take
-from vmr_env.agents.tprl.head_training import TRAINED, parameters
 
 Self = TypeVar("Self", bound="HeadDistribution")
 
@@ -125,11 +125,11 @@ class HeadActorCriticPolicy(MultiInputActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         (self.network,) = self._given
         self.network.requires_grad_(False)
-        learning = [self.network.log_std, *self.network.value.parameters()]
-        learning += parameters(self.network.head, TRAINED)
-        for weight in learning:
+        beside = [self.network.log_std, *self.network.value.parameters()]
+        weights = [*beside, *learning(self.network.head)]
+        for weight in weights:
             weight.requires_grad_(True)
-        self.optimizer = self.optimizer_class(learning, lr=lr_schedule(1), **self.optimizer_kwargs)
+        self.optimizer = self.optimizer_class(weights, lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"network": self.network}

@@ -12,6 +12,7 @@ from vmr_env.agents.sb3.head_config import SB3HeadConfig
 from vmr_env.agents.sb3.head_policy import HeadActorCriticPolicy
 from vmr_env.agents.sb3.vec_env import check_finite, own_random_numbers
 from vmr_env.agents.tprl.data import StateBatches
+from vmr_env.agents.tprl.head import Head
 from vmr_env.agents.tprl.head_policy import HeadPolicy, stage_at
 from vmr_env.agents.tprl.head_training import HeadTrainer
 
@@ -26,7 +27,7 @@ class SB3HeadTrainer(HeadTrainer[SB3HeadConfig, Stage]):
     kind = "sb3-head"
     figures = ("reward", "policy", "value", "std")
 
-    def __init__(self, head: nn.Module, config: SB3HeadConfig, seed: int = 0) -> None:
+    def __init__(self, head: Head, config: SB3HeadConfig, seed: int = 0) -> None:
         super().__init__(head, config, seed)
         self._stages = CURRICULA.get(config.curriculum).stages
         self.policy = HeadPolicy(self.head, config.std)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vmr_env.agents.policy_gradient import clipped_gain, standardised
 from vmr_env.agents.settings import Range
 from vmr_env.agents.tprl.data import StateBatch
+from vmr_env.agents.tprl.head import Head
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.head_training import HeadTrainer
 from vmr_env.agents.tprl.losses import Moments, log_odds
@@ -144,20 +145,20 @@ class HeadPolicy(nn.Module):
         std: Deviation at the start, in lengths of the proposal.
     """
 
-    def __init__(self, head: nn.Module, std: float) -> None:
+    def __init__(self, head: Head, std: float) -> None:
         super().__init__()
         self.head = head
         self.log_std = nn.Parameter(torch.full((2,), math.log(std)))
-        self.value = nn.Linear(head.get_parameter("class_embed.weight").shape[1], 1)
+        self.value = nn.Linear(head.width, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
 
     def forward(self, states: Tensor, references: Tensor) -> Said:
         """``(B, Q, D)`` decoder states, ``(B, Q, 2)`` references."""
-        out = self.head(states, references)
         values: Tensor = self.value(states.mean(1))[:, 0]
-        odds = log_odds(out.logits)
-        return Said(torch.log_softmax(odds, -1), bounds_of(out.spans), values, odds.sigmoid())
+        odds = log_odds(self.head.score(states))
+        bounds = bounds_of(self.head.locate(states, references))
+        return Said(torch.log_softmax(odds, -1), bounds, values, odds.sigmoid())
 
     def log_prob(self, said: Said, drawn: Drawn, *, chooses: bool) -> Tensor:
         """Log-probability of refinements, ``(B, G)``; of their choice too where the policy makes it."""
@@ -177,7 +178,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
     kind = "head-policy"
     figures = ("reward", "policy", "value", "kl", "std")
 
-    def __init__(self, head: nn.Module, config: HeadPolicyConfig, seed: int = 0) -> None:
+    def __init__(self, head: Head, config: HeadPolicyConfig, seed: int = 0) -> None:
         super().__init__(head, config, seed)
         self._stages = CURRICULA.get(config.curriculum).stages
         self._first = HeadPolicy(self.came, config.std)

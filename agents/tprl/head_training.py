@@ -22,6 +22,7 @@ from tqdm import tqdm
 from vmr_env.agents.checkpoint import load_run, save_run
 from vmr_env.agents.evaluation import USES, shares_of_uses
 from vmr_env.agents.tprl.data import StateBatch, StateBatches
+from vmr_env.agents.tprl.head import Head, check_head, learning
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.validation import Validator, propose
 
@@ -35,9 +36,6 @@ Proposals = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Result of `vmr_env.agents.tprl.validation.propose`."""
 Config = TypeVar("Config", bound=HeadConfig)
 Epoch = TypeVar("Epoch")
-
-TRAINED = ("span_embed", "class_embed")
-"""Modules of the head that learn; the IoU layers stay as they are."""
 
 
 @dataclass(slots=True)
@@ -62,9 +60,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
     Subclasses give the steps; `Epoch` is what holds for all steps of an epoch, its stage and coefficients.
 
     Args:
-        head: Module whose ``forward(states (..., D), references (..., 2))`` gives `.logits (..., 2)` and
-            `.spans (..., 2)` as (centre, width), with submodules "iou_embed" and those of `TRAINED`. It is
-            copied, and itself left alone.
+        head: See `Head`. It is copied, and itself left alone.
         config: Settings.
         seed: Seed of the order of samples and of all draws.
 
@@ -79,14 +75,16 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
     kind: ClassVar[str]
     figures: ClassVar[tuple[str, ...]]
 
-    def __init__(self, head: nn.Module, config: Config, seed: int = 0) -> None:
+    def __init__(self, head: Head, config: Config, seed: int = 0) -> None:
+        check_head(head)
         self.config, self.seed = config, seed
         self.head = copy.deepcopy(head)
-        self.averaged = copy.deepcopy(head).requires_grad_(False)
-        self.came = copy.deepcopy(head).requires_grad_(False)
-        self._weights: list[Tensor] = [*parameters(self.head, TRAINED)]
-        self._averages: list[Tensor] = [*parameters(self.averaged, TRAINED)]
-        self._start: list[Tensor] = [*parameters(self.came, TRAINED)]
+        self.averaged, self.came = copy.deepcopy(head), copy.deepcopy(head)
+        for resting in (self.averaged, self.came):
+            resting.requires_grad_(False)
+        self._weights: list[Tensor] = [*learning(self.head)]
+        self._averages: list[Tensor] = [*learning(self.averaged)]
+        self._start: list[Tensor] = [*learning(self.came)]
         self._average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]  # torch leaves it so
         self._optimizer = torch.optim.AdamW(
             self._groups(), lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -398,11 +396,6 @@ def _mean_weights(members: Sequence[Weights]) -> Weights:
         same = all(torch.equal(first, other[name]) for other in members[1:])
         means[name] = first if same else torch.stack([member[name] for member in members]).mean(0)
     return means
-
-
-def parameters(head: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
-    """Parameters of the submodules of those names."""
-    return [parameter for name in names for parameter in head.get_submodule(name).parameters()]
 
 
 def _copy(weights: Weights) -> Weights:

@@ -10,14 +10,14 @@ proposals (`vmr_env.agents.tprl.losses`). The trained head goes back into its ba
     head.load_state_dict(result.head)
 """
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vmr_env.agents.tprl.config import TprlConfig
 from vmr_env.agents.tprl.data import StateBatch
-from vmr_env.agents.tprl.head_training import HeadTrainer, parameters
+from vmr_env.agents.tprl.head import Head, learning
+from vmr_env.agents.tprl.head_training import HeadTrainer
 from vmr_env.agents.tprl.losses import (
     SAMPLED,
     BestMoments,
@@ -52,20 +52,19 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
     kind = "tprl"
     figures = StepLosses._fields
 
-    def __init__(self, head: nn.Module, config: TprlConfig, seed: int = 0) -> None:
+    def __init__(self, head: Head, config: TprlConfig, seed: int = 0) -> None:
         super().__init__(head, config, seed)
-        self._class_embed = self.head.get_submodule("class_embed")
-        self._span_layers = _spans_only(self.head)
         self._at_rest = [
             (parameter, torch.zeros_like(parameter))
-            for parameter in self._class_embed.parameters()
+            for parameter in learning(self.head, self.head.score_layers)
             if config.class_lr is None
         ]
 
     def _groups(self) -> list[dict[str, Any]]:
         if self.config.class_lr is None:
             return super()._groups()
-        return [{"params": parameters(self.head, [name])} for name in ("span_embed", "class_embed")]
+        spans = learning(self.head, self.head.span_layers)
+        return [{"params": spans}, {"params": learning(self.head)[len(spans) :]}]
 
     @property
     def epochs(self) -> int:
@@ -114,7 +113,7 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
         """
         config, moments = self.config, batch.moments
         states = self._with_dropout(batch.states)
-        logits = self._class_embed(states)
+        logits = self.head.score(states)
         log_pi = log_policy(logits, on=config.policy_input, temperature=config.temperature)
         if draws is None and now.score and config.estimator in SAMPLED:
             policy = log_pi.detach().exp()
@@ -160,9 +159,9 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
         """Spans ``(B, k, 2)`` of each sample's proposals at ``columns (B, k)``."""
         batch, proposals = states.shape[:2]
         rows = (columns + torch.arange(0, batch * proposals, proposals)[:, None]).reshape(-1)
-        spans: Tensor = self._span_layers(
+        spans = self.head.locate(
             states.flatten(0, 1).index_select(0, rows), references.flatten(0, 1).index_select(0, rows)
-        ).spans
+        )
         return spans.view(*columns.shape, 2)
 
     def _span_loss(self, spans: Tensor, matches: BestMoments, log_pi: Tensor) -> Tensor:
@@ -195,18 +194,3 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
         if keep == 1:
             return states
         return states * torch.empty_like(states).bernoulli_(keep, generator=self._generator).div_(keep)
-
-
-class _FirstChannel(nn.Module):
-    """Replaces layers whose output is not used."""
-
-    def forward(self, states: Tensor) -> Tensor:
-        """One channel of ``states (..., D)``."""
-        return states[..., :1]
-
-
-def _spans_only(head: nn.Module) -> nn.Module:
-    """The same head, parameters shared, less its class and IoU layers; those of IoU cost as much as spans."""
-    spans_only = copy.copy(head)
-    spans_only._modules = {**head._modules, "class_embed": _FirstChannel(), "iou_embed": _FirstChannel()}
-    return spans_only

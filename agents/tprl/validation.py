@@ -5,8 +5,8 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from vmr_env.agents.tprl.data import StateBatches
+from vmr_env.agents.tprl.head import Head
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation
@@ -22,7 +22,7 @@ _METRICS = ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU", "mAP")
 
 
 @torch.inference_mode()
-def propose(head: nn.Module, batches: StateBatches) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def propose(head: Head, batches: StateBatches) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Proposals of a head for every sample, in the order of the batches' rows.
 
     Returns:
@@ -34,10 +34,10 @@ def propose(head: nn.Module, batches: StateBatches) -> tuple[NDArray[np.float32]
     scores = np.empty((len(batches), proposals), np.float32)
     first = 0
     for batch in batches.ordered(_BATCH):
-        out = head(batch.states, batch.references)
+        logits = head.score(batch.states)
         part = slice(first, first + len(batch.states))
-        spans[part] = from_cxw(out.spans.numpy())
-        scores[part] = torch.sigmoid(out.logits[..., 0] - out.logits[..., 1]).numpy()
+        spans[part] = from_cxw(head.locate(batch.states, batch.references).numpy())
+        scores[part] = torch.sigmoid(logits[..., 0] - logits[..., 1]).numpy()
         first = part.stop
     return spans, scores
 

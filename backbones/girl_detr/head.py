@@ -30,11 +30,19 @@ class DetectionHead(nn.Module):
 
     Parameter names are those of the official checkpoints: ``class_embed.{weight,bias}``,
     ``span_embed.layers.{0,1,2}.*`` and ``iou_embed.layers.{0,1,2}.*``.
+
+    Attributes:
+        width: D, of a decoder state.
     """
+
+    span_layers = ("span_embed",)
+    """Submodules that reinforcement learning of spans changes."""
+    score_layers = ("class_embed",)
+    """Submodules that reinforcement learning of scores changes; the IoU layers stay as they are."""
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
-        self.hidden_dim = hidden_dim
+        self.width = hidden_dim
         self.class_embed = nn.Linear(hidden_dim, 2)
         self.span_embed = MLP(hidden_dim, hidden_dim, 2, 3)
         self.iou_embed = MLP(hidden_dim, hidden_dim, 1, 3)
@@ -42,7 +50,16 @@ class DetectionHead(nn.Module):
     def forward(self, states: Tensor, references: Tensor) -> Detections:
         """Detections for ``states (..., Q, d)`` and ``references (..., Q, 2)``, spans as (centre, width)."""
         return Detections(
-            logits=self.class_embed(states),
-            spans=torch.sigmoid(self.span_embed(states) + inverse_sigmoid(references)),
+            logits=self.score(states),
+            spans=self.locate(states, references),
             iou=torch.sigmoid(self.iou_embed(states)).squeeze(-1),
         )
+
+    def score(self, states: Tensor) -> Tensor:
+        """Class logits ``(..., 2)`` of ``states (..., d)``."""
+        logits: Tensor = self.class_embed(states)
+        return logits
+
+    def locate(self, states: Tensor, references: Tensor) -> Tensor:
+        """Spans ``(..., 2)`` of ``states (..., d)`` and ``references (..., 2)``, all as (centre, width)."""
+        return torch.sigmoid(self.span_embed(states) + inverse_sigmoid(references))

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, read_manifest, save_checkpoint
+from safetensors import SafetensorError, safe_open
+from vmr_env.backbones.base import open_detector
+from vmr_env.benchmarks.experiment.methods import KIND
 
 from vmr_env.errors import DataError, Problem
 from vmr_env.options import argument, option, parse
@@ -31,19 +31,21 @@ def graft(weights: Path, head: Path, out: Path) -> str:
     Raises:
         DataError: A file cannot be read or written, or the head is none of this backbone's.
     """
-    model, described = load_checkpoint(weights), read_manifest(weights)
     try:
-        tensors = load_file(head)
+        with safe_open(head, "pt") as file:
+            kind = (file.metadata() or {}).get(KIND, "girl-detr")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except (OSError, SafetensorError) as error:
         raise DataError(Problem(str(head), None, None, f"no readable safetensors file ({error})")) from error
-    expected = {name: tuple(tensor.shape) for name, tensor in model.head.state_dict().items()}
+    detector = open_detector(kind, weights)
+    expected = {name: tuple(tensor.shape) for name, tensor in detector.head.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
         message = f"has {found}, expected {expected} as the backbone's head"
         raise DataError(Problem(str(head), None, None, message))
-    model.head.load_state_dict(tensors)
-    notes = {**described["notes"], "backbone_sha256": described["sha256"], "head": head.name}
-    return save_checkpoint(out, model, notes)
+    notes = {"backbone_sha256": detector.sha256, "head": head.name}
+    detector.head.load_state_dict(tensors)
+    return detector.save(out, notes)
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,13 @@ from vmr_env.agents.evaluation import USES, Refined, Trajectories, submission, t
 from vmr_env.agents.sb3.head_config import SB3HeadConfig
 from vmr_env.agents.tprl.config import TprlConfig
 from vmr_env.agents.tprl.data import StateBatches
+from vmr_env.agents.tprl.head import Head, frozen
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.head_policy import HeadPolicyConfig, HeadPolicyTrainer
-from vmr_env.agents.tprl.head_training import TRAINED, Figures, HeadResult, HeadTrainer, cross_fit_head
+from vmr_env.agents.tprl.head_training import Figures, HeadResult, HeadTrainer, cross_fit_head
 from vmr_env.agents.tprl.trainer import TprlTrainer
 from vmr_env.agents.tprl.validation import propose
-from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, read_manifest
+from vmr_env.backbones.base import TrainableDetector, open_detector
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.girl_detr.weights import tensor_sha256
 
@@ -194,6 +195,10 @@ class EnvironmentMethod(Method):
         return MethodResult(refined, selection, trajectories=trajectories)
 
 
+KIND = "backbone"
+"""Entry in the metadata of kept heads: the kind of detector that they are of."""
+
+
 @dataclass(frozen=True)
 class HeadMethod(Method):
     """The detection head, trained on cached decoder states and kept as `.safetensors`.
@@ -214,33 +219,34 @@ class HeadMethod(Method):
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
     ) -> MethodResult:
         """See `Method`."""
-        model = load_checkpoint(self.weights)
-        before = frozen_sha256(model)
-        result, steps = self._train(model, fold, seed, settings, watch)
-        model.head.load_state_dict(result.head)
-        write_bytes(keep.with_name(f"{keep.name}.safetensors"), save(result.head))
-        answers = ranked(fold.test, fold.test_samples, model)
+        kind = fold.train.manifest["backbone"]["kind"]
+        detector = open_detector(kind, self.weights)
+        before = frozen_sha256(detector)
+        result, steps = self._train(detector.head, fold, seed, settings, watch)
+        detector.head.load_state_dict(result.head)
+        write_bytes(keep.with_name(f"{keep.name}.safetensors"), save(result.head, {KIND: kind}))
+        answers = ranked(fold.test, fold.test_samples, detector.head)
         return MethodResult(
-            answers, selection_of(result, steps), {"before": before, "after": frozen_sha256(model)}
+            answers, selection_of(result, steps), {"before": before, "after": frozen_sha256(detector)}
         )
 
-    def trainer(self, model: GirlDetr, seed: int) -> HeadTrainer[Any, Any]:
-        """A trainer of the model's head."""
+    def trainer(self, head: Head, seed: int) -> HeadTrainer[Any, Any]:
+        """A trainer of a detector's head."""
         if isinstance(self.config, TprlConfig):
-            return TprlTrainer(model.head, self.config, seed)
+            return TprlTrainer(head, self.config, seed)
         if isinstance(self.config, HeadPolicyConfig):
-            return HeadPolicyTrainer(model.head, self.config, seed)
+            return HeadPolicyTrainer(head, self.config, seed)
         if isinstance(self.config, SB3HeadConfig):
             from vmr_env.agents.sb3.head_trainer import SB3HeadTrainer  # loads Stable-Baselines3
 
-            return SB3HeadTrainer(model.head, self.config, seed)
+            return SB3HeadTrainer(head, self.config, seed)
         raise TypeError(f"config is {type(self.config).__name__}, expected that of a trainer of heads")
 
     def _train(
-        self, model: GirlDetr, fold: Fold, seed: int, settings: Settings, watch: Watch
+        self, head: Head, fold: Fold, seed: int, settings: Settings, watch: Watch
     ) -> tuple[HeadResult, int]:
         """The chosen head, and how many samples were learnt from."""
-        epochs, samples = self.trainer(model, seed).epochs, len(fold.train_samples)
+        epochs, samples = self.trainer(head, seed).epochs, len(fold.train_samples)
         members = settings.members if fold.select is None else 1
 
         def told(member: int, row: Figures) -> None:
@@ -251,7 +257,7 @@ class HeadMethod(Method):
 
         if fold.select is None:
             result = cross_fit_head(
-                lambda each: self.trainer(model, each),
+                lambda each: self.trainer(head, each),
                 fold.train,
                 fold.train_samples,
                 members=members,
@@ -259,7 +265,7 @@ class HeadMethod(Method):
                 watch=told,
             )
             return result, epochs * samples * (settings.members - 1)
-        result = self.trainer(model, seed).fit(
+        result = self.trainer(head, seed).fit(
             fold.train,
             fold.select,
             train_rows=fold.train_samples,
@@ -281,9 +287,9 @@ def selection_of(result: HeadResult, steps: int) -> Selection:
     )
 
 
-def ranked(cache: DecoderStateCache, samples: NDArray[np.intp], model: GirlDetr) -> Ranked:
-    """What the model's head proposes for samples of a cache, cut to the video, best first."""
-    spans, scores = propose(model.head, StateBatches(cache, rows=samples))
+def ranked(cache: DecoderStateCache, samples: NDArray[np.intp], head: Head) -> Ranked:
+    """What a head proposes for samples of a cache, cut to the video, best first."""
+    spans, scores = propose(head, StateBatches(cache, rows=samples))
     return ranking(cache, samples, spans, scores)
 
 
@@ -314,12 +320,9 @@ def predictions(cache: DecoderStateCache, answers: Answers) -> list[Prediction]:
     return rows
 
 
-def frozen_sha256(model: GirlDetr) -> dict[str, str]:
+def frozen_sha256(detector: TrainableDetector | GirlDetr) -> dict[str, str]:
     """SHA-256 of every tensor that training the head leaves alone, by name."""
-    learnt = tuple(f"head.{name}." for name in TRAINED)
-    return tensor_sha256(
-        {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(learnt)}
-    )
+    return tensor_sha256(frozen(detector.state_dict(), detector.head))
 
 
 def check_weights(weights: Path, cache: DecoderStateCache) -> None:
@@ -329,7 +332,8 @@ def check_weights(weights: Path, cache: DecoderStateCache) -> None:
         DataError: The folder has no weights, or they are others; the cache has no decoder states.
     """
     StateBatches(cache, rows=np.arange(1))
-    found, expected = read_manifest(weights)["sha256"], cache.manifest["backbone"]["sha256"]
+    backbone = cache.manifest["backbone"]
+    found, expected = open_detector(backbone["kind"], weights).sha256, backbone["sha256"]
     if found != expected:
         message = f"is {found}, expected {expected}, of the backbone that made {cache.path}"
         raise DataError(Problem(str(weights), None, "sha256", message))
