@@ -1,5 +1,6 @@
 """The site: names that resolve, Markdown that becomes what Sphinx reads, pages without debris."""
 
+import doctest
 import importlib
 import importlib.util
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -60,6 +62,70 @@ def test_a_name_that_is_gone_does_not_resolve() -> None:
     for gone in ("vmr_env.envs.env.VMREnv.no_such", "vmr_env.no_such.thing"):
         with pytest.raises((AttributeError, ModuleNotFoundError)):
             _found(gone)
+
+
+def test_examples_in_docstrings_are_so() -> None:
+    """Every module that has one, of all packages."""
+    ran = 0
+    for folder, package in _module("reference").TREES.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if ">>> " in path.read_text(encoding="utf-8"):
+                parts = path.relative_to(ROOT / folder).with_suffix("").parts
+                found = doctest.testmod(importlib.import_module(".".join([package, *parts])))
+                assert not found.failed
+                ran += found.attempted
+    assert ran >= 5
+
+
+LINK = re.compile(r"(?<!!)\[[^]]*\]\(([^)\s]+)\)|!\[[^]]*\]\(([^)\s]+)\)")
+ALL_PAGES = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", ROOT / "benchmarks" / "RESULTS.md"]
+
+
+def links(text: str) -> list[str]:
+    """Where a page's links and pictures lead, code left out."""
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    return [link or picture for link, picture in LINK.findall(prose)]
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of the headings of a page, as GitHub and MyST make them."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    headings = re.findall(r"^#{1,6} (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken(page: Path, text: str) -> list[str]:
+    """Links of a page that lead nowhere; of those to other hosts, what is no address."""
+    wrong = []
+    for link in links(text):
+        address = urlsplit(link)
+        if address.scheme:
+            if address.scheme != "https" or not re.fullmatch(r"[\w-]+(\.[\w-]+)+", address.netloc):
+                wrong.append(link)
+            continue
+        target = (page.parent / address.path).resolve() if address.path else page
+        if not target.exists():
+            wrong.append(link)
+        elif address.fragment:
+            there = text if target == page else target.read_text(encoding="utf-8")
+            if address.fragment not in anchors(there):
+                wrong.append(link)
+    return wrong
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken(page, page.read_text(encoding="utf-8")) == []
+
+
+def test_links_that_lead_nowhere_are_seen() -> None:
+    text = (
+        "# One two\n[a](#one-two) [b](#three) [c](tprl.md#the-stages) [d](tprl.md#gone) [e](gone.md)\n"
+        "![f](images/timeline.png) ![g](images/gone.png) [h](https://a.org/x) [i](http://a.org) [j](https://a)\n"
+        "`[k](gone.md)`\n```\n[l](gone.md)\n```\n"
+    )
+    wrong = ["#three", "tprl.md#gone", "gone.md", "images/gone.png", "http://a.org", "https://a"]
+    assert broken(DOCS / "index.md", text) == wrong
 
 
 MARKDOWN = """First line, |A| of `x`s.

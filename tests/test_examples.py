@@ -1,9 +1,12 @@
 """The scripts of `examples/` run, and what they print is so; files for contributors are well-formed."""
 
 import importlib.util
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -31,6 +34,52 @@ def _example(name: str) -> ModuleType:
 def test_every_example_is_tested() -> None:
     tested = set(re.findall(r'_example\("(\w+)"\)', Path(__file__).read_text(encoding="utf-8")))
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == tested
+
+
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+
+
+def _in_process(notebook: dict[str, Any]) -> None:
+    """Run the code cells in one namespace, as a kernel does: they are plain Python, without magics."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+
+
+def _by_kernel(notebook: dict[str, Any]) -> None:
+    """Run it as Jupyter does, in a process of its own."""
+    nbclient, nbformat = (
+        pytest.importorskip(name, reason="needs Jupyter") for name in ("nbclient", "nbformat")
+    )
+    pytest.importorskip("ipykernel", reason="needs Jupyter")
+    nbclient.NotebookClient(nbformat.from_dict(notebook), timeout=600).execute()
+
+
+@pytest.mark.filterwarnings("ignore:.*Box action space")
+@pytest.mark.parametrize("run", [_in_process, _by_kernel])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(
+    path: Path, run: Callable[[dict[str, Any]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert all(not cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
+    run(notebook)
+    if run is _in_process:
+        told = capsys.readouterr().out
+        if path.stem == "first_steps":
+            gains = dict(re.findall(r"^(\w+) +([+-]\d+\.\d\d) points", told, re.MULTILINE))
+            by_gain = sorted(gains, key=lambda name: float(gains[name]))
+            assert by_gain == ["RandomAgent", "StopAtOnce", "ExpectedGain", "GreedyOracle"]
+        else:
+            assert "reward for what the frozen head says: 0.0" in told
+            assert "changed: ['class_embed', 'span_embed']" in told
+            before, after = re.findall(r"(?:detector|episodes): (\d+\.\d\d)", told)
+            assert float(after) > float(before)
+
+
+def test_notebooks_are_there() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["first_steps", "tprl_with_sb3"]
 
 
 def test_predictions_are_refined(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

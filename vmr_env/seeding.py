@@ -30,5 +30,9 @@ def derived(seed: int, purpose: str, *numbers: int) -> int:
 
 
 def slot_seeds(seed: int, n: int) -> list[int]:
-    """Seeds of the N environments of a vector; the first has the seed itself, as a single environment has."""
+    """Seeds of the N environments of a vector; the first has the seed itself, as a single environment has.
+
+    >>> slot_seeds(7, 3)[0], len(set(slot_seeds(7, 3) + slot_seeds(8, 3)))
+    (7, 6)
+    """
     return [seed, *(derived(seed, "slot", i) for i in range(1, n))]

@@ -41,6 +41,9 @@ _KINDS = {"move": 0, "switch": 1, "stop": 2}  # as `vmr_env.envs.kernel` numbers
 class Moves:
     """An action mode as data.
 
+        >>> Moves("listed", ((-2.0, 0.0, 2.0),)).stay
+        1
+
     Attributes:
         form: "listed": `Discrete`, every pair of offsets of start and end but that of staying, a switch to
             each proposal, and stop; "paired": `MultiDiscrete`, an offset of the start and one of the end;

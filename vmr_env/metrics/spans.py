@@ -28,6 +28,9 @@ def tiou(a: AnyFloats, b: AnyFloats) -> AnyFloats:
     """Temporal intersection over union: (..., 2), (..., 2) -> (...), in [0, 1].
 
     Two empty spans have a union of 0 and a tIoU of 0, also at the same place.
+
+        >>> float(tiou(np.array([0.0, 10.0]), np.array([5.0, 10.0])))
+        0.5
     """
     common = intersection(a, b)
     union = lengths(a) + lengths(b) - common
@@ -45,6 +48,9 @@ def reaches(tiou: AnyFloats | np.floating[Any], threshold: float) -> Any:
 
     The metrics compare seconds in double precision, so that 6 s of 12 s are a hit at 0.5; float32 shares of
     the video may give 0.49999. Windows on a grid of a second have no other tIoU as near to 0.3, 0.5 or 0.7.
+
+        >>> bool(reaches(np.float32(0.49999), 0.5)), bool(reaches(np.float32(0.4998), 0.5))
+        (True, False)
     """
     return tiou >= np.float32(threshold) - ROUNDING
 
@@ -75,7 +81,11 @@ def clip(spans: AnyFloats, low: float | AnyFloats, high: float | AnyFloats) -> A
 
 
 def to_cxw(spans: AnyFloats) -> AnyFloats:
-    """[start, end] -> [centre, width]."""
+    """[start, end] -> [centre, width].
+
+    >>> to_cxw(np.array([2.0, 6.0])).tolist()
+    [4.0, 4.0]
+    """
     return np.stack([(spans[..., 0] + spans[..., 1]) / 2, spans[..., 1] - spans[..., 0]], axis=-1)
 
 
