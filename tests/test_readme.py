@@ -184,7 +184,7 @@ def _help(words: list[str]) -> str:
 
 def test_its_environments_are_registered() -> None:
     names = set(re.findall(r"VMR-\w+(?:-\w+)?-v0", README))
-    assert len(names) == 7, names
+    assert len(names) == 8, names
     for name in names:
         assert gymnasium.spec(name).id == name
 
