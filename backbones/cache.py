@@ -30,7 +30,12 @@ from vmr_env.backbones.base import Detector, DetectorOutput, GirlDetrDetector
 from vmr_env.backbones.cross_fitted import Unseen, is_cross_fitted, open_cross_fitted
 from vmr_env.backbones.dataset import MomentDataset
 from vmr_env.backbones.evidence import on_grid
-from vmr_env.backbones.features.sources import add_source_arguments, open_sources, read_samples
+from vmr_env.backbones.features.sources import (
+    add_source_arguments,
+    open_dataset,
+    open_sources,
+    read_samples,
+)
 from vmr_env.backbones.frozen import add_model_arguments, open_model
 from vmr_env.backbones.girl_detr.head import FOREGROUND
 from vmr_env.backbones.girl_detr.spans import cxw_to_span
@@ -325,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = build_cache(
         options.out,
         detector,
-        MomentDataset(rows, sources.clips, sources.text, recipe.data),
+        open_dataset(recipe, sources, rows, options.short_features),
         split=options.split,
         source=sources.kind,
         profile=recipe.dataset,

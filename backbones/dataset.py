@@ -12,6 +12,7 @@ chooses between the official behaviour and ours:
 
 import hashlib
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from vmr_env.backbones.girl_detr.targets import Targets
 
 from vmr_env.arrays import Floats, Ints64
 from vmr_env.data.annotations import Annotation
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, DataWarning, Problem
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,26 @@ class MomentDataset:
                     problems.append(Problem(repr(features), None, name, message))
         return problems
 
+    def covered(self) -> "MomentDataset":
+        """Only the samples whose rows cover their video, as `problems` asks; a `DataWarning` counts the rest.
+
+        Raises:
+            DataError: features are missing or damaged, or no sample is left.
+        """
+        durations = {row.vid: row.duration for row in self.annotations}
+        whole = {vid for vid, length in durations.items() if self._covers(len(self._clips.read(vid)), length)}
+        rows = [row for row in self.annotations if row.vid in whole]
+        if not rows:
+            message = f"cover none of {len(durations)} videos; expected features of whole videos"
+            raise DataError(Problem(repr(self._clips), None, None, message))
+        if len(rows) < len(self.annotations):
+            message = (
+                f"{self._clips!r} do not cover {len(durations) - len(whole)} of {len(durations)} videos; "
+                f"{len(self.annotations) - len(rows)} of {len(self.annotations)} samples are left out"
+            )
+            warnings.warn(message, DataWarning, stacklevel=2)
+        return MomentDataset(rows, self._clips, self._tokens, self.settings)
+
     def item(self, index: int, draw: random.Random, training: bool = False) -> Item:
         """One sample.
 
@@ -252,7 +273,7 @@ class MomentDataset:
         seconds = rows * self.settings.clip_seconds
         return (
             f"has {rows} rows, {seconds:g} s; the annotation says {duration:g} s: encode the whole video at "
-            f"{self.settings.clip_seconds:g} s a row, or leave its annotations out"
+            f"{self.settings.clip_seconds:g} s a row, or leave it out (--short-features drop)"
         )
 
     def _rating_problem(self, row: Annotation, rows: int) -> str | None:

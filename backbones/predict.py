@@ -13,7 +13,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 from vmr_env.backbones.dataset import MomentDataset
-from vmr_env.backbones.features.sources import add_source_arguments, open_sources, read_samples
+from vmr_env.backbones.features.sources import (
+    add_source_arguments,
+    open_dataset,
+    open_sources,
+    read_samples,
+)
 from vmr_env.backbones.frozen import add_model_arguments, open_model
 from vmr_env.backbones.girl_detr.inference import WindowSettings, saliency_curves, windows
 from vmr_env.backbones.girl_detr.model import GirlDetr, GirlDetrOutput
@@ -85,12 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe, model = open_model(options)
     rows = read_samples(options.annotations, options.past_end)
     sources = open_sources(recipe, options, rows)
-    dataset = MomentDataset(rows, sources.clips, sources.text, recipe.data)
+    dataset = open_dataset(recipe, sources, rows, options.short_features)
     if problems := dataset.problems():
         raise DataError(problems)
     predictions = predict(model, dataset, recipe.windows, recipe.eval_batch_size, progress=True)
     write_predictions(options.out, predictions)
-    print(json.dumps(evaluate(predictions, rows, past_end="keep")["brief"], indent=1))
+    print(json.dumps(evaluate(predictions, dataset.annotations, past_end="keep")["brief"], indent=1))
 
 
 if __name__ == "__main__":

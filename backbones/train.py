@@ -33,7 +33,12 @@ from tqdm import tqdm
 from vmr_env.backbones.arguments import device, whole_number
 from vmr_env.backbones.cross_fitted import cut_into_parts, member_folder, write_parts
 from vmr_env.backbones.dataset import FeatureBatch, MomentDataset
-from vmr_env.backbones.features.sources import add_source_arguments, open_sources, read_samples
+from vmr_env.backbones.features.sources import (
+    add_source_arguments,
+    open_dataset,
+    open_sources,
+    read_samples,
+)
 from vmr_env.backbones.girl_detr.checkpoint import save_checkpoint
 from vmr_env.backbones.girl_detr.losses import SupervisedCriterion
 from vmr_env.backbones.girl_detr.model import GirlDetr
@@ -430,8 +435,8 @@ def train_on(
     select_sources = open_sources(recipe, select_options, select_rows)
     trainer = Trainer(
         recipe,
-        MomentDataset(train_rows, sources.clips, sources.text, recipe.data),
-        MomentDataset(select_rows, select_sources.clips, select_sources.text, recipe.data),
+        open_dataset(recipe, sources, train_rows, options.short_features),
+        open_dataset(recipe, select_sources, select_rows, options.short_features),
         out,
         source=sources.kind,
         amp=options.amp,

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from vmr_env.backbones.features.similarity import SimilarityChannels, extents
 from vmr_env.backbones.features.store import FeatureStore
 
 from vmr_env.data.annotations import Annotation, read_annotations
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, DataWarning, Problem
 
 NAMES = ("hl", "charadesSTA", "tacos")
 
@@ -132,8 +133,42 @@ def test_short_features_name_the_ways_out() -> None:
         DatasetSettings(clip_seconds=1, max_clips=75), rows=20, duration=30.0, moments=np.array([[1.0, 2.0]])
     )
     (problem,) = dataset.problems()
-    expected = "the annotation says 30 s: encode the whole video at 1 s a row, or leave its annotations out"
-    assert problem.message.endswith(expected)
+    assert problem.message.endswith(
+        "the annotation says 30 s: encode the whole video at 1 s a row, or leave it out "
+        "(--short-features drop)"
+    )
+
+
+class Ones:
+    """Features of one width; videos differ in their rows."""
+
+    dim = 3
+
+    def __init__(self, rows: dict[str, int]) -> None:
+        self._rows = rows
+
+    def read(self, key: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return np.ones((self._rows[key], self.dim), np.float32)
+
+
+def test_videos_with_short_features_can_be_left_out() -> None:
+    def row(qid: int, vid: str) -> Annotation:
+        return Annotation(qid, vid, "q", 30.0, np.array([[1.0, 2.0]]))
+
+    rows = [row(1, "whole"), row(2, "short"), row(3, "whole"), row(4, "nearly")]
+    clips, text = Ones({"whole": 30, "short": 20, "nearly": 28}), Ones({str(i): 4 for i in range(1, 5)})
+    settings = DatasetSettings(clip_seconds=1, max_clips=75)
+    dataset = MomentDataset(rows, clips, text, settings)
+    assert [problem.row or problem.field for problem in dataset.problems()] == ["short"]
+    with pytest.warns(DataWarning, match="do not cover 1 of 3 videos; 1 of 4 samples are left out"):
+        kept = dataset.covered()
+    assert [row.qid for row in kept.annotations] == [1, 3, 4]
+    assert kept.problems() == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(kept.covered()) == 3
+    with pytest.raises(DataError, match="cover none of 1 videos"):
+        MomentDataset(rows[1:2], clips, text, settings).covered()
 
 
 def test_rated_clip_past_the_last_row_is_labelled_where_it_shows() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmr_env.backbones.dataset import EmptyClips
+from vmr_env.backbones.dataset import EmptyClips, MomentDataset
 from vmr_env.backbones.features.official import TEXT_ARRAY, OfficialFeatures
 from vmr_env.backbones.features.store import Features, FeatureStore
 from vmr_env.backbones.recipes import Recipe
@@ -45,6 +45,13 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PAST_END,
         default="clip",
         help="what to do with moments that do not lie within their video (default: clip)",
+    )
+    parser.add_argument(
+        "--short-features",
+        choices=("error", "drop"),
+        default="error",
+        help="what to do with videos whose features do not cover their length: refuse them (default), or "
+        "leave their samples out",
     )
     parser.add_argument("--clips", type=Path, help="feature store of clips (not for blind recipes)")
     parser.add_argument("--text", type=Path, help="feature store of text tokens")
@@ -87,6 +94,18 @@ def open_sources(recipe: Recipe, options: argparse.Namespace, rows: Sequence[Ann
     return Sources(
         store, text, store.source, (str(store.manifest["origin"].get("features", store.path.name)),)
     )
+
+
+def open_dataset(
+    recipe: Recipe, sources: Sources, rows: Sequence[Annotation], short_features: str
+) -> MomentDataset:
+    """The samples with their features, less those that `--short-features drop` leaves out.
+
+    Raises:
+        DataError: as `MomentDataset.covered`.
+    """
+    dataset = MomentDataset(rows, sources.clips, sources.text, recipe.data)
+    return dataset.covered() if short_features == "drop" else dataset
 
 
 def _required(path: Path | None, option: str) -> Path:
