@@ -246,7 +246,8 @@ class ActionVectors(nn.Module):
 
     def _shown(self, name: str, observations: Tensor) -> Tensor:
         """Vectors of a component: (B, 1 or P, its width)."""
-        return observations[:, self._slices[name]].unflatten(1, (-1, self._shapes[name][-1]))
+        width = self._shapes[name][-1]
+        return observations[:, self._slices[name]].reshape(len(observations), -1, width)
 
     @torch.no_grad()
     def fit(self, observations: Tensor) -> None:
