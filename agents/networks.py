@@ -306,18 +306,20 @@ class RefinementNetwork(nn.Module):
             self.from_vectors.fit(observations)
 
     def forward(self, observations: Tensor, masks: Tensor) -> PolicyValue:
-        """(B, width) observations, (B, A) possible actions."""
+        """(B, width) observations, (B, A) possible actions, stopping always among them."""
         masks = masks.bool()
         features, context = self.features(observations)
         context = self.standardise_context(context)
-        hidden = self.from_action(self.standardise(features)) + self.from_context(context)[:, None]
+        used = masks.any(0).nonzero()[:, 0]  # what no episode of the batch can do costs nothing
+        hidden = self.from_action(self.standardise(features[:, used])) + self.from_context(context)[:, None]
         if self.from_clips is not None:
-            hidden = hidden + self.from_clips(observations)
+            hidden = hidden + self.from_clips(observations)[:, used]
         if self.from_vectors is not None:
-            hidden = hidden + self.from_vectors(observations)
+            hidden = hidden + self.from_vectors(observations)[:, used]
         hidden = self.hidden(torch.relu(hidden))
-        logits = self.score(hidden)[..., 0].masked_fill(~masks, -torch.inf)
-        weights = (masks / masks.sum(1, keepdim=True))[:, None]
+        logits = torch.full(masks.shape, -torch.inf, dtype=hidden.dtype, device=hidden.device)
+        logits[:, used] = self.score(hidden)[..., 0].masked_fill(~masks[:, used], -torch.inf)
+        weights = (masks[:, used] / masks.sum(1, keepdim=True))[:, None]
         pooled = torch.cat([(weights @ hidden)[:, 0], hidden[:, -1], context], dim=-1)
         return PolicyValue(logits, self.value(pooled)[:, 0])
 

@@ -148,6 +148,22 @@ def test_impossible_actions_have_probability_zero(env: VMRVectorEnv, kind: str) 
     assert torch.equal(network(observed(env), masks).logits.argmax(1), torch.full((STATES,), len(PAIRS) + 4))
 
 
+def test_actions_that_nobody_can_take_are_not_scored(env: VMRVectorEnv) -> None:
+    """The others are scored as if all were possible."""
+    torch.manual_seed(0)
+    network = RefinementNetwork(env.observer, 16)
+    network.fit(observed(env))
+    rows: list[int] = []
+    network.hidden.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[1]))
+    masks = torch.ones(env.episodes.mask.shape, dtype=torch.bool)
+    everything = network(observed(env), masks).logits
+    masks[:, : len(PAIRS)] = False
+    masks[::2, len(PAIRS)] = False
+    logits = network(observed(env), masks).logits
+    assert rows == [len(PAIRS) + 5, 5]
+    torch.testing.assert_close(logits, everything.masked_fill(~masks, -torch.inf))
+
+
 def test_the_value_looks_at_possible_actions_alone(env: VMRVectorEnv) -> None:
     """It is of the mean hidden layer over them, that of stopping, and the context."""
     torch.manual_seed(0)
