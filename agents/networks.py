@@ -26,6 +26,13 @@ _, _PROBES_OF_STARTS, _PROBES_OF_ENDS = _MODE.choices.T.copy()
 _MOVES = len(_PROBES_OF_STARTS) - 1
 _GEOMETRY = 2 * INTEGRALS.start + len(INSIDE_FEATURES)  # column of a span's start in SPAN_FEATURES
 _SCORE = SPAN_FEATURES.index("score")
+_READ = (
+    *("remaining", "video", "span", "source", "overlaps"),
+    *("positions", "points", "whole", "proposals"),
+)
+"""Components that features of actions are made of."""
+_OF_ACTIONS = ("relevance", "span_evidence", "votes")
+"""Components with a row for each action."""
 _DROPOUT = 0.1
 
 
@@ -59,15 +66,20 @@ class ActionFeatures(nn.Module):
         width: F, features of an action: `SPAN_FEATURES`, the change of start and end, its kind, and
             evidence where it is shown.
         context: C, features that all actions share.
+
+    Raises:
+        ValueError: a component that they are made of is not shown.
     """
 
     def __init__(self, observer: Layout) -> None:
         super().__init__()
+        if missing := [name for name in _READ if name not in observer.shapes]:
+            raise ValueError(f"observations have no {missing[0]!r}, expected {', '.join(_READ)} among them")
         self._slices: Mapping[str, slice] = observer.slices
         self._proposals = observer.shapes["proposals"][0]
         self._models = observer.shapes.get("models", (0, 0))[1]
         actions = _MOVES + self._proposals + 1
-        self._evidence = [name for name in ("relevance", "span_evidence") if name in observer.shapes]
+        self._evidence = [name for name in _OF_ACTIONS if name in observer.shapes]
         evidence = sum(observer.shapes[name][1] for name in self._evidence)
         self.width = len(SPAN_FEATURES) + 2 + 3 + self._models + evidence
         self.context = 2 + 2 * self._proposals

@@ -119,4 +119,5 @@ def settings_of(options: Options, folds: Sequence[Fold]) -> Settings:
         rule_of(options),
         options.stages,
         times == "submission",
+        options.components,
     )

@@ -83,11 +83,14 @@ class Settings:
     submission_times: bool = False
     """Whether all answers, the detector's too, are rounded as in published submissions before they are
     scored."""
+    components: tuple[str, ...] = ()
+    """Components of observations that agents in the environments see; none for the default ones."""
 
     @property
     def environment(self) -> dict[str, Any]:
         """Arguments of the environments."""
-        return {"proposals": self.proposals, "free": list(self.free), "curriculum": self.stages}
+        shown = {"components": list(self.components)} if self.components else {}
+        return {"proposals": self.proposals, "free": list(self.free), "curriculum": self.stages, **shown}
 
 
 class Ranked(NamedTuple):

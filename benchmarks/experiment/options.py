@@ -153,6 +153,12 @@ class Options(Execution):
     free: tuple[str, ...] = option(
         FREE, "what agents in the environments may do but stop", group="learning", choices=FREE
     )
+    components: tuple[str, ...] = option(
+        (),
+        "components of observations that agents in the environments see, such as votes (default: all that "
+        "the data have but proposal_states and votes)",
+        group="learning",
+    )
     curriculum: str | None = option(
         None,
         "let agents in the environments learn through the stages: STEPS,STEPS after which stages 2 and 3 "

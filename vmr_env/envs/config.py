@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vmr_env.arrays import Array, Ints
+from vmr_env.arrays import Array, Floats, Ints
 from vmr_env.caches.clip_sums import clip_sums_of
 from vmr_env.caches.evidence import evidence_of
 from vmr_env.caches.reader import DecoderStateCache
@@ -247,6 +247,7 @@ def _tables(cache: DecoderStateCache, components: Collection[str]) -> kernel.Tab
         clip_sums=_fixed(None if clips is None else clips.sums, np.float32, 2),
         clip_firsts=_fixed(None if clips is None else clips.firsts, np.int64, 1),
         clip_counts=_fixed(None if clips is None else clips.counts, np.int64, 1),
+        score_shares=_fixed(_shares(cache) if "votes" in components else None, np.float32, 2),
         evidence=_fixed(None if evidence is None else evidence.spans.view(np.uint16), np.uint16, 2),
         evidence_points=_fixed(None if evidence is None else evidence.points, np.float32, 2),
         entropies=_fixed(None if evidence is None else evidence.entropies, np.float32, 1),
@@ -254,6 +255,19 @@ def _tables(cache: DecoderStateCache, components: Collection[str]) -> kernel.Tab
         evidence_firsts=_fixed(None if evidence is None else evidence.span_firsts, np.int64, 1),
         evidence_point_firsts=_fixed(None if evidence is None else evidence.point_firsts, np.int64, 1),
     )
+
+
+def _shares(cache: DecoderStateCache) -> Floats:
+    """Share of each proposal in the sum of its model's scores; equal shares where all are 0: (S, Q)."""
+    shares = np.zeros(cache.scores.shape, np.float32)
+    present = np.arange(cache.scores.shape[1]) < np.asarray(cache.counts)[:, None]
+    for model in range(len(cache.manifest["models"])):
+        its = present & (cache.models == model)
+        scores = np.where(its, cache.scores, 0)
+        total = scores.sum(axis=1, keepdims=True)
+        equal = its / np.maximum(its.sum(axis=1, keepdims=True), 1)
+        shares += np.where(total > 0, scores / np.where(total > 0, total, 1), equal)
+    return shares
 
 
 def _by_precision(array: Array | None, axes: int) -> tuple[Array, Array]:

@@ -71,13 +71,18 @@ TIOU, GIOU, STEPS, TIOU_AND_STEPS = range(4)
 COMPONENTS = (
     *("remaining", "video", "span", "source", "overlaps", "positions", "points", "whole", "inside"),
     *("proposals", "models", "decoder_state", "text", "point_clips", "proposal_clips", "action_mask"),
-    *("proposal_states", "relevance", "span_evidence"),
+    *("proposal_states", "relevance", "span_evidence", "votes"),
 )
 """Components of an observation, see `vmr_env.envs.observations`."""
 
 _REMAINING, _VIDEO, _SPAN, _SOURCE, _OVERLAPS, _POSITIONS, _POINTS, _WHOLE, _INSIDE = range(9)
 _PROPOSALS, _MODELS, _DECODER_STATE, _TEXT, _POINT_CLIPS, _PROPOSAL_CLIPS, _ACTION_MASK = range(9, 16)
-_PROPOSAL_STATES, _RELEVANCE, _SPAN_EVIDENCE = range(16, 19)
+_PROPOSAL_STATES, _RELEVANCE, _SPAN_EVIDENCE, _VOTES = range(16, 20)
+
+VOTES = ("tIoU with the first", "tIoU", "hits at 0.5", "hits at 0.7")
+"""What a model thinks of a span: its tIoU with the model's first proposal; and over all of its proposals,
+each weighted by its share of the model's scores, the tIoU, and whether it is at least 0.5 and 0.7."""
+
 
 TINY = np.float32(1e-6)
 """Below any difference that data sets annotate, above float32 rounding."""
@@ -89,7 +94,7 @@ _HALF = np.float32(0.5)
 _BONUSES = tuple(np.float32(bonus) for bonus in (0.1, 0.2, 0.3))
 _CELLS = np.float32(CELLS)
 _INTEGRALS, _POINT_WIDTH, _SPAN_WIDTH = INTEGRALS.start, len(POINT_FEATURES), len(SPAN_FEATURES)
-_RELEVANCE_WIDTH, _EVIDENCE_WIDTH = len(RELEVANCE), len(SPAN_EVIDENCE)
+_RELEVANCE_WIDTH, _EVIDENCE_WIDTH, _VOTES_WIDTH = len(RELEVANCE), len(SPAN_EVIDENCE), len(VOTES)
 _HALF_FLOAT = np.float32(2.0**112)
 
 _reaches = scalar(spans.reaches)
@@ -133,6 +138,8 @@ class Tables(NamedTuple):
     """(S,)."""
     clip_counts: Integers
     """(S,)."""
+    score_shares: Floats
+    """(S, Q) float32, share of each proposal in the scores of its model; empty where no votes are shown."""
     evidence: NDArray[np.uint16]
     """(K, 4), bits of float16; this and the following as in `vmr_env.caches.evidence.EvidenceTables`."""
     evidence_points: Floats
@@ -523,6 +530,26 @@ def observe_choices(tables: Tables, rules: Rules, episode: Record, mask: Bools, 
 
 
 @scalar
+def observe_votes(tables: Tables, rules: Rules, episode: Record, mask: Bools, out: Floats) -> None:
+    """What each model thinks of the span that each choice leads to: `VOTES`; zeros for impossible ones."""
+    sample, width = episode.sample, _VOTES_WIDTH
+    spans, models = tables.spans[sample], tables.models[sample]
+    for a in range(len(mask)):
+        part = out[a * rules.models * width : (a + 1) * rules.models * width]
+        for k in range(len(part)):
+            part[k] = _ZERO
+        if mask[a]:
+            start, end = chosen_span(tables, rules, episode, a)
+            for p in range(tables.counts[sample] - 1, -1, -1):  # backwards: the first of a model stays
+                tiou, share = overlap(start, end, spans[p, 0], spans[p, 1]), tables.score_shares[sample, p]
+                votes = part[models[p] * width :]
+                votes[0] = tiou
+                votes[1] += share * tiou
+                votes[2] += bonus(tiou, 0.5, share)
+                votes[3] += bonus(tiou, 0.7, share)
+
+
+@scalar
 def observe(
     tables: Tables,
     rules: Rules,
@@ -596,6 +623,8 @@ def observe(
             observe_proposal_clips(sums, proposals, count, out[at[_PROPOSAL_CLIPS] :])
     if at[_RELEVANCE] >= 0 or at[_SPAN_EVIDENCE] >= 0:
         observe_choices(tables, rules, episode, mask, out)
+    if at[_VOTES] >= 0:
+        observe_votes(tables, rules, episode, mask, out[at[_VOTES] :])
     if at[_ACTION_MASK] >= 0:
         part = out[at[_ACTION_MASK] :]
         for a in range(len(mask)):

@@ -20,6 +20,7 @@
 | `proposal_clips` | (P, 5, C) | clip features of each proposal (`SPAN_PARTS`; caches with clips only) |
 | `relevance` | (A, 5) | relevance in and around the span each action leads to (caches with evidence only) |
 | `span_evidence` | (A, 7) | what the distribution of all spans says of it (caches with evidence only) |
+| `votes` | (A, 4M) | what each model thinks of that span (`VOTES`; where `components` names it only) |
 | `action_mask` | (A,) | 1 for each action that is possible, else 0 (where `components` names it only) |
 
 All values are finite float32 inside the declared bounds. The features are described in
@@ -44,6 +45,7 @@ from vmr_env.caches.clip_sums import POINT_PARTS, SPAN_PARTS
 from vmr_env.caches.evidence import RELEVANCE, SPAN_EVIDENCE
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.actions import ActionMode
+from vmr_env.envs.kernel import VOTES
 from vmr_env.envs.lookup import Registry
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ def register_component(
 LENGTH_BOUND = 3.0
 """Bound of components with lengths in clips, by `log_length`: that of 2^31 clips, more than caches count."""
 
-UNASKED = ("action_mask", "proposal_states")
+UNASKED = ("action_mask", "proposal_states", "votes")
 """Components that are shown only where `components` names them."""
 
 
@@ -224,6 +226,7 @@ def _components_of(cache: DecoderStateCache, mode: ActionMode, proposals: int) -
     if cache.relevance is not None:
         found["relevance"] = Component((mode.size, len(RELEVANCE)))
         found["span_evidence"] = Component((mode.size, len(SPAN_EVIDENCE)))
+    found["votes"] = Component((mode.size, models * len(VOTES)))
     return found | {"action_mask": Component((mode.size,), low=0.0)}
 
 
