@@ -190,6 +190,26 @@ def test_the_first_window_has_the_highest_expected_utility() -> None:
         assert values[found] == pytest.approx(max(values), rel=1e-5)
 
 
+def test_a_first_window_that_suppression_leaves_out_has_the_lowest_score() -> None:
+    timelines = problem(1)
+    spans = [tuple(span) for span in timelines.spans.tolist()]
+    probabilities = torch.zeros(1, len(spans))
+    # Exact is [0, 2], but [0, 4] is more useful: near both long ones too. [6, 8] is another moment.
+    for span, probability in {(0, 2): 0.4, (0, 5): 0.3, (0, 4): 0.08, (0, 3): 0.2, (6, 8): 0.02}.items():
+        probabilities[0, spans.index(span)] = probability
+    (answer,) = answers(timelines, probabilities)
+    head = spans[int(best_utility(timelines, probabilities))]
+    assert head in {(0, 3), (0, 4)}
+    listed = [(int(start / 2), int(end / 2)) for start, end in answer.windows[:, :2].tolist()]
+    assert listed[0] == head
+    ranked = [window for window in listed if window != head]
+    assert ranked == sorted(ranked, key=lambda span: -probabilities[0, spans.index(span)])
+    assert any(slow_tiou(head, window) > 0.6 for window in ranked)
+    assert answer.windows[0, 2] == pytest.approx(0.02)
+    (plain,) = answers(timelines, probabilities, first="mode")
+    assert (np.diff(plain.windows[:, 2]) <= 0).all()
+
+
 def test_nothing_beyond_the_video_counts() -> None:
     timelines = problem(30)
     network = train(timelines, 0, DenseConfig(channels=16, epochs=1, batch_size=16))

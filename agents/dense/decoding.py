@@ -32,7 +32,8 @@ def answers(
 
     The list goes by falling probability, without spans that overlap a better one by a tIoU above 0.6. The
     first window is the span of highest expected utility under the distribution (`spans.gain`), or the most
-    probable one.
+    probable one. A first window that a better one of the list would leave out is the answer, not one more
+    moment: it has the lowest score, so that rankings by score do not count it twice.
 
     Args:
         timelines: the queries.
@@ -51,7 +52,10 @@ def answers(
         order = [head, *(span for span in ranked if span != head)][:WINDOWS]
         duration = timelines.annotations[row].duration
         seconds = timelines.spans[order].numpy() * timelines.seconds[row]
-        windows = np.column_stack([seconds.clip(max=duration), scores[order].double().numpy()])
+        values = scores[order].double().numpy()
+        if head not in ranked:
+            values[0] = values.min()
+        windows = np.column_stack([seconds.clip(max=duration), values])
         models = [model[row] for model in timelines.models]
         saliency = pooled_saliency([model.saliency for model in models])
         if saliency is not None and relevance is not None:
