@@ -1,8 +1,18 @@
 """Types of command-line arguments that more than one program of the backbones has."""
 
 import argparse
+import importlib.util
+from typing import TYPE_CHECKING
 
 import torch
+
+from vmr_env.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from vmr_env.backbones.cluster import Cluster
+
+LOCAL = "local"
+"""Address of the Ray that is started on this machine alone."""
 
 
 def device(text: str) -> str:
@@ -30,3 +40,31 @@ def share(text: str) -> tuple[int, int]:
     if not slash or not (index + count).isdigit() or not index or not count or int(index) >= int(count):
         raise argparse.ArgumentTypeError(f"is {text!r}; expected I/N with I from 0 to N - 1, such as 0/4")
     return int(index), int(count)
+
+
+def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of work that a Ray cluster can do."""
+    parser.add_argument(
+        "--cluster",
+        nargs="?",
+        const=LOCAL,
+        metavar="ADDRESS",
+        help="do the work on a Ray cluster; without an address, Ray is started on this machine",
+    )
+    parser.add_argument("--cpus-per-worker", type=whole_number, default=1, help="processors (default: 1)")
+    parser.add_argument("--gpus-per-worker", type=float, default=0.0, help="accelerators, or a share of one")
+
+
+def cluster_of(options: argparse.Namespace) -> "Cluster | None":
+    """The cluster that the command line names, if any.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+    """
+    if options.cluster is None:
+        return None
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtra("--cluster needs `pip install vmr-env[distributed]`")
+    from vmr_env.backbones.cluster import Cluster
+
+    return Cluster(options.cluster, options.cpus_per_worker, options.gpus_per_worker)

@@ -5,11 +5,13 @@
 
 The samples are done in parts, each written in one step beside the target, so an interrupted build goes on
 where it stopped; several processes can share the work with `--shard 0/4` … `--shard 3/4`, after which the
-same command without `--shard` puts the parts together.
+same command without `--shard` puts the parts together. With `--cluster` workers of a Ray cluster make the
+parts.
 """
 
 import argparse
 import hashlib
+import io
 import json
 import random
 import shutil
@@ -17,15 +19,16 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
-from vmr_env.backbones.arguments import share
+from vmr_env.backbones.arguments import add_cluster_arguments, cluster_of, share
 from vmr_env.backbones.base import Detector, DetectorOutput, GirlDetrDetector
 from vmr_env.backbones.cross_fitted import Unseen, is_cross_fitted, open_cross_fitted
 from vmr_env.backbones.dataset import MomentDataset
@@ -47,8 +50,11 @@ from vmr_env.caches.writer import CacheWriter
 from vmr_env.data.annotations import Annotation
 from vmr_env.errors import DataError, DataWarning, Problem
 from vmr_env.files.text import PathLike
-from vmr_env.files.writing import new_file, writing_errors
+from vmr_env.files.writing import write_bytes, writing_errors
 from vmr_env.programs import run_program
+
+if TYPE_CHECKING:
+    from vmr_env.backbones.cluster import Cluster
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -75,6 +81,7 @@ def build_cache(
     notes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    cluster: "Cluster | None" = None,
 ) -> Path | None:
     """Run a detector over a data set and write its decoder states and proposals as a cache.
 
@@ -95,6 +102,7 @@ def build_cache(
         notes: further notes for the manifest, JSON values.
         overwrite: replace a cache that is there.
         progress: show a progress bar.
+        cluster: makes the parts; None for this process. The cache is the same.
 
     Returns:
         the folder, or None for one shard of several.
@@ -108,10 +116,11 @@ def build_cache(
     parts = _Parts(path, detector, dataset, dtype, batch_size)
     share = parts.samples
     starts = range(0, len(dataset), share)
-    chosen = range(shard[0], len(starts), shard[1])
-    for index in tqdm(chosen, desc="cache", unit="part", disable=not progress):
-        if not parts.is_done(index):
-            parts.write(index, range(starts[index], min(starts[index] + share, len(dataset))))
+    todo = [index for index in range(shard[0], len(starts), shard[1]) if not parts.is_done(index)]
+    rows = [range(starts[index], min(starts[index] + share, len(dataset))) for index in todo]
+    made = enumerate(map(parts.make, rows)) if cluster is None else _spread(parts.make, rows, cluster)
+    for place, content in tqdm(made, total=len(todo), desc="cache", unit="part", disable=not progress):
+        parts.keep(todo[place], content)
     if shard[1] > 1:
         return None
     clipped = 0
@@ -137,47 +146,65 @@ def build_cache(
     return path
 
 
-class _Parts:
-    """The finished parts of a build, in a folder beside the target that is named by all they depend on.
+def _spread(make: "_MakePart", rows: Sequence[range], cluster: "Cluster") -> Iterator[tuple[int, bytes]]:
+    from vmr_env.backbones.cluster import spread  # needs Ray
+
+    return spread(make, rows, cluster) if rows else iter(())
+
+
+@dataclass(frozen=True)
+class _MakePart:
+    """Makes the content of parts.
 
     Predictions of an official model depend on the other samples of a batch, so parts hold whole batches: the
     batches are those of a run without parts.
     """
 
-    def __init__(
-        self, target: Path, detector: Detector, dataset: MomentDataset, dtype: str, batch_size: int
-    ) -> None:
-        self._batch_size = batch_size
-        self.samples = max(PART_SAMPLES // batch_size, 1) * batch_size
-        self.weights = detector.sha256
-        self._detector, self._dataset, self._dtype = detector, dataset, dtype
-        facts = [
-            _VERSION,
-            self.weights,
-            detector.fingerprint,
-            dataset.fingerprint,
-            dtype,
-            batch_size,
-            self.samples,
-        ]
-        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-        self._folder = target.with_name(f".{target.name}.parts-{digest[:16]}")
+    detector: Detector
+    dataset: MomentDataset
+    dtype: str
+    batch_size: int
 
-    def file(self, index: int) -> Path:
-        return self._folder / f"{index:06d}.npz"
-
-    def write(self, index: int, rows: range) -> None:
-        size = self._batch_size
+    def __call__(self, rows: range) -> bytes:
+        """A part with some rows of the data set, as an archive of arrays."""
+        size = self.batch_size
         batches = [rows[i : i + size] for i in range(0, len(rows), size)]
         arrays = [self._detect(batch) for batch in batches]
         joined = {
             name: np.concatenate([part[name] for part in arrays]) for name in arrays[0] if name != "clipped"
         }
         clipped = np.array(sum(int(part["clipped"]) for part in arrays))
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, clipped=clipped, **joined)
+        return content.getvalue()
+
+    def _detect(self, rows: range) -> Arrays:
+        batch = self.dataset.batch(rows, random.Random(0))  # the labels are not used
+        output = self.detector.detect(batch)
+        counts = batch.src_vid_mask.sum(1).long()
+        return _arrays(output, counts.tolist(), self.dtype)
+
+
+class _Parts:
+    """The finished parts of a build, in a folder beside the target that is named by all they depend on."""
+
+    def __init__(
+        self, target: Path, detector: Detector, dataset: MomentDataset, dtype: str, batch_size: int
+    ) -> None:
+        self.samples = max(PART_SAMPLES // batch_size, 1) * batch_size
+        self.weights = detector.sha256
+        self.make = _MakePart(detector, dataset, dtype, batch_size)
+        facts = [self.weights, detector.fingerprint, dataset.fingerprint, dtype, batch_size, self.samples]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        self._folder = target.with_name(f".{target.name}.parts-{digest[:16]}")
+
+    def file(self, index: int) -> Path:
+        return self._folder / f"{index:06d}.npz"
+
+    def keep(self, index: int, content: bytes) -> None:
         with writing_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        with new_file(self.file(index)) as file:
-            np.savez(file, allow_pickle=False, clipped=clipped, **joined)
+        write_bytes(self.file(index), content)
 
     def is_done(self, index: int) -> bool:
         """Whether a part is there and undamaged; a damaged one is reported and made again."""
@@ -204,12 +231,6 @@ class _Parts:
 
     def remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _detect(self, rows: range) -> Arrays:
-        batch = self._dataset.batch(rows, random.Random(0))  # the labels are not used
-        output = self._detector.detect(batch)
-        counts = batch.src_vid_mask.sum(1).long()
-        return _arrays(output, counts.tolist(), self._dtype)
 
 
 def _arrays(output: DetectorOutput, counts: Sequence[int], dtype: str) -> Arrays:
@@ -323,7 +344,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--shard", type=share, default=(0, 1), metavar="I/N", help="do only the I-th of N shares of the work"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a cache that is there")
+    add_cluster_arguments(parser)
     options = parser.parse_args(arguments)
+    if options.cluster is not None and options.shard != (0, 1):
+        parser.error("--cluster cuts the work itself: expected no --shard beside it")
     recipe, detector = open_detector(options)
     rows = read_samples(options.annotations, options.past_end)
     sources = open_sources(recipe, options, rows)
@@ -339,6 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch_size=recipe.eval_batch_size,
         shard=options.shard,
         overwrite=options.overwrite,
+        cluster=cluster_of(options),
     )
     print(f"{path}: {len(rows)} samples" if path else "shard {} of {} done".format(*options.shard))
 

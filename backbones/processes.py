@@ -173,7 +173,7 @@ class FabricProcesses:
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         own = torch.cat([gradient.flatten() for gradient in gradients])
         flat: Tensor = self._fabric.all_reduce(own, reduce_op="sum")
-        parts = flat.split([gradient.numel() for gradient in gradients])
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 

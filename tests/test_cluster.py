@@ -10,20 +10,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from vmr_env.agents.base import Agent
 from vmr_env.agents.expected_gain import ExpectedGain
+from vmr_env.backbones import cache
+from vmr_env.backbones.base import GirlDetrDetector
+from vmr_env.backbones.dataset import MomentDataset
+from vmr_env.backbones.features.store import FeatureStore
+from vmr_env.backbones.girl_detr.model import GirlDetr
+from vmr_env.backbones.recipes import get_recipe
+from vmr_env.backbones.shipping import files_of, pack, sha256_of_folder, unpack
+from vmr_env.backbones.simulated.features import write_simulated
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run, train_test
 from vmr_env.benchmarks.experiment.main import main
 from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Settings
-from vmr_env.benchmarks.experiment.shipping import files_of, pack, unpack
 
 from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data.annotations import read_annotations
 from vmr_env.data.profiles import get_profile
+from vmr_env.errors import DataError
 from vmr_env.simulation.simulator import simulate
 
 ray = pytest.importorskip("ray", reason="needs Ray")
 Nodes = pytest.importorskip("ray.cluster_utils", reason="needs Ray").Cluster
 cluster = pytest.importorskip("vmr_env.benchmarks.experiment.cluster", reason="needs Ray")
+work_on_cluster = pytest.importorskip("vmr_env.backbones.cluster", reason="needs Ray")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own making
 
 HERE = cluster.Cluster("auto")
@@ -193,7 +204,7 @@ def test_folders_are_shipped_to_machines_that_lack_them(
     shutil.copytree(caches, tmp_path / "driver")
     of = experiment(tmp_path / "out", tmp_path / "driver", {"small": Small})
     spans = np.array(of.folds[0].train.spans)
-    packed = pack(of)
+    packed = pack(of, of.folder)
     shipped = {digest: list(files_of(Path(folder))) for digest, folder in packed.folders.items()}
     shutil.rmtree(tmp_path / "driver")
     fetched: list[str] = []
@@ -215,10 +226,74 @@ def test_a_folder_of_other_content_under_the_same_path_is_not_taken(
     monkeypatch.setenv("VMR_ENV_CACHE", str(tmp_path / "user"))
     shutil.copytree(caches, tmp_path / "driver")
     of = experiment(tmp_path / "out", tmp_path / "driver", {"small": Small})
-    packed = pack(of)
+    packed = pack(of, of.folder)
     shipped = {digest: list(files_of(Path(folder))) for digest, folder in packed.folders.items()}
     spans = np.array(of.folds[0].test.spans)
     shutil.rmtree(tmp_path / "driver" / "test")
     shutil.copytree(caches / "train", tmp_path / "driver" / "test")
     again = unpack(packed, lambda digest: iter(shipped[digest]))
     np.testing.assert_array_equal(again.folds[0].test.spans, spans)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("features") / "simulated"
+    write_simulated(folder, get_profile("charades"), samples=60, seed=1)
+    return folder
+
+
+def detection(samples: Path) -> tuple[GirlDetrDetector, MomentDataset]:
+    """A small detector, and samples for it."""
+    recipe = get_recipe("charades-simulated").with_options(
+        {"hidden_dim": 16, "nheads": 2, "dim_feedforward": 16, "enc_layers": 1, "dec_layers": 1}
+    )
+    rows = read_annotations(samples / "annotations.jsonl")
+    dataset = MomentDataset(
+        rows, FeatureStore(samples / "clips"), FeatureStore(samples / "text"), recipe.data
+    )
+    widths = {"v_feat_dim": dataset.video_width, "t_feat_dim": dataset.text_width}
+    return GirlDetrDetector(GirlDetr(recipe.with_options(widths).model), "refined"), dataset
+
+
+def test_a_cache_made_on_a_cluster_is_that_of_one_process(
+    nodes: Any, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte; parts that are there are not made again, a damaged one is."""
+    monkeypatch.setattr(cache, "PART_SAMPLES", 16)
+    detector, dataset = detection(samples)
+    facts: Any = {"split": "train", "source": "simulated", "profile": "charades", "batch_size": 8}
+    alone, spread = tmp_path / "alone", tmp_path / "spread"
+    cache.build_cache(alone, detector, dataset, progress=False, **facts)
+    cache.build_cache(spread, detector, dataset, shard=(0, 2), progress=False, **facts)  # 2 of 4 parts
+    (damaged, whole) = sorted(tmp_path.glob(".spread.parts-*/*.npz"))
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    before = whole.stat().st_mtime_ns
+    made: list[range] = []
+    of_cluster = work_on_cluster.spread
+
+    def counted(work: Any, items: Any, where: Any) -> Any:
+        made.extend(items)
+        assert whole.stat().st_mtime_ns == before
+        return of_cluster(work, items, where)
+
+    monkeypatch.setattr(work_on_cluster, "spread", counted)
+    cache.build_cache(spread, detector, dataset, progress=False, cluster=HERE, **facts)
+    assert made == [range(16), range(16, 32), range(48, 60)]
+    assert sha256_of_folder(spread) == sha256_of_folder(alone)
+
+
+def test_what_a_worker_refuses_is_one_error(nodes: Any, samples: Path, tmp_path: Path) -> None:
+    detector, dataset = detection(samples)
+    with torch.no_grad():
+        detector.model.head.class_embed.weight.fill_(torch.nan)
+    with pytest.raises(DataError, match=r"a worker failed: detector, .* not finite"):
+        cache.build_cache(
+            tmp_path / "out",
+            detector,
+            dataset,
+            split="train",
+            source="simulated",
+            profile="charades",
+            cluster=HERE,
+            progress=False,
+        )

@@ -7,35 +7,23 @@ worker or node again.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vmr_env.agents.ensemble.cross_fitting import Progress
+from vmr_env.backbones.cluster import Cluster, Sender, connected, on_driver, received
+from vmr_env.backbones.shipping import Packed, files_of, pack
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run, Work, reason
-from vmr_env.benchmarks.experiment.shipping import Packed, files_of, pack, unpack
 
 from vmr_env.files.writing import write_bytes
 
 _RETRIES = 3
 """How often Ray starts a run anew whose worker or node was lost. Errors of the run itself are not retried."""
 _POLL = 0.2  # seconds between looks at what runs tell
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where runs go and what each may use."""
-
-    address: str
-    """Of a running cluster, "auto" for that of this machine, or "local" for one on this machine alone."""
-    cpus_per_run: float = 1
-    gpus_per_run: float = 0
 
 
 def run_on_cluster(
@@ -60,20 +48,14 @@ def run_on_cluster(
     Raises:
         KeyboardInterrupt: interrupted; the cluster's work on these runs has been stopped.
     """
-    with _connected(cluster.address):
+    with connected(cluster.address):
         parts = {experiment.folder: experiment for experiment in map(work.of, runs)}
-        packed = {folder: pack(experiment) for folder, experiment in parts.items()}
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        driver: Any = ray.remote(_Driver)
-        on_driver = {"num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here}
+        packed = {folder: pack(experiment, folder) for folder, experiment in parts.items()}
         paths = {digest: path for part in packed.values() for digest, path in part.folders.items()}
-        folders = driver.options(**on_driver).remote(paths)
-        inbox = driver.options(**on_driver).remote({})
-        task = ray.remote(num_cpus=cluster.cpus_per_run, num_gpus=cluster.gpus_per_run, max_retries=_RETRIES)(
-            _work
-        )
+        sender, inbox = on_driver(Sender, paths), on_driver(_Inbox)
+        task = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=_RETRIES)(_work)
         contents = {folder: ray.put(part) for folder, part in packed.items()}
-        running = {task.remote(contents[work.of(run).folder], run, folders, inbox): run for run in runs}
+        running = {task.remote(contents[work.of(run).folder], run, sender, inbox): run for run in runs}
         failed: dict[Run, str] = {}
         try:
             while running:
@@ -95,32 +77,11 @@ def run_on_cluster(
         return failed
 
 
-@contextmanager
-def _connected(address: str) -> Iterator[None]:
-    """The cluster of this process, if it has one already; else that of the address, left at the end."""
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(address, log_to_driver=False, include_dashboard=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+class _Inbox:
+    """On the driver's node: what runs tell."""
 
-
-class _Driver:
-    """On the driver's node: what runs ask for, and what they tell."""
-
-    def __init__(self, folders: dict[str, str]) -> None:
-        self._folders, self._told = folders, list[tuple[Run, Progress]]()
-        self._sent: dict[str, list[tuple[str, Any]]] = {}
-
-    def files(self, digest: str) -> list[tuple[str, Any]]:
-        """Names of a folder's files, and references to their contents in the object store."""
-        if digest not in self._sent:
-            folder = Path(self._folders[digest])
-            self._sent[digest] = [(name, ray.put(content)) for name, content in files_of(folder)]
-        return self._sent[digest]
+    def __init__(self) -> None:
+        self._told: list[tuple[Run, Progress]] = []
 
     def tell(self, run: Run, progress: Progress) -> None:
         """A round is over."""
@@ -137,15 +98,11 @@ _unpacked: dict[bytes, Experiment] = {}
 run."""
 
 
-def _work(packed: Packed, run: Run, folders: Any, inbox: Any) -> list[tuple[str, bytes]]:
+def _work(packed: Packed, run: Run, sender: Any, inbox: Any) -> list[tuple[str, bytes]]:
     """Do one run on the node where this is called; returns its files."""
     torch.set_num_threads(1)
-
-    def fetch(digest: str) -> Any:
-        return ((name, ray.get(content)) for name, content in ray.get(folders.files.remote(digest)))
-
     if packed.content not in _unpacked:
-        _unpacked[packed.content] = unpack(packed, fetch)
+        _unpacked[packed.content] = received(packed, sender)
     experiment = _unpacked[packed.content]
     with tempfile.TemporaryDirectory() as folder:
         experiment.folder = Path(folder)

@@ -154,7 +154,8 @@ def do_runs(work: Work, options: Execution) -> dict[Run, str] | None:
             if options.cluster is None:
                 jobs = options.jobs or available_processors()
                 return run_all(work, todo, jobs, watcher.progress, watcher.finished)
-            from vmr_env.benchmarks.experiment.cluster import Cluster, run_on_cluster  # needs Ray
+            from vmr_env.backbones.cluster import Cluster  # needs Ray
+            from vmr_env.benchmarks.experiment.cluster import run_on_cluster
 
             cluster = Cluster(options.cluster, options.cpus_per_run, options.gpus_per_run)
             return run_on_cluster(work, todo, cluster, watcher.progress, watcher.finished)

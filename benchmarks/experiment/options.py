@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vmr_env.backbones.arguments import LOCAL
 from vmr_env.benchmarks.experiment.logs import KINDS, NEEDED
 from vmr_env.benchmarks.experiment.names import (
     AGENTS,
@@ -30,9 +31,6 @@ EMBEDDED = "charades"
 
 SEEDS = 2
 """Runs of each agent where nothing else is said."""
-
-LOCAL = "local"
-"""Address of the Ray that is started on this machine for the runs alone."""
 
 BESIDE = "girl_detr"
 """Folder of a backbone's weights, beside its caches."""

@@ -1,8 +1,8 @@
-"""Sending an experiment to another machine: its folders by content, everything else by value.
+"""Sending work to another machine: its folders by content, everything else by value.
 
-An experiment refers to folders: caches, weights, features. A packed experiment names each by the hash of its
-content instead, so a machine that has the folder under the same path uses it, and another one gets it once,
-into its own cache folder, where all its processes map the same files.
+An experiment, or a detector with its samples, refers to folders: caches, weights, features. What is packed
+names each by the hash of its content instead, so a machine that has the folder under the same path uses it,
+and another one gets it once, into its own cache folder, where all its processes map the same files.
 """
 
 import hashlib
@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmr_env.benchmarks.experiment.experiment import Experiment
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.files.user_cache import user_cache_folder
 
@@ -28,26 +26,31 @@ Files = Iterator[tuple[str, bytes]]
 
 
 class Packed(NamedTuple):
-    """An experiment without its folders."""
+    """An object without its folders."""
 
     content: bytes
-    """What `unpack` reads. It is a pickle: only of one's own experiments, between one's own processes."""
+    """What `unpack` reads. It is a pickle: only of one's own objects, between one's own processes."""
     folders: dict[str, str]
     """Path on the machine that packed, by the hash of the content."""
     search: list[str]
     """Where its Python looks for modules, of own agents for instance."""
 
 
-def pack(experiment: Experiment) -> Packed:
-    """An experiment as bytes that name its folders by their content."""
+def pack(content: object, out: Path | None = None) -> Packed:
+    """An object as bytes that name its folders by their content.
+
+    Args:
+        content: what to send.
+        out: a folder that it writes to, which stays behind.
+    """
     buffer = io.BytesIO()
-    pickler = _Pickler(buffer, experiment.folder)
-    pickler.dump(experiment)
+    pickler = _Pickler(buffer, out)
+    pickler.dump(content)
     return Packed(buffer.getvalue(), pickler.folders, list(sys.path))
 
 
-def unpack(packed: Packed, fetch: Callable[[str], Files]) -> Experiment:
-    """The experiment again, its folders found here or fetched.
+def unpack(packed: Packed, fetch: Callable[[str], Files]) -> Any:
+    """The object again, its folders found here or fetched.
 
     Args:
         packed: see `pack`.
@@ -55,9 +58,7 @@ def unpack(packed: Packed, fetch: Callable[[str], Files]) -> Experiment:
     """
     sys.path += [path for path in packed.search if path not in sys.path]
     paths = {digest: _here(digest, Path(path), fetch) for digest, path in packed.folders.items()}
-    experiment = _Unpickler(io.BytesIO(packed.content), paths).load()
-    assert isinstance(experiment, Experiment)
-    return experiment
+    return _Unpickler(io.BytesIO(packed.content), paths).load()
 
 
 def files_of(folder: Path) -> Files:
@@ -83,7 +84,7 @@ def _paths_of(folder: Path) -> list[Path]:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, out: Path) -> None:
+    def __init__(self, file: io.BytesIO, out: Path | None) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
         self.folders: dict[str, str] = {}
         self._out, self._hashes = out, dict[Path, str]()
