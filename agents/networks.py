@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vmr_env.caches.boundary_features import CELLS, CURVES, INSIDE_FEATURES, INTEGRALS, SPAN_FEATURES
+from vmr_env.caches.boundary_features import CELLS, INSIDE_FEATURES, INTEGRALS, SPAN_FEATURES
 from vmr_env.caches.clip_sums import POINT_PARTS, SPAN_PARTS
+from vmr_env.envs import kernel
 from vmr_env.envs.actions import get_action_mode
 from vmr_env.envs.observations import Observer
 
-_LOG_CLIPS = float(np.log1p(1500.0))  # scale of `vmr_env.caches.boundary_features.log_length`
 _MODE = get_action_mode("discrete", 0, None)
 PROBES = _MODE.probes
 # Which candidates of start and end each action but switches goes to; stopping, the last, stays at both.
 _, _PROBES_OF_STARTS, _PROBES_OF_ENDS = _MODE.choices.T.copy()
+_BOUNDARIES = np.stack([_PROBES_OF_STARTS, PROBES + _PROBES_OF_ENDS], axis=1)
 _MOVES = len(_PROBES_OF_STARTS) - 1
 _GEOMETRY = 2 * INTEGRALS.start + len(INSIDE_FEATURES)  # column of a span's start in SPAN_FEATURES
 _SCORE = SPAN_FEATURES.index("score")
@@ -86,25 +87,21 @@ class ActionFeatures(nn.Module):
         kinds = torch.zeros(actions, 3)
         kinds[:_MOVES, 0] = kinds[_MOVES:-1, 1] = kinds[-1, 2] = 1
         self.register_buffer("_kinds", kinds, persistent=False)
-        self.register_buffer("_start_probes", torch.from_numpy(_PROBES_OF_STARTS), persistent=False)
-        self.register_buffer("_end_probes", PROBES + torch.from_numpy(_PROBES_OF_ENDS), persistent=False)
         self._kinds: Tensor
-        self._start_probes: Tensor
-        self._end_probes: Tensor
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, width) observations -> (B, A, F) features of actions, (B, C) context."""
+        """(B, width) observations -> (B, A, F) features of actions, (B, C) context.
+
+        Observations get no gradient.
+        """
 
         def part(name: str, *shape: int) -> Tensor:
             return observations[:, self._slices[name]].reshape(len(observations), *shape)
 
         proposals = part("proposals", self._proposals, len(SPAN_FEATURES))
         source = part("source", self._proposals)
-        moved = self._moved(
-            part("points", 2 * PROBES, -1),
-            part("positions", 2 * PROBES),
-            part("whole", 1, len(CURVES)),
-            part("video", 1),
+        moved = moved_spans(
+            part("points", 2 * PROBES, -1), part("positions", -1), part("whole", -1), part("video", 1)
         )
         came_from = (source[:, :, None] * proposals[..., _SCORE:]).sum(1, keepdim=True)
         moved = torch.cat([moved, came_from.expand(-1, moved.shape[1], -1)], dim=-1)
@@ -128,20 +125,16 @@ class ActionFeatures(nn.Module):
         )
         return torch.cat(parts, dim=-1), context
 
-    def _moved(self, points: Tensor, positions: Tensor, whole: Tensor, video: Tensor) -> Tensor:
-        """Features of the spans after every move, and of the current: (B, moves + 1, SPAN_FEATURES - 3)."""
-        first, last = points[:, self._start_probes], points[:, self._end_probes]
-        start, end = positions[:, self._start_probes], positions[:, self._end_probes]
-        width = (end - start).clamp_min(0)
-        mass = last[..., INTEGRALS] - first[..., INTEGRALS]
-        mean = (mass / width.clamp_min(1 / CELLS)[..., None]).clamp(-1, 1)
-        share = (mass[..., :3] / whole[..., :3].clamp_min(1e-3)).clamp(-1, 1)
-        clips = torch.exp(video * _LOG_CLIPS) - 1
-        length = torch.log(width * clips + 1) / _LOG_CLIPS
-        geometry = torch.stack([start, end, width, length], dim=-1)
-        return torch.cat(
-            [first[..., : INTEGRALS.start], last[..., : INTEGRALS.start], mean, share, geometry], dim=-1
-        )
+
+def moved_spans(points: Tensor, positions: Tensor, whole: Tensor, video: Tensor) -> Tensor:
+    """Features of the spans after every move, and of the current: (B, moves + 1, SPAN_FEATURES - 3).
+
+    The environments' own code computes them; arguments are as for `vmr_env.envs.kernel.describe_moves`.
+    """
+    out = np.empty((len(points), len(_BOUNDARIES), _SCORE), np.float32)
+    parts = (part.detach().cpu().float().contiguous() for part in (points, positions, whole, video))
+    kernel.describe_moves(*(part.numpy() for part in parts), _BOUNDARIES, out)
+    return torch.from_numpy(out).to(points)
 
 
 class ActionClips(nn.Module):

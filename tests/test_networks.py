@@ -11,7 +11,7 @@ from refinement import environment, user_cache_in, written
 from slow_timelines import slow_timeline_of
 from vmr_env.agents.networks import ActionFeatures, FlatNetwork, RefinementNetwork, Standardise
 
-from vmr_env.caches.boundary_features import CELLS, INTEGRALS
+from vmr_env.caches.boundary_features import CELLS, INSIDE_FEATURES, INTEGRALS, SPAN_FEATURES
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.actions import MOVES
 from vmr_env.envs.vector_env import VMRVectorEnv
@@ -94,6 +94,30 @@ def test_features_are_those_of_the_span_that_the_action_leads_to(env: VMRVectorE
         np.testing.assert_allclose(
             features[i, action], expected(env, i, action), atol=1e-5, err_msg=f"state {i}, action {action}"
         )
+
+
+def test_features_of_a_move_are_those_that_the_next_observation_shows(cache: DecoderStateCache) -> None:
+    """To the last bit: both come from the environments' compiled code."""
+    env = environment(cache, n=STATES, horizon=9)
+    env.reset(seed=1)
+    rng = np.random.default_rng(1)
+    moves = env.episodes.mask.copy()
+    moves[:, len(PAIRS) :] = False
+    actions = (rng.random(moves.shape) * moves).argmax(axis=1)
+    assert moves[range(STATES), actions].all()
+    features = ActionFeatures(env.observer)
+    foreseen = features(observed(env))[0][range(STATES), torch.from_numpy(actions)].numpy()
+    env.step(actions)
+    after = observed(env).numpy()
+    score = SPAN_FEATURES.index("score")
+    for name, feature in {"inside": INSIDE_FEATURES[0], "span": "start"}.items():
+        first = SPAN_FEATURES.index(feature)
+        shown = after[:, env.observer.slices[name]]
+        exact = 3 if name == "span" else shown.shape[1]  # the length in clips comes from a logarithm
+        np.testing.assert_array_equal(foreseen[:, first : first + exact], shown[:, :exact])
+        np.testing.assert_allclose(foreseen[:, first : first + shown.shape[1]], shown, atol=1e-6)
+    stays = features(observed(env))[0][:, -1].numpy()
+    np.testing.assert_array_equal(stays[:, :score], foreseen[:, :score])
 
 
 def test_context_is_what_all_actions_share(env: VMRVectorEnv) -> None:

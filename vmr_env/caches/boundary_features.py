@@ -70,3 +70,9 @@ def log_length(clips: Numbers) -> Numbers:
     """Length in clips on a logarithmic scale, in [0, 1] up to 1,500 clips: any shape."""
     logarithm: Numbers = np.log(clips + np.float32(1)) / _LOG_CLIPS
     return logarithm
+
+
+def length_of(logarithm: Numbers) -> Numbers:
+    """Length in clips whose `log_length` is given: any shape."""
+    clips: Numbers = np.exp(logarithm * _LOG_CLIPS) - np.float32(1)
+    return clips

@@ -27,7 +27,9 @@ from vmr_env.envs.timelines import (
     build_timeline,
     cell_of,
     inside_features,
+    length_of,
     log_length,
+    span_features,
 )
 from vmr_env.metrics import spans
 
@@ -597,7 +599,8 @@ def observe(
     if at[_WHOLE] >= 0:
         copy(points[CELLS, _INTEGRALS:], out[at[_WHOLE] :])
     if at[_INSIDE] >= 0:
-        inside_features(points, start, end, out[at[_INSIDE] :])
+        first, last, whole = points[cell_of(start)], points[cell_of(end)], points[CELLS, _INTEGRALS:]
+        inside_features(first, last, whole, end - start, out[at[_INSIDE] :])
     if at[_PROPOSALS] >= 0:
         copy(timelines.proposals[row, : rules.proposals * _SPAN_WIDTH], out[at[_PROPOSALS] :])
     if at[_MODELS] >= 0:
@@ -615,8 +618,8 @@ def observe(
         else:
             copy(tables.text[sample], out[at[_TEXT] :])
     if at[_POINT_CLIPS] >= 0 or at[_PROPOSAL_CLIPS] >= 0:
-        first = tables.clip_firsts[sample]
-        sums = tables.clip_sums[first : first + tables.clip_counts[sample] + 1]
+        sums_at = tables.clip_firsts[sample]
+        sums = tables.clip_sums[sums_at : sums_at + tables.clip_counts[sample] + 1]
         if at[_POINT_CLIPS] >= 0:
             observe_point_clips(sums, positions, out[at[_POINT_CLIPS] :])
         if at[_PROPOSAL_CLIPS] >= 0:
@@ -767,3 +770,32 @@ def potentials(kind: int, spans: Floats, moments: Floats, out: Floats) -> None:
     for k in range(len(spans)):
         start, end = spans[k, 0], spans[k, 1]
         out[k] = potential_of(kind, best_overlap(start, end, moments[k]), start, end, moments[k])
+
+
+@entry
+def describe_moves(
+    points: Floats, positions: Floats, whole: Floats, video: Floats, moves: Integers, out: Floats
+) -> None:
+    """Features of the spans that moves lead to, from components of B observations.
+
+    Args:
+        points: (B, 2 K, `POINT_FEATURES`), those of the candidates of start and end.
+        positions: (B, 2 K), where they are.
+        whole: (B, `CURVES`).
+        video: (B, 1).
+        moves: (M, 2), numbers of the candidates of each move's start and end, from 0 to 2 K.
+        out: (B, M, those of `SPAN_FEATURES` before the score) float32, written.
+    """
+    for i in range(len(points)):
+        clip = _ONE / length_of(video[i, 0])
+        for m in range(len(moves)):
+            start, end = moves[m, 0], moves[m, 1]
+            span_features(
+                points[i, start],
+                points[i, end],
+                whole[i],
+                positions[i, start],
+                positions[i, end],
+                clip,
+                out[i, m],
+            )

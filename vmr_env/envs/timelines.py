@@ -32,6 +32,7 @@ _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _CELLS = np.float32(CELLS)
 _POINTS = np.arange(CELLS + 1, dtype=np.float32)
 _N_POINT, _N_SPAN, _N_INSIDE = len(POINT_FEATURES), len(SPAN_FEATURES), len(INSIDE_FEATURES)
+_SCORE = SPAN_FEATURES.index("score")  # what spans without a score have stands before it
 _N_CURVES, _CURVES, _EDGES = len(CURVES), INTEGRALS.start, INTEGRALS.start - 2
 _SALIENCY = _N_CURVES - 1
 _KERNELS = tuple(np.float32(clips) for clips in KERNELS)
@@ -50,7 +51,7 @@ _TERMS = tuple(np.float32(1 / divisor) for divisor in (2, 6, 24, 120, 720))
 _ROUND = np.float32(1.5 * 2**23)  # what is added to it is rounded to whole numbers, its last bits
 _ONE_BITS = np.int32(127 << 23)  # of a float32: sign, exponent (8), fraction (23)
 
-log_length = scalar(boundary_features.log_length)
+log_length, length_of = scalar(boundary_features.log_length), scalar(boundary_features.length_of)
 
 
 class Timelines(NamedTuple):
@@ -99,17 +100,39 @@ def cell_of(position: Number) -> int:
 
 
 @scalar
-def inside_features(points: Floats, start: Number, end: Number, out: Floats) -> None:
-    """Mean of each curve inside a span, and shares of the first three that lie there (`INSIDE_FEATURES`)."""
-    first, last = cell_of(start), cell_of(end)
-    width = max(end - start, SHORTEST)
+def inside_features(first: Floats, last: Floats, whole: Floats, width: Number, out: Floats) -> None:
+    """Mean of each curve inside a span, and shares of the first three that lie there (`INSIDE_FEATURES`).
+
+    Args:
+        first: (`POINT_FEATURES`,), the point of the timeline nearest to the start.
+        last: (`POINT_FEATURES`,), the one nearest to the end.
+        whole: (`CURVES`,), integrals over the whole video.
+        width: of the span.
+        out: (`INSIDE_FEATURES`,), written.
+    """
     for c in range(_N_CURVES):
-        mass = points[last, _CURVES + c] - points[first, _CURVES + c]
+        mass = last[_CURVES + c] - first[_CURVES + c]
         # Cells are a little longer or shorter than the span.
-        out[c] = min(max(mass / width, -_ONE), _ONE)
+        out[c] = min(max(mass / max(width, SHORTEST), -_ONE), _ONE)
         if c < _SALIENCY:
-            whole = max(points[CELLS, _CURVES + c], FLOOR)
-            out[_N_CURVES + c] = min(max(mass / whole, -_ONE), _ONE)
+            out[_N_CURVES + c] = min(max(mass / max(whole[c], FLOOR), -_ONE), _ONE)
+
+
+@scalar
+def span_features(
+    first: Floats, last: Floats, whole: Floats, start: Number, end: Number, clip: Number, out: Floats
+) -> None:
+    """`SPAN_FEATURES` of any span but those of a score: arguments as for `inside_features`.
+
+    A span whose end is before its start, as impossible moves have it, has width 0.
+    """
+    width = max(end - start, _ZERO)
+    for k in range(_CURVES):
+        out[k], out[_CURVES + k] = first[k], last[k]
+    inside_features(first, last, whole, width, out[2 * _CURVES :])
+    geometry = out[2 * _CURVES + _N_INSIDE :]
+    geometry[0], geometry[1], geometry[2] = start, end, width
+    geometry[3] = log_length(width / clip)
 
 
 @scalar
@@ -286,14 +309,10 @@ def describe(
     start: Number, end: Number, score: Number, number: int, clip: Number, points: Floats, out: Floats
 ) -> None:
     """`SPAN_FEATURES` of the proposal of that number."""
-    first, last = cell_of(start), cell_of(end)
-    for k in range(_CURVES):
-        out[k], out[_CURVES + k] = points[first, k], points[last, k]
-    inside_features(points, start, end, out[2 * _CURVES :])
-    geometry = out[2 * _CURVES + _N_INSIDE :]
-    geometry[0], geometry[1], geometry[2] = start, end, end - start
-    geometry[3] = log_length((end - start) / clip)
-    geometry[4] = score
-    geometry[5] = np.log((score + FLOOR) / (_ONE - score + FLOOR)) / _LOGIT_SCALE
-    geometry[6] = min(np.float32(number) / _RANK_SCALE, _ONE)
+    first, last, whole = points[cell_of(start)], points[cell_of(end)], points[CELLS, _CURVES:]
+    span_features(first, last, whole, start, end, clip, out)
+    scored = out[_SCORE:]
+    scored[0] = score
+    scored[1] = np.log((score + FLOOR) / (_ONE - score + FLOOR)) / _LOGIT_SCALE
+    scored[2] = min(np.float32(number) / _RANK_SCALE, _ONE)
     bound(out)
