@@ -94,8 +94,10 @@ class PolicyAgent(Agent):
         super().__init__(env, seed)
         self.generator = torch.Generator().manual_seed(derived(seed, "actions"))
         self.collector = Collector(env, self.generator)
+        begin = curriculum_state(env)
         self.collector.reset(derived(seed, "visits"))
         visited = self.collector.visit(_VISITS)
+        resume_curriculum(env, begin)  # nothing has been learnt yet
         self.members = nn.ModuleList()
         with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
             torch.manual_seed(derived(seed, "weights"))

@@ -310,6 +310,22 @@ def test_a_resumed_agent_goes_on_in_its_stage(
     assert resumed.env.progression.state_dict() == whole.env.progression.state_dict()
 
 
+def test_what_an_agent_visits_before_it_learns_is_no_step_of_the_curriculum(
+    cache: DecoderStateCache,
+) -> None:
+    """Otherwise a short first stage would be over before anything is learnt in it."""
+    env = VMRVectorEnv(16, source=cache, autoreset_mode="SameStep")
+    staged: Any = VectorCurriculumWrapper(env, StepSchedule((100, 200)))
+    agent = PPOAgent(staged, 0, PPOConfig(steps=4))
+    assert staged.progression.state_dict() == Progression(StepSchedule((100, 200))).state_dict()
+    stages = []
+    for _ in range(4):  # of 64 steps
+        agent.collector.reset(0)
+        stages.append(env.stage)
+        agent.update()
+    assert stages == [1, 1, 2, 2]
+
+
 def test_a_state_with_a_curriculum_needs_an_environment_with_one(cache: DecoderStateCache) -> None:
     inner: Any = VMRVectorEnv(4, source=cache, horizon=2, autoreset_mode="SameStep")
     state = AGENTS["ppo"](VectorCurriculumWrapper(inner, StepSchedule())).state_dict()
