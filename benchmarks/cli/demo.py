@@ -5,7 +5,8 @@ The agent is an ensemble of `expected_gain`, trained on the embedded backbone's 
     vmr-env tprl --agents expected_gain --out runs/demo
     cp runs/demo/runs/expected_gain-seed0-fold0.safetensors vmr_env/assets/charades-simulated/
 
-(with the agent as it is then: a change of its network or of what environments show asks for a new file).
+The file names the components that it sees, all but decoder states; a change of those or of their network asks
+for a new one.
 """
 
 from typing import TYPE_CHECKING
