@@ -51,7 +51,7 @@ from vmr_env.files.user_cache import VARIABLE
 from vmr_env.files.writing import only_writer
 from vmr_env.options import option, parse
 from vmr_env.programs import plain_exit, run_program
-from vmr_env.simulation.config import SimulatorConfig
+from vmr_env.simulation.config import CONFIGS
 from vmr_env.simulation.simulator import simulate, simulated_batch
 
 ATTACKS = {"mutation": 500, "kill": 100, "full disk": 100, "pair": 50}
@@ -194,7 +194,7 @@ def jobs(data: Path) -> list[Job]:
 
 def _write_clips(path: Path, profile: DatasetProfile) -> None:
     """A cache with clip features."""
-    batch = simulated_batch(profile, "train", samples=200, seed=0, config=SimulatorConfig())
+    batch = simulated_batch(profile, "train", samples=200, seed=0, config=CONFIGS[profile.name])
     rng = np.random.default_rng(0)
     clips = Ragged.from_rows([rng.normal(size=(count, 8)).astype(np.float32) for count in batch.n_clips])
     write_cache(

@@ -174,6 +174,13 @@ ON_OPENING: dict[str, tuple[Break, str, str]] = {
     "no models": (manifest(models=[]), "manifest.json", "models"),
     "two models of one name": (manifest(models=["a", "a"]), "manifest.json", "models"),
     "257 models": (manifest(models=list(map(str, range(257)))), "manifest.json", "models"),
+    "control characters in a model": (manifest(models=["a\x1b[2J", "b"]), "manifest.json", "models"),
+    "half a character in a feature": (manifest(features=["\ud800"]), "manifest.json", "features"),
+    "control characters in the split": (
+        manifest(split="a\x07"),
+        "manifest.json",
+        "split: 'a.*x07'",
+    ),
     "key missing": (manifest(split=None), "manifest.json", "split: is missing"),
     "key unknown": (manifest(extra=1), "manifest.json", "extra: is no known key"),
     "no samples": (manifest(samples=0), "manifest.json", "samples: 0"),

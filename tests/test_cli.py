@@ -126,6 +126,8 @@ def test_evaluate_tells_problems_and_exits_with_1(truth: Path, predictions: Path
         ["graft", "weights"],
         ["bench", "sped"],
         ["encode", "text"],
+        ["evaluate", "a\x1b[31mred.jsonl", "\udcff.jsonl"],
+        ["tprl", "--out", "a\x07"],
         ["play", "CartPole-v1"],
         ["play", "VMR-Charades-v9"],
         ["play", "VMR-Charades-Continuous-v0"],
@@ -135,6 +137,7 @@ def test_wrong_commands_exit_with_2(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert "Traceback" not in result.output
+    assert result.output.replace("\n", "").isprintable()
 
 
 def test_validate_files(truth: Path, predictions: Path) -> None:

@@ -1,8 +1,9 @@
 """Methods that train the backbone's head in the main job: from caches to table, and into the backbone."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from backbone import Backbone, make_backbone, open_features
 from safetensors.torch import load_file, save_file
 from vmr_env.agents.evaluation import USES
+from vmr_env.agents.tensors import write_tensors
 from vmr_env.agents.tprl.head_training import uses
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, save_checkpoint
 from vmr_env.backbones.girl_detr.inference import WindowSettings
@@ -204,14 +206,29 @@ def test_weights_of_another_backbone_are_refused(
     assert "of the backbone that made" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("spoil", [b"", "shape"])
-def test_a_head_of_another_backbone_is_refused(backbone: Backbone, tmp_path: Path, spoil: Any) -> None:
+def _flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(raw)
+
+
+SPOILS: list[tuple[Callable[[Path], object], str]] = [
+    (lambda path: path.write_bytes(b""), "cannot be read"),
+    (lambda path: write_tensors(path, {"class_embed.weight": torch.zeros(2, 3)}), "as the backbone's head"),
+    (lambda path: save_file(load_file(path), path), "holds no head with a hash"),
+    (_flip, "is damaged: its hash is another"),
+]
+
+
+@pytest.mark.parametrize("spoil", range(len(SPOILS)))
+def test_a_damaged_head_or_one_of_another_backbone_is_refused(
+    backbone: Backbone, run: Path, tmp_path: Path, spoil: int
+) -> None:
+    change, says = SPOILS[spoil]
     path = tmp_path / "head.safetensors"
-    if spoil == "shape":
-        save_file({"class_embed.weight": torch.zeros(2, 3)}, path)
-    else:
-        path.write_bytes(spoil)
-    with pytest.raises(DataError, match=r"head\.safetensors"):
+    shutil.copy(run / "runs" / "tprl-seed0-fold0.safetensors", path)
+    change(path)
+    with pytest.raises(DataError, match=rf"head\.safetensors.*{says}"):
         graft.graft(backbone.weights, path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -11,7 +11,7 @@ import pytest
 
 from vmr_env.errors import DataError, MissingExtra, Problem
 from vmr_env.files.writing import only_writer
-from vmr_env.programs import plain_exit
+from vmr_env.programs import plain_exit, run_program
 
 TESTS = Path(__file__).parent
 
@@ -103,6 +103,26 @@ def test_every_end_has_its_code_and_line(
         fail()
     assert caught.value.code == code
     assert capsys.readouterr().err.startswith(line)
+
+
+@pytest.mark.parametrize("word", ["a\x1b[31mred\x07.jsonl", "two\nlines", "\udcff.jsonl", "--out=\x9b1m"])
+def test_words_that_would_steer_a_terminal_are_refused(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["program", "good.jsonl", word])
+    with pytest.raises(SystemExit) as caught:
+        run_program(lambda: pytest.fail("the program ran"))
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: argument '")
+    assert said.removesuffix("\n").isprintable()
+
+
+def test_words_of_any_language_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["program", "öffnet.jsonl", "動画　一.jsonl", "a\xa0b", "👩‍🍳", ""])
+    with pytest.raises(SystemExit) as caught:
+        run_program(lambda: 0)
+    assert caught.value.code == 0
 
 
 def test_errors_of_the_program_itself_keep_their_traceback() -> None:

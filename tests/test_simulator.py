@@ -1,6 +1,8 @@
 import multiprocessing
 import os
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -312,6 +314,31 @@ def test_the_default_cache_is_written_once_however_many_ask(home: Path) -> None:
     before = path.stat().st_mtime_ns
     assert simulated_cache(PROFILES["qvhighlights"], "val") == path
     assert path.stat().st_mtime_ns == before
+
+
+def _spoil(path: Path) -> None:
+    raw = bytearray((path / "spans.npy").read_bytes())
+    raw[-5] ^= 1
+    (path / "spans.npy").write_bytes(raw)
+
+
+DAMAGES: list[Callable[[Path], object]] = [
+    _spoil,
+    lambda path: (path / "manifest.json").write_text("{}"),
+    lambda path: (path / "scores.npy").unlink(),
+    lambda path: (shutil.rmtree(path), path.write_text("a file")),
+]
+
+
+@pytest.mark.parametrize("damage", range(len(DAMAGES)))
+def test_a_damaged_default_cache_is_written_again(home: Path, damage: int) -> None:
+    path = simulated_cache(PROFILES["qvhighlights"], "val")
+    before = DecoderStateCache.open(path).fingerprint
+    DAMAGES[damage](path)
+    assert simulated_cache(PROFILES["qvhighlights"], "val") == path
+    cache = DecoderStateCache.open(path)
+    cache.verify()
+    assert cache.fingerprint == before
 
 
 def test_a_folder_in_the_home_that_cannot_be_written_is_told(home: Path) -> None:

@@ -3,7 +3,8 @@
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,42 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     whole = LetterEncoder()
     expected = build_text_store(tmp_path / "e", sentences, whole, cache=tmp_path / "c2", progress=False)
     assert store.manifest["files"] == expected.manifest["files"]
+
+
+def _spoil(shard: Path) -> None:
+    raw = bytearray((shard / "values.npy").read_bytes())
+    raw[-1] ^= 1
+    (shard / "values.npy").write_bytes(raw)
+
+
+DAMAGES: list[Callable[[Path], object]] = [
+    _spoil,
+    lambda shard: (shard / "manifest.json").write_text("{}"),
+    lambda shard: (shard / "keys.npy").unlink(),
+    lambda shard: (shutil.rmtree(shard), shard.write_text("a file")),
+]
+
+
+@pytest.mark.parametrize("damage", range(len(DAMAGES)))
+def test_sentences_of_a_damaged_shard_are_encoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: int
+) -> None:
+    monkeypatch.setattr(text, "SHARD_SENTENCES", 4)
+    sentences = {str(i): f"number {'x' * i}" for i in range(8)}
+    whole = build_text_store(
+        tmp_path / "whole", sentences, LetterEncoder(), cache=tmp_path / "c", progress=False
+    )
+    shard, _ = sorted((tmp_path / "c").rglob("shard-*"))
+    DAMAGES[damage](shard)
+    encoder = LetterEncoder()
+    store = build_text_store(tmp_path / "again", sentences, encoder, cache=tmp_path / "c", progress=False)
+    assert len(encoder.seen) == 4
+    assert store.manifest["files"] == whole.manifest["files"]
+    (record,) = caplog.records
+    assert shard.name in record.getMessage()
+    last = LetterEncoder()
+    build_text_store(tmp_path / "last", sentences, last, cache=tmp_path / "c", progress=False)
+    assert last.seen == []
 
 
 def test_the_cache_knows_only_its_sentences(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal
+from unicodedata import category
 
 SHOWN_PROBLEMS = 20
 
@@ -37,6 +38,11 @@ _short.maxlevel = 3
 def shorten(value: object) -> str:
     """A value as messages show it, cut so that a million-character line still gives a readable one."""
     return _short.repr(value)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text holds neither control characters, which steer terminals, nor halves of characters."""
+    return not any(category(character) in ("Cc", "Cs") for character in text)
 
 
 def _printable(text: str) -> str:

@@ -4,12 +4,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from vmr_env.errors import DataError, MissingExtra
+from vmr_env.errors import DataError, MissingExtra, is_plain
 
 INTERRUPTED = 130
 
@@ -42,8 +42,18 @@ def plain_exit() -> Iterator[None]:
         _exit("interrupted", INTERRUPTED)
 
 
+def wrong_word(words: Iterable[str]) -> str | None:
+    """What is wrong with a word of a command line, such as the name of a file that others made; else None."""
+    for word in words:
+        if not is_plain(word):
+            return f"argument {word!r} holds control characters, or bytes that are no text; rename the file"
+    return None
+
+
 def run_program(main: Callable[[], int | None]) -> NoReturn:
     """Run the main function of a module as a program."""
+    if wrong := wrong_word(sys.argv[1:]):
+        _exit(f"error: {wrong}", 2)
     with plain_exit():
         raise SystemExit(main() or 0)
 

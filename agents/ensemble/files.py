@@ -8,10 +8,9 @@ The header's entry "ensemble" is a JSON object:
              and "state" (`vmr_env.agents.base.Agent.state_dict`)
 
 In a state, {"tensor": name} and {"array": name} represent tensors and NumPy arrays, {"dict": [[key, value],
-…]} for a dict and {"list": […]} for a list. "sha256" is the hash of that object's text and of all tensors.
+…]} for a dict and {"list": […]} for a list. The file is one of `vmr_env.agents.tensors`.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
@@ -20,16 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from vmr_env.agents.base import Agent, agent_class
 from vmr_env.agents.ensemble.cross_fitting import CrossFittedEnsemble, training_environment
+from vmr_env.agents.tensors import read_tensors, write_tensors
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
-from vmr_env.files.writing import write_bytes, writing_errors
 
 
 def save_ensemble(
@@ -53,10 +50,7 @@ def save_ensemble(
         "options": ensemble.options,
         "members": [_described(member, tensors) for member in ensemble.members],
     }
-    text = json.dumps(content)
-    header = {"ensemble": text, "sha256": _sha256(text, tensors)}
-    with writing_errors(path):
-        write_bytes(path, save(tensors, header))
+    write_tensors(path, tensors, {"ensemble": json.dumps(content)})
 
 
 def load_ensemble(path: PathLike, cache: DecoderStateCache) -> CrossFittedEnsemble:
@@ -91,19 +85,10 @@ def ensemble_run(path: PathLike) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-    except (OSError, SafetensorError) as error:
-        message = f"cannot be read ({error}), expected an ensemble that `save_ensemble` wrote"
-        raise DataError(Problem(str(path), None, None, message)) from error
+    header, tensors = read_tensors(path, "ensemble")
     if "ensemble" not in header:
         message = "holds no ensemble, expected what `save_ensemble` wrote"
         raise DataError(Problem(str(path), None, None, message))
-    if header.get("sha256") != _sha256(header["ensemble"], tensors):
-        message = "is damaged: its hash is another than that of its content"
-        raise DataError(Problem(str(path), None, "sha256", message))
     content: dict[str, Any] = json.loads(header["ensemble"])
     return content, tensors
 
@@ -181,12 +166,3 @@ def _restored(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "list":
         return [_restored(part, tensors) for part in content]
     return tensors[content].numpy() if kind == "array" else tensors[content]
-
-
-def _sha256(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

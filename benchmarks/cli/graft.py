@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from vmr_env.agents.tensors import read_tensors
 from vmr_env.backbones.base import open_detector
 from vmr_env.benchmarks.experiment.methods import KIND
 
@@ -31,13 +31,8 @@ def graft(weights: Path, head: Path, out: Path) -> str:
     Raises:
         DataError: A file cannot be read or written, or the head is none of this backbone's.
     """
-    try:
-        with safe_open(head, "pt") as file:
-            kind = (file.metadata() or {}).get(KIND, "girl-detr")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    except (OSError, SafetensorError) as error:
-        raise DataError(Problem(str(head), None, None, f"no readable safetensors file ({error})")) from error
-    detector = open_detector(kind, weights)
+    header, tensors = read_tensors(head, "head")
+    detector = open_detector(header.get(KIND, "girl-detr"), weights)
     expected = {name: tuple(tensor.shape) for name, tensor in detector.head.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:

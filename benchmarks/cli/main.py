@@ -16,6 +16,7 @@ from vmr_env.benchmarks.cli.report import report
 from vmr_env.benchmarks.cli.validate import validate
 
 import vmr_env
+from vmr_env.programs import wrong_word
 
 COMMANDS = (
     demo,
@@ -37,7 +38,17 @@ COMMANDS = (
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class _Commands(click.Group):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if wrong := wrong_word(args):
+            ctx.fail(wrong)
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings=_SETTINGS)
 @click.version_option(vmr_env.__version__, prog_name="vmr-env")
 def main() -> None:
     """Video moment retrieval as reinforcement-learning environments.

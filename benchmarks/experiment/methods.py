@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import save
 from vmr_env.agents.ensemble.cross_fitting import (
     Configured,
     MakeAgent,
@@ -25,6 +24,7 @@ from vmr_env.agents.ensemble.cross_fitting import (
 from vmr_env.agents.ensemble.files import save_ensemble
 from vmr_env.agents.evaluation import USES, Refined, Trajectories, submission, trace
 from vmr_env.agents.sb3.head_config import SB3HeadConfig
+from vmr_env.agents.tensors import write_tensors
 from vmr_env.agents.tprl.config import TprlConfig
 from vmr_env.agents.tprl.data import StateBatches
 from vmr_env.agents.tprl.head import Head, frozen
@@ -42,7 +42,6 @@ from vmr_env.data.predictions import Prediction
 from vmr_env.envs.actions import FREE
 from vmr_env.envs.curriculum import Rule
 from vmr_env.errors import DataError, Problem
-from vmr_env.files.writing import write_bytes
 
 Watch = Callable[[Progress], None]
 
@@ -227,7 +226,7 @@ class HeadMethod(Method):
         before = frozen_sha256(detector)
         result, steps = self._train(detector.head, fold, seed, settings, watch)
         detector.head.load_state_dict(result.head)
-        write_bytes(keep.with_name(f"{keep.name}.safetensors"), save(result.head, {KIND: kind}))
+        write_tensors(keep.with_name(f"{keep.name}.safetensors"), result.head, {KIND: kind})
         answers = ranked(fold.test, fold.test_samples, detector.head)
         return MethodResult(
             answers, selection_of(result, steps), {"before": before, "after": frozen_sha256(detector)}

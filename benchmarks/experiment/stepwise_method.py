@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from vmr_env.agents.ensemble.cross_fitting import Progress, Selection
 from vmr_env.agents.evaluation import KINDS, Trajectories
 from vmr_env.agents.stepwise.data import DetectedBatches
@@ -18,6 +17,7 @@ from vmr_env.agents.stepwise.trainer import (
     new_policy,
     walk,
 )
+from vmr_env.agents.tensors import write_tensors
 from vmr_env.agents.tprl.validation import Validator
 from vmr_env.benchmarks.experiment.methods import Fold, Method, MethodResult, Settings, Watch, ranking
 from vmr_env.benchmarks.experiment.names import STEPWISE_AGENTS
@@ -68,7 +68,7 @@ class StepwiseMethod(Method):
         )
         policy = new_policy(self.config, width)
         policy.load_state_dict(result.policy)
-        save_file(result.policy, keep.with_name(f"{keep.name}.safetensors"))
+        write_tensors(keep.with_name(f"{keep.name}.safetensors"), result.policy)
         spans = walk(policy, fold.test, self.config.steps, fold.test_samples)
         scores = fold.test.scores[fold.test_samples]
         answers = ranking(fold.test, fold.test_samples, spans[:, :, -1], scores)

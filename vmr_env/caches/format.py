@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from vmr_env.arrays import Array, Ints
 from vmr_env.data.durations import SECONDS, is_seconds
 from vmr_env.data.profiles import PROFILES
-from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.errors import DataError, Problem, is_plain, shorten
 from vmr_env.files.objects import read_object
 
 FORMAT = "vmr-env-cache"
@@ -304,7 +304,7 @@ def _is_size(value: object) -> bool:
 
 
 def _is_name(value: object) -> bool:
-    return isinstance(value, str) and value != ""
+    return isinstance(value, str) and value != "" and is_plain(value)
 
 
 def _is_sha256(value: object) -> bool:

@@ -269,13 +269,13 @@ def _settle(row: Row, annotation: Annotation, past_end: PastEnd, tally: _Tally) 
     """
     moments, duration = annotation.moments, annotation.duration
     start, end = moments.T
-    fits = (start >= 0) & (start < end) & (end <= duration)
+    fits = (start >= 0) & _have_length(moments, duration) & (end <= duration)
     if past_end == "keep" or fits.all():
         return annotation
     inside = np.clip(moments, 0, duration)
     slack = NOISE_SECONDS + 1e-9  # 113.28 - 113.26 is a little more than 0.02
     noise = (start >= -slack) & (end - duration <= slack)
-    cut = ~fits & (start < end) & (inside[:, 0] < inside[:, 1]) & (noise | (past_end == "clip"))
+    cut = ~fits & (start < end) & _have_length(inside, duration) & (noise | (past_end == "clip"))
     left = fits | cut
     if past_end != "drop":
         for i in np.flatnonzero(~left).tolist():
@@ -291,10 +291,19 @@ def _settle(row: Row, annotation: Annotation, past_end: PastEnd, tally: _Tally) 
     return replace(annotation, moments=np.where(cut[:, None], inside, moments)[left])
 
 
+def _have_length(moments: NDArray[np.float64], duration: float) -> NDArray[np.bool_]:
+    """Which moments (M, 2) have a length as shares of the video in single precision, as caches keep them."""
+    with np.errstate(over="ignore"):
+        shares = (moments / duration).astype(np.float32)
+    return shares[:, 0] < shares[:, 1]
+
+
 def _outside_video(moment: NDArray[np.float64], duration: float) -> str:
     """What is wrong with a moment (2,) that does not lie within its video, and what allows it."""
     start, end = moment.tolist()
-    if 0 <= start < end:
+    if 0 <= start < end <= duration:
+        found = f"is [{start}, {end}], shorter than a ten-millionth of the video; expected a longer one"
+    elif 0 <= start < end:
         place = "starts" if start >= duration else "ends"
         found = f"is [{start}, {end}] and {place} after the video; expected at most {duration} s"
     else:

@@ -1,13 +1,12 @@
 """Where files lie that this package makes for itself and may make again."""
 
 import os
-import shutil
 import tempfile
 import warnings
 from pathlib import Path
 
 from vmr_env.errors import DataError, Problem
-from vmr_env.files.writing import sweep
+from vmr_env.files.writing import remove, sweep
 
 VARIABLE = "VMR_ENV_CACHE"
 
@@ -56,7 +55,7 @@ def prune(most_bytes: int) -> tuple[int, int]:
         if left <= most_bytes:
             break
         try:
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            remove(entry)
         except OSError as error:
             raise DataError(Problem(str(entry), None, None, f"cannot be removed ({error})")) from error
         left, removed = left - size, removed + size

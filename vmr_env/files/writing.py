@@ -136,6 +136,11 @@ def only_writer(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove temporary files and folders whose processes are dead.
 
@@ -153,7 +158,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
             continue
         path = folder / entry
         with suppress(OSError), _locked_now(path):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
 
 
 @contextmanager

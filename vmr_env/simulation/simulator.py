@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from vmr_env.caches.reader import CacheBatch, Ragged, write_cache
+from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
 from vmr_env.data.profiles import DatasetProfile
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
 from vmr_env.files.user_cache import VARIABLE, user_cache_folder
+from vmr_env.files.writing import remove
 from vmr_env.simulation.config import CONFIGS, SimulatorConfig
 from vmr_env.simulation.detector import simulated_proposals, simulated_regions, simulated_saliency
 from vmr_env.simulation.videos import draw_samples, statistics_of
@@ -84,10 +85,10 @@ def simulate(
 
 
 def simulated_cache(profile: DatasetProfile, split: str) -> Path:
-    """The simulated cache of a data set's split, written into the user's cache folder on first use.
+    """The simulated cache of a data set's split, in the user's cache folder.
 
-    It has the samples of `DEFAULT_SAMPLES` and seed 0. Processes that ask for it at the same time end with
-    one cache. Deleting it is always safe.
+    It has the samples of `DEFAULT_SAMPLES` and seed 0, and is written on first use, or where it is damaged.
+    Processes that ask for it at the same time end with one cache. Deleting it is always safe.
 
     Raises:
         DataError: there is no such split or data set, or the user's cache folder cannot be written.
@@ -100,9 +101,11 @@ def simulated_cache(profile: DatasetProfile, split: str) -> Path:
         raise DataError(Problem("split", None, None, f"is {shorten(split)}; {expected}"))
     identity = _identity(profile, split, sizes[split], 0, _config_of(profile))
     path = user_cache_folder() / "simulated" / f"{profile.name}-{split}-{_hash(identity)[:16]}"
-    if path.exists():
-        return path
     try:
+        if path.exists() and not _is_sound(path):
+            remove(path)
+        if path.exists():
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         return simulate(path, profile, split, samples=sizes[split])
     except OSError as error:
@@ -112,6 +115,14 @@ def simulated_cache(profile: DatasetProfile, split: str) -> Path:
         if path.exists():  # another process was first
             return path
         raise
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        DecoderStateCache.open(path, checksums=True)
+    except DataError:
+        return False
+    return True
 
 
 def simulated_batch(
