@@ -11,20 +11,15 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vmr_env.caches.boundary_features import CELLS, INSIDE_FEATURES, INTEGRALS, SPAN_FEATURES
 from vmr_env.caches.clip_sums import POINT_PARTS, SPAN_PARTS
 from vmr_env.envs import kernel
-from vmr_env.envs.actions import get_action_mode
+from vmr_env.envs.actions import pairs_of_moves
 from vmr_env.envs.observations import Observer
 
-_MODE = get_action_mode("discrete", 0, None)
-PROBES = _MODE.probes
-# Which candidates of start and end each action but switches goes to; stopping, the last, stays at both.
-_, _PROBES_OF_STARTS, _PROBES_OF_ENDS = _MODE.choices.T.copy()
-_BOUNDARIES = np.stack([_PROBES_OF_STARTS, PROBES + _PROBES_OF_ENDS], axis=1)
-_MOVES = len(_PROBES_OF_STARTS) - 1
 _GEOMETRY = 2 * INTEGRALS.start + len(INSIDE_FEATURES)  # column of a span's start in SPAN_FEATURES
 _SCORE = SPAN_FEATURES.index("score")
 _READ = (
@@ -49,6 +44,31 @@ class Layout(Protocol):
     def slices(self) -> Mapping[str, slice]:
         """Slice of each component."""
         ...
+
+    @property
+    def stay(self) -> int:
+        """Number of the candidate at which a boundary stays where it is."""
+        ...
+
+
+class Probes:
+    """Which candidates of start and end each discrete action but switches goes to.
+
+    Attributes:
+        count: K, candidates of one boundary.
+        moves: number of moves.
+        starts: (moves + 1,), of each move, and last of stopping, which stays.
+        ends: (moves + 1,).
+        boundaries: (moves + 1, 2) int64, rows of the points of both.
+    """
+
+    def __init__(self, observer: Layout) -> None:
+        self.count = observer.shapes["positions"][0] // 2
+        stay = observer.stay
+        pairs = pairs_of_moves(self.count, stay)
+        self.moves = len(pairs)
+        self.starts, self.ends = torch.tensor([*pairs, (stay, stay)]).T.contiguous()
+        self.boundaries = np.array([*pairs, (stay, stay)], np.int64) + [0, self.count]
 
 
 class PolicyValue(NamedTuple):
@@ -79,13 +99,14 @@ class ActionFeatures(nn.Module):
         self._slices: Mapping[str, slice] = observer.slices
         self._proposals = observer.shapes["proposals"][0]
         self._models = observer.shapes.get("models", (0, 0))[1]
-        actions = _MOVES + self._proposals + 1
+        self._probes = probes = Probes(observer)
+        actions = probes.moves + self._proposals + 1
         self._evidence = [name for name in _OF_ACTIONS if name in observer.shapes]
         evidence = sum(observer.shapes[name][1] for name in self._evidence)
         self.width = len(SPAN_FEATURES) + 2 + 3 + self._models + evidence
         self.context = 2 + 2 * self._proposals
         kinds = torch.zeros(actions, 3)
-        kinds[:_MOVES, 0] = kinds[_MOVES:-1, 1] = kinds[-1, 2] = 1
+        kinds[: probes.moves, 0] = kinds[probes.moves : -1, 1] = kinds[-1, 2] = 1
         self.register_buffer("_kinds", kinds, persistent=False)
         self._kinds: Tensor
 
@@ -101,7 +122,11 @@ class ActionFeatures(nn.Module):
         proposals = part("proposals", self._proposals, len(SPAN_FEATURES))
         source = part("source", self._proposals)
         moved = moved_spans(
-            part("points", 2 * PROBES, -1), part("positions", -1), part("whole", -1), part("video", 1)
+            part("points", 2 * self._probes.count, -1),
+            part("positions", -1),
+            part("whole", -1),
+            part("video", 1),
+            self._probes.boundaries,
         )
         came_from = (source[:, :, None] * proposals[..., _SCORE:]).sum(1, keepdim=True)
         moved = torch.cat([moved, came_from.expand(-1, moved.shape[1], -1)], dim=-1)
@@ -111,7 +136,7 @@ class ActionFeatures(nn.Module):
         if self._models:
             of_proposals = part("models", self._proposals, self._models)
             of_source = (source[:, :, None] * of_proposals).sum(1, keepdim=True)
-            moves = of_source.expand(-1, _MOVES, -1)
+            moves = of_source.expand(-1, self._probes.moves, -1)
             parts.append(torch.cat([moves, of_proposals, of_source], dim=1))
         parts += [part(name, spans.shape[1], -1) for name in self._evidence]
         context = torch.cat(
@@ -126,14 +151,16 @@ class ActionFeatures(nn.Module):
         return torch.cat(parts, dim=-1), context
 
 
-def moved_spans(points: Tensor, positions: Tensor, whole: Tensor, video: Tensor) -> Tensor:
+def moved_spans(
+    points: Tensor, positions: Tensor, whole: Tensor, video: Tensor, boundaries: NDArray[np.int64]
+) -> Tensor:
     """Features of the spans after every move, and of the current: (B, moves + 1, SPAN_FEATURES - 3).
 
     The environments' own code computes them; arguments are as for `vmr_env.envs.kernel.describe_moves`.
     """
-    out = np.empty((len(points), len(_BOUNDARIES), _SCORE), np.float32)
+    out = np.empty((len(points), len(boundaries), _SCORE), np.float32)
     parts = (part.detach().cpu().float().contiguous() for part in (points, positions, whole, video))
-    kernel.describe_moves(*(part.numpy() for part in parts), _BOUNDARIES, out)
+    kernel.describe_moves(*(part.numpy() for part in parts), boundaries, out)
     return torch.from_numpy(out).to(points)
 
 
@@ -152,11 +179,13 @@ class ActionClips(nn.Module):
         super().__init__()
         self._slices: Mapping[str, slice] = observer.slices
         channels = observer.shapes["point_clips"][-1]
-        self._shapes = (2 * PROBES, len(POINT_PARTS), channels), (-1, len(SPAN_PARTS), channels)
+        probes = Probes(observer)
+        self._count = probes.count
+        self._shapes = (2 * probes.count, len(POINT_PARTS), channels), (-1, len(SPAN_PARTS), channels)
         self.at_start, self.at_end = (nn.Linear(2 * channels, width, bias=False) for _ in range(2))
         self.inside = nn.Linear(channels, width, bias=False)
-        self.register_buffer("_start_probes", torch.from_numpy(_PROBES_OF_STARTS), persistent=False)
-        self.register_buffer("_end_probes", torch.from_numpy(_PROBES_OF_ENDS), persistent=False)
+        self.register_buffer("_start_probes", probes.starts, persistent=False)
+        self.register_buffer("_end_probes", probes.ends, persistent=False)
         self._start_probes: Tensor
         self._end_probes: Tensor
 
@@ -166,12 +195,13 @@ class ActionClips(nn.Module):
             observations[:, self._slices[name]].reshape(len(observations), *shape)
             for name, shape in zip(("point_clips", "proposal_clips"), self._shapes, strict=True)
         )
-        starts = self.at_start(points[:, :PROBES, :2].flatten(2))[:, self._start_probes]
-        ends = self.at_end(points[:, PROBES:, :2].flatten(2))[:, self._end_probes]
+        count = self._count
+        starts = self.at_start(points[:, :count, :2].flatten(2))[:, self._start_probes]
+        ends = self.at_end(points[:, count:, :2].flatten(2))[:, self._end_probes]
         sums = self.inside(points[:, :, 2])
         positions = observations[:, self._slices["positions"]]
         inside, width = (
-            part[:, PROBES:][:, self._end_probes] - part[:, :PROBES][:, self._start_probes]
+            part[:, count:][:, self._end_probes] - part[:, :count][:, self._start_probes]
             for part in (sums, positions)
         )
         moved = starts + ends + inside / width.clamp_min(1 / CELLS)[..., None]
@@ -243,7 +273,7 @@ class ActionVectors(nn.Module):
         super().__init__()
         self._slices: Mapping[str, slice] = observer.slices
         self._shapes: Mapping[str, tuple[int, ...]] = observer.shapes
-        self._width = width
+        self._width, self._moves = width, Probes(observer).moves
         self._switched = "proposal_states" if "proposal_states" in self._shapes else "decoder_state"
         state = self._shapes.get("decoder_state")
         self.states = None if state is None else Projection(state[-1], width)
@@ -272,7 +302,8 @@ class ActionVectors(nn.Module):
         if self.text is not None:
             of_text = self.text(self._shown("text", observations))
             stay, switch = stay + of_text, switch + of_text
-        return torch.cat([stay.expand(-1, _MOVES, -1), switch.expand(-1, proposals, -1), stay], dim=1)
+        moves = self._moves
+        return torch.cat([stay.expand(-1, moves, -1), switch.expand(-1, proposals, -1), stay], dim=1)
 
 
 class RefinementNetwork(nn.Module):

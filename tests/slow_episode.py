@@ -8,7 +8,7 @@ from vmr_env.caches.reader import DecoderStateCache
 
 Span = tuple[float, float]
 Move = tuple[float, float]
-"""Offsets of start and end in clips."""
+"""Offsets of start and end in clips; of a boundary that is borrowed from proposal k, `BORROWED + k`."""
 
 DISCRETE = (-8.0, -3.0, -1.0, 0.0, 1.0, 3.0, 8.0)
 PAIRED = (
@@ -16,7 +16,10 @@ PAIRED = (
     (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0),
     (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0),
 )
-HORIZONS = {"discrete": 3, "multidiscrete": 3, "continuous": 6}
+HORIZONS = {"discrete": 3, "multidiscrete": 3, "continuous": 6, "candidates": 1}
+BORROWED = 1000.0
+"""Beyond all offsets."""
+CANDIDATES = (*DISCRETE, BORROWED, BORROWED + 1, BORROWED + 2)
 ROUNDING = 1e-6
 
 
@@ -43,7 +46,7 @@ class SlowEpisode:
         cache: where the sample is.
         sample: its row.
         proposal: number of the proposal that the span came from.
-        actions: "discrete", "multidiscrete" or "continuous".
+        actions: "discrete", "multidiscrete", "continuous" or "candidates".
         stage: 1, 2 or 3.
     """
 
@@ -72,12 +75,22 @@ class SlowEpisode:
     def moved(self, move: Move) -> Span | None:
         """Where a move leads; None where less than a clip would be left of the span, or of a shorter one
         less than there is."""
-        start, end = (
-            min(max(here + offset * self.clip, 0.0), 1.0)
-            for here, offset in zip(self.span, move, strict=True)
-        )
+        start, end = (self.target(side, offset) for side, offset in enumerate(move))
         least = min(self.clip, self.span[1] - self.span[0])
         return None if end - start < least - ROUNDING else (start, end)
+
+    def target(self, side: int, offset: float) -> float:
+        """Where an offset leads the start (side 0) or the end."""
+        if offset >= BORROWED:
+            return self.proposals[int(offset - BORROWED)][side]
+        return min(max(self.span[side] + offset * self.clip, 0.0), 1.0)
+
+    def alone(self, side: int, offset: float) -> bool:
+        """Whether an offset of one boundary is possible; a borrowed one needs to be elsewhere, no more."""
+        if offset >= BORROWED:
+            there_is = int(offset - BORROWED) < self.cache.counts[self.sample]
+            return bool(there_is) and abs(self.target(side, offset) - self.span[side]) > ROUNDING
+        return self.changes((offset, 0.0) if side == 0 else (0.0, offset))
 
     def changes(self, move: Move) -> bool:
         """Whether a move of one boundary is possible: staying is, else it must lead elsewhere."""
@@ -91,17 +104,18 @@ class SlowEpisode:
         return PAIRED[min(self.steps, 2)] if self.actions == "multidiscrete" else DISCRETE
 
     def pairs(self) -> list[Move]:
-        """The 48 moves of both boundaries."""
-        return [(start, end) for start in DISCRETE for end in DISCRETE if (start, end) != (0, 0)]
+        """The moves of both boundaries: 48, with borrowed ones 99."""
+        every = CANDIDATES if self.actions == "candidates" else DISCRETE
+        return [(start, end) for start in every for end in every if (start, end) != (0, 0)]
 
     def mask(self) -> list[bool]:
         """Which entries of the action mask are possible."""
-        if self.actions != "discrete":
+        if self.actions not in ("discrete", "candidates"):
             starts = [self.changes((offset, 0.0)) for offset in self.offsets()]
             return starts + [self.changes((0.0, offset)) for offset in self.offsets()]
         possible = []
         for start, end in self.pairs():
-            alone = self.changes((start, 0.0)) and self.changes((0.0, end))
+            alone = self.alone(0, start) and self.alone(1, end)
             possible.append(alone and self.moved((start, end)) is not None)
         for number, proposal in enumerate(self.proposals):
             there_is = number < self.cache.counts[self.sample]

@@ -19,7 +19,7 @@ from vmr_env.envs import kernel
 from vmr_env.envs.env import VMREnv
 from vmr_env.envs.vector_env import VMRVectorEnv
 
-MODES = ("discrete", "multidiscrete", "continuous")
+MODES = ("discrete", "multidiscrete", "continuous", "candidates")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,8 @@ def test_every_step_is_that_of_the_slow_episode(source: str, actions: str, stage
             assert infos["tiou"][i] == pytest.approx(episode.tiou(), abs=1e-5)
             assert infos["proposal"][i] == episode.proposal
             assert infos["action_mask"][i].tolist() == episode.mask()
-        taken = varied_actions(envs, rng) if actions == "discrete" else envs.action_space.sample()
+        listed = actions in ("discrete", "candidates")
+        taken = varied_actions(envs, rng) if listed else envs.action_space.sample()
         expected = [episode.step(action) for episode, action in zip(slow, taken, strict=True)]
         _, rewards, ended, _, infos = envs.step(taken)
         np.testing.assert_allclose(rewards, [earned for earned, _ in expected], atol=1e-5)

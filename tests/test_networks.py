@@ -120,6 +120,33 @@ def test_features_of_a_move_are_those_that_the_next_observation_shows(cache: Dec
     np.testing.assert_array_equal(stays[:, :score], foreseen[:, :score])
 
 
+def test_borrowed_boundaries_lead_to_the_spans_of_two_proposals(cache: DecoderStateCache) -> None:
+    """Of the mode "candidates": starts of the first proposals with ends of others, or with an offset."""
+    env = environment(cache, n=STATES, actions="candidates", horizon=9)
+    env.reset(seed=0)
+    features, _ = ActionFeatures(env.observer)(observed(env))
+    every = range(len(MOVES) + 3)
+    pairs = [(start, end) for start in every for end in every if (start, end) != (3, 3)]
+    checked = 0
+    assert env.episodes.mask.shape[1] == features.shape[1] == len(pairs) + 4 + 1
+    for i, action in np.argwhere(env.episodes.mask[:, : len(pairs)]).tolist():
+        numbers = pairs[action]
+        if max(numbers) < len(MOVES):
+            continue
+        sample = int(env.episodes.samples[i])
+        clip = np.float32(cache.manifest["clip_seconds"]) / cache.durations[sample]
+        start, end = (
+            cache.spans[sample, number - len(MOVES), side]
+            if number >= len(MOVES)
+            else np.clip(env.episodes.spans[i, side] + np.float32(MOVES[number]) * clip, 0, 1)
+            for side, number in enumerate(numbers)
+        )
+        wanted = features_of(cache, sample, start, end, int(env.episodes.sources[i]))
+        np.testing.assert_allclose(features[i, action, : len(wanted)], wanted, atol=1e-5)
+        checked += 1
+    assert checked > 5 * STATES
+
+
 def test_context_is_what_all_actions_share(env: VMRVectorEnv) -> None:
     episodes, cache = env.episodes, env.cache
     _, context = ActionFeatures(env.observer)(observed(env))

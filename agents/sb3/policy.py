@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.optim import AdamW
 from vmr_env.agents.networks import PolicyValue, RefinementNetwork
 
+from vmr_env.envs.actions import MOVES
+
 ENOUGH = 1024
 """Observations by which features are standardised; the first that a training sees."""
 
@@ -31,7 +33,10 @@ class DictLayout:
     Attributes:
         shapes: shape of each component.
         slices: of each component in the flat vector.
+        stay: number of the candidate at which a boundary stays, that of the mode "discrete".
     """
+
+    stay = MOVES.index(0)
 
     def __init__(self, space: spaces.Dict) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}

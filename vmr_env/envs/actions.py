@@ -31,6 +31,9 @@ COARSE_TO_FINE = (
 )
 """Offsets at the first, second and every later step (GIRL-DETR's step-wise agent, SPEC 8.2)."""
 
+BORROWED = 3
+"""First proposals whose starts and ends the mode "candidates" crosses."""
+
 FREE = ("move", "switch")
 """Names that the environments' argument `free` takes; stopping is always free where it is an action."""
 
@@ -51,6 +54,8 @@ class Moves:
         offsets: K offsets for each step, in clips, rising, with 0 at the same place; the last ones hold for
             all later steps.
         horizon: steps of an episode, unless an environment is told otherwise.
+        borrowed: boundaries can also go to those of so many first proposals, so that a span can start as one
+            proposal does and end as another; numbered after the offsets. Not where actions are continuous.
 
     Raises:
         ValueError: the form is unknown, or the offsets are not as described.
@@ -59,11 +64,16 @@ class Moves:
     form: Literal["listed", "paired", "continuous"]
     offsets: tuple[tuple[float, ...], ...]
     horizon: int = 3
+    borrowed: int = 0
 
     def __post_init__(self) -> None:
         if self.form not in ("listed", "paired", "continuous"):
             raise ValueError(f"form is {self.form!r}, expected 'listed', 'paired' or 'continuous'")
         check_count("horizon", self.horizon)
+        if self.borrowed != 0:
+            check_count("borrowed", self.borrowed)
+            if self.form == "continuous":
+                raise ValueError(f"borrowed is {self.borrowed}, expected 0 where actions are continuous")
         if not self.offsets:
             raise ValueError("offsets has no row, expected one for each step")
         for step, row in enumerate(self.offsets):
@@ -86,6 +96,7 @@ ACTION_MODES: Registry[Moves] = Registry(
         "discrete": Moves("listed", (MOVES,)),
         "multidiscrete": Moves("paired", COARSE_TO_FINE),
         "continuous": Moves("continuous", (MOVES,), horizon=6),
+        "candidates": Moves("listed", (MOVES,), horizon=1, borrowed=BORROWED),
     },
     Moves,
 )
@@ -97,6 +108,7 @@ def register_action_mode(
     form: Literal["listed", "paired", "continuous"],
     offsets: tuple[tuple[float, ...], ...],
     horizon: int = 3,
+    borrowed: int = 0,
 ) -> None:
     """Add a mode that the environments' argument `actions` can name; arguments are those of `Moves`.
 
@@ -106,7 +118,7 @@ def register_action_mode(
     Raises:
         ValueError: another mode has that name, or the arguments are not as `Moves` wants them.
     """
-    ACTION_MODES.add(name, Moves(form, offsets, horizon))
+    ACTION_MODES.add(name, Moves(form, offsets, horizon, borrowed))
 
 
 @dataclass(frozen=True)
@@ -135,7 +147,7 @@ class ActionMode:
     @property
     def probes(self) -> int:
         """K, candidates of one boundary."""
-        return len(self.moves.offsets[0])
+        return len(self.moves.offsets[0]) + self.moves.borrowed
 
     @cached_property
     def size(self) -> int:
@@ -153,8 +165,7 @@ class ActionMode:
         if self.moves.form != "listed":
             alone = [(start, stay) for start in every] + [(stay, end) for end in every]
             return np.array([(_KINDS["move"], *pair) for pair in alone])
-        pairs = [(start, end) for start in every for end in every if (start, end) != (stay, stay)]
-        moves = [(_KINDS["move"], *pair) for pair in pairs]
+        moves = [(_KINDS["move"], *pair) for pair in pairs_of_moves(self.probes, stay)]
         switches = [(_KINDS["switch"], proposal, 0) for proposal in range(self.proposals)]
         return np.array([*moves, *switches, (_KINDS["stop"], stay, stay)])
 
@@ -190,7 +201,9 @@ class ActionMode:
         return names
 
     def _words(self, number: int) -> str:
-        """An offset, or those of each step where they differ."""
+        """An offset, or those of each step where they differ; of borrowed boundaries the proposal."""
+        if number >= len(self.moves.offsets[0]):
+            return f"of proposal {number - len(self.moves.offsets[0]) + 1}"
         return "/".join(dict.fromkeys(f"{row[number]:+g}" for row in self.moves.offsets))
 
     def checked(self, actions: Array) -> Array:
@@ -229,6 +242,17 @@ class ActionMode:
             first = int(np.argwhere(outside)[0, 0])
             which = "the action" if len(actions) == 1 else f"the action of environment {first}"
             raise ValueError(f"{which} is {actions[first]}, expected a member of {self.space}")
+
+
+def pairs_of_moves(probes: int, stay: int) -> list[tuple[int, int]]:
+    """Numbers of the candidates of start and end that listed moves go to; the start's changes slowest.
+
+    Args:
+        probes: K, candidates of one boundary.
+        stay: number of the one where the boundary is.
+    """
+    every = range(probes)
+    return [(start, end) for start in every for end in every if (start, end) != (stay, stay)]
 
 
 def free_groups(names: Sequence[str], mode: ActionMode) -> frozenset[str]:

@@ -180,7 +180,8 @@ class Rules(NamedTuple):
     longest: Number
     """The longest offset."""
     offsets: Floats
-    """(H, K) float32, where the candidates of a boundary are at each step, the last row at all later ones."""
+    """(H, K or fewer) float32, where the candidates of a boundary are at each step, the last row at all later
+    ones; further candidates are the boundaries of the first proposals."""
     choices: NDArray[np.uint32]
     """(A, 3), of each entry of the mask: a MOVE and its offsets' numbers for start and end, a SWITCH and the
     proposal's number, or STOP. Unsigned: Numba tests signed indices for negative ones."""
@@ -305,13 +306,39 @@ def shift_of(rules: Rules, episode: Record, number: int) -> Number:
 
 
 @scalar
-def find_candidates(rules: Rules, episode: Record, candidates: Candidates) -> None:
-    """Where each boundary can go while the other stays."""
+def borrowed(tables: Tables, episode: Record, proposal: int, side: int, here: Number) -> tuple[Number, bool]:
+    """The start (side 0) or end (1) of a proposal, and whether there is one elsewhere; else where it is."""
+    if proposal >= tables.counts[episode.sample]:
+        return here, False
+    there = tables.spans[episode.sample, proposal, side]
+    return there, abs(there - here) > TINY
+
+
+@scalar
+def start_at(tables: Tables, rules: Rules, episode: Record, number: int) -> tuple[Number, bool]:
+    """The candidate of that number for the start, and whether it can go there."""
+    offsets = rules.offsets.shape[1]
+    if number < offsets:
+        return start_candidate(episode, shift_of(rules, episode, number))
+    return borrowed(tables, episode, number - offsets, 0, episode.start)
+
+
+@scalar
+def end_at(tables: Tables, rules: Rules, episode: Record, number: int) -> tuple[Number, bool]:
+    """The same for the end."""
+    offsets = rules.offsets.shape[1]
+    if number < offsets:
+        return end_candidate(episode, shift_of(rules, episode, number))
+    return borrowed(tables, episode, number - offsets, 1, episode.end)
+
+
+@scalar
+def find_candidates(tables: Tables, rules: Rules, episode: Record, candidates: Candidates) -> None:
+    """Where each boundary can go, by an offset while the other stays."""
     positions, reached = candidates
     for k in range(positions.shape[1]):
-        shift = shift_of(rules, episode, k)
-        positions[0, k], reached[0, k] = start_candidate(episode, shift)
-        positions[1, k], reached[1, k] = end_candidate(episode, shift)
+        positions[0, k], reached[0, k] = start_at(tables, rules, episode, k)
+        positions[1, k], reached[1, k] = end_at(tables, rules, episode, k)
 
 
 @scalar
@@ -344,8 +371,8 @@ def chosen_span(tables: Tables, rules: Rules, episode: Record, choice: int) -> t
     if kind == SWITCH:
         start, end = tables.spans[episode.sample, first, 0], tables.spans[episode.sample, first, 1]
     elif kind == MOVE:
-        start, _ = start_candidate(episode, shift_of(rules, episode, first))
-        end, _ = end_candidate(episode, shift_of(rules, episode, second))
+        start, _ = start_at(tables, rules, episode, first)
+        end, _ = end_at(tables, rules, episode, second)
     return start, end
 
 
@@ -376,8 +403,8 @@ def apply(
                 episode.source = rules.choices[choice, 1]
     else:
         if rules.form == PAIRED:
-            start, _ = start_candidate(episode, shift_of(rules, episode, numbers[0]))
-            end, _ = end_candidate(episode, shift_of(rules, episode, numbers[1]))
+            start, _ = start_at(tables, rules, episode, numbers[0])
+            end, _ = end_at(tables, rules, episode, numbers[1])
         else:
             unit = rules.longest * episode.clip_length
             start = min(max(start + shares[0] * unit, _ZERO), _ONE)
@@ -709,7 +736,7 @@ def advance(
             begin(tables, rules, episode)
         judge(tables, rules, episode)
         rewards[i] = episode.potential - before if steps else _ZERO
-        find_candidates(rules, episode, candidates)
+        find_candidates(tables, rules, episode, candidates)
         find_possible(tables, rules, episode, candidates, mask)
         if len(observations) > 0:
             observe(tables, rules, timelines, row, episode, candidates, mask, observations[i])

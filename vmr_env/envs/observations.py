@@ -115,6 +115,7 @@ class Observer:
         shapes: shape of each component.
         slices: where each component stands in the flat vector.
         width: length of the flat vector.
+        stay: number of the candidate at which a boundary stays where it is.
 
     Raises:
         ValueError: a component is unknown, named twice, or not in this cache.
@@ -143,6 +144,7 @@ class Observer:
             raise ValueError(f"components names one twice: {', '.join(components)}")
         self._components = chosen
         self._looked_up = {name: part.look_up for name, part in chosen.items() if part.look_up is not None}
+        self.stay = mode.moves.stay
         self.shapes = {name: part.shape for name, part in chosen.items()}
         self.slices: dict[str, slice] = {}
         self.width = 0
