@@ -120,4 +120,5 @@ def settings_of(options: Options, folds: Sequence[Fold]) -> Settings:
         options.stages,
         times == "submission",
         options.components,
+        options.actions,
     )

@@ -84,11 +84,15 @@ class Settings:
     scored."""
     components: tuple[str, ...] = ()
     """Components of observations that agents in the environments see; none for the default ones."""
+    actions: str | None = None
+    """Action mode of agents in the environments; None for the agent's own."""
 
     @property
     def environment(self) -> dict[str, Any]:
         """Arguments of the environments."""
-        shown = {"components": list(self.components)} if self.components else {}
+        shown: dict[str, Any] = {"components": list(self.components)} if self.components else {}
+        if self.actions is not None:
+            shown["actions"] = self.actions
         return {"proposals": self.proposals, "free": list(self.free), "curriculum": self.stages, **shown}
 
 

@@ -151,6 +151,13 @@ class Options(Execution):
     free: tuple[str, ...] = option(
         FREE, "what agents in the environments may do but stop", group="learning", choices=FREE
     )
+    actions: str | None = option(
+        None,
+        "action mode of agents in the environments: discrete, candidates, or one of yours (default: the "
+        "agent's own, discrete)",
+        group="learning",
+        metavar="MODE",
+    )
     components: tuple[str, ...] = option(
         (),
         "components of observations that agents in the environments see, such as votes (default: all that "

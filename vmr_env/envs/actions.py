@@ -195,15 +195,22 @@ class ActionMode:
                 if self.moves.form == "paired":
                     pair = (pair[0],) if len(names) < self.probes else (pair[1],)
                 moved = [f"{side} {self._words(number)}" for side, number in pair]
-                names.append(f"{', '.join(moved)} clips")
+                offsets = [place for place, (_, number) in enumerate(pair) if not self._borrows(number)]
+                if offsets:
+                    moved[offsets[-1]] += " clips"
+                names.append(", ".join(moved))
             else:
                 names.append(f"switch to proposal {first + 1}" if kind == _KINDS["switch"] else "stop")
         return names
 
+    def _borrows(self, number: int) -> bool:
+        """Whether a candidate of that number is a proposal's boundary."""
+        return number >= len(self.moves.offsets[0])
+
     def _words(self, number: int) -> str:
         """An offset, or those of each step where they differ; of borrowed boundaries the proposal."""
-        if number >= len(self.moves.offsets[0]):
-            return f"of proposal {number - len(self.moves.offsets[0]) + 1}"
+        if self._borrows(number):
+            return f"as proposal {number - len(self.moves.offsets[0]) + 1}"
         return "/".join(dict.fromkeys(f"{row[number]:+g}" for row in self.moves.offsets))
 
     def checked(self, actions: Array) -> Array:

@@ -39,6 +39,8 @@ class VMREnv(Specified, gymnasium.Env[Any, Any]):
     -3, -1, 0, 1, 3 or 8 clips (not both 0), the next P switch to proposal 1 to P, the last stops.
     `"multidiscrete"`: `MultiDiscrete([7, 7])`, one move of the start and one of the end, coarse to fine over
     three steps. `"continuous"`: `Box(-1, 1, (2,))`, shifts of start and end in units of 8 clips.
+    `"candidates"`: as `"discrete"`, in one step, and a boundary can also go to the start or end of one of the
+    first three proposals.
     `info["action_mask"]` tells which actions are possible (for `MultiDiscrete` and `Box`: which of the 7 + 7
     moves of one boundary); an impossible one changes nothing but takes its step.
 
