@@ -68,7 +68,7 @@ class Probes:
         pairs = pairs_of_moves(self.count, stay)
         self.moves = len(pairs)
         self.starts, self.ends = torch.tensor([*pairs, (stay, stay)]).T.contiguous()
-        self.boundaries = np.array([*pairs, (stay, stay)], np.int64) + [0, self.count]
+        self.boundaries = np.array([*pairs, (stay, stay)], np.int64) + np.array([0, self.count])
 
 
 class PolicyValue(NamedTuple):
