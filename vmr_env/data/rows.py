@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from numbers import Integral, Real
 from typing import Any, Protocol, TypeAlias, TypeGuard, TypeVar
-from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
@@ -242,9 +241,6 @@ def identity_faults(qid: object, vid: object, query: object) -> Iterable[Fault]:
     for field, value in (("qid", qid), ("vid", vid), ("query", query)):
         if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
             yield field, f"is {shorten(value)}; expected text, not half of a character (a surrogate)"
-    for field, value in (("qid", qid), ("vid", vid)):
-        if isinstance(value, str) and any(category(character) == "Cc" for character in value):
-            yield field, f"is {shorten(value)}; expected a name without control characters"
 
 
 class _Record(Protocol):
