@@ -220,7 +220,7 @@ class CacheWriter:
         if not os.path.lexists(self.path):
             return
         if not self._overwrite:
-            raise broken(self.path, "exists already; pass overwrite=True to replace it")
+            raise broken(self.path, "exists already; --overwrite replaces it (in Python: overwrite=True)")
         try:
             cache = json.loads((self.path / MANIFEST_FILE).read_text(encoding="utf-8"))["format"] == FORMAT
         except (OSError, ValueError, TypeError, KeyError):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.data.durations import NUMBER, SECONDS, is_seconds
-from vmr_env.data.rows import Fault, Qid, Row, collect, given_rows, identity_faults, read_rows
+from vmr_env.data.rows import Fault, Qid, Row, collect, given_rows, identity_faults, rows_of_kind
 from vmr_env.errors import DataError, Problem, check_choice, conclude, shorten
 from vmr_env.files.text import PathLike, name_of, read_lines, write_text
 
@@ -134,7 +134,8 @@ def parse_annotations(
 
     The qids of rows that the rule "drop" left out are added to `dropped`, as text.
     """
-    return collect_annotations(name_of(path), read_rows(path, problems), problems, past_end, dropped)
+    rows = rows_of_kind(path, problems, "relevant_windows", not_of="pred_relevant_windows")
+    return collect_annotations(name_of(path), rows, problems, past_end, dropped)
 
 
 def parse_labelled(
@@ -144,7 +145,7 @@ def parse_labelled(
 
     Their qids are added to `dropped`. Where no row has any, that is an error as ever.
     """
-    rows = list(read_rows(path, problems))
+    rows = list(rows_of_kind(path, problems, "relevant_windows", not_of="pred_relevant_windows"))
     unlabelled = {number for number, row in rows if row.values.get("relevant_windows") is None}
     if 0 < len(unlabelled) < len(rows):
         message = f"{len(unlabelled)} of {len(rows)} rows have no relevant_windows and are left out"

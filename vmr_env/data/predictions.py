@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.data.rows import Fault, Qid, Row, collect, given_rows, identity_faults, is_list, read_rows
+from vmr_env.data.rows import Fault, Qid, Row, collect, given_rows, identity_faults, is_list, rows_of_kind
 from vmr_env.errors import DataError, Problem, check_choice, conclude, shorten
 from vmr_env.files.text import PathLike, name_of, write_text
 
@@ -112,9 +112,8 @@ def parse_predictions(
     The qids of those others are added to `refused`, as text: what is refused is not lacking as well. Rows
     without a window are an error, or are left out where `unanswered` takes their qids.
     """
-    return collect_predictions(
-        name_of(path), read_rows(path, problems), problems, before_start, refused, unanswered
-    )
+    rows = rows_of_kind(path, problems, "pred_relevant_windows", not_of="relevant_windows")
+    return collect_predictions(name_of(path), rows, problems, before_start, refused, unanswered)
 
 
 def is_unsorted(row: Prediction) -> bool:

@@ -217,6 +217,22 @@ def read_rows(path: PathLike, problems: list[Problem]) -> Iterator[tuple[int, Ro
             yield number, Row(where, number, values)
 
 
+def rows_of_kind(
+    path: PathLike, problems: list[Problem], own: str, *, not_of: str
+) -> Iterator[tuple[int, Row]]:
+    """As `read_rows`, of a file whose rows have a field `own`.
+
+    Raises:
+        DataError: the file cannot be read, or its first row has the field `not_of` instead: the annotations
+            and the predictions of a call were swapped.
+    """
+    for at, (number, row) in enumerate(read_rows(path, problems)):
+        if not at and own not in row.values and not_of in row.values:
+            message = f"is missing; expected it in place of {not_of}: annotations and predictions swapped?"
+            raise DataError(Problem(name_of(path), number, own, message))
+        yield number, row
+
+
 def begins_document(lines: Sequence[str]) -> bool:
     """Whether a file holds one JSON value over all its lines, a list or an object, and no JSON lines."""
     first = lines[0].strip()

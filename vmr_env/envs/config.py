@@ -1,9 +1,10 @@
 """The arguments that the single and the vector environment share, and what is made of them."""
 
+import difflib
 import os
 import weakref
-from collections.abc import Collection, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +53,20 @@ class EnvConfig:
     horizon: int | None = None
     reward: str | None = None
     free: Sequence[str] = FREE
+
+
+def configured(dataset: str, split: str | None, source: Source, options: Mapping[str, Any]) -> EnvConfig:
+    """The configuration of an environment that was given these options.
+
+    Raises:
+        TypeError: there is no such option.
+    """
+    known = [field.name for field in fields(EnvConfig)]
+    if unknown := sorted(set(options) - set(known)):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise TypeError(f"there is no argument {unknown[0]!r}; {hint}known are {', '.join(known)}")
+    return EnvConfig(dataset, split, source, **options)
 
 
 class Task:
@@ -290,7 +305,10 @@ def sample_rows(samples: Sequence[int] | Array, count: int) -> Ints:
         DataError: they are not.
     """
     rows = np.asarray(samples)
-    if rows.ndim != 1 or len(rows) == 0 or rows.dtype.kind not in "iu":
+    if rows.ndim == 1 and not len(rows):
+        message = "is empty, expected rows of the cache, or None for all of them"
+        raise DataError(Problem("samples", None, None, message))
+    if rows.ndim != 1 or rows.dtype.kind not in "iu":
         message = f"has shape {rows.shape} and type {rows.dtype}, expected rows of the cache"
         raise DataError(Problem("samples", None, None, message))
     outside = np.flatnonzero((rows < 0) | (rows >= count))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vmr_env.arrays import Bools
 from vmr_env.envs import kernel
-from vmr_env.envs.config import EnvConfig, Source, Task
+from vmr_env.envs.config import Source, Task, configured
 from vmr_env.envs.episodes import Episodes
 from vmr_env.envs.specification import Specified
 from vmr_env.rendering.ansi import Scene, render_ansi
@@ -109,7 +109,7 @@ class VMREnv(Specified, gymnasium.Env[Any, Any]):
             raise ValueError(
                 f"render_mode is {render_mode!r}, expected None or one of {', '.join(RENDER_MODES)}"
             )
-        self._task = Task(EnvConfig(dataset, split, source, **options))
+        self._task = Task(configured(dataset, split, source, options))
         self.render_mode = render_mode
         self.observation_space = self._task.observation_space
         self.action_space = self._task.action_space

@@ -10,4 +10,17 @@ except ImportError:
         "single environments and Gymnasium's own vector environments over them work without"
     ) from None
 
-__all__ = ["AutoresetMode", "VectorWrapper"]
+__all__ = ["AutoresetMode", "VectorWrapper", "autoreset"]
+
+
+def autoreset(mode: AutoresetMode | str) -> AutoresetMode:
+    """The mode of that name.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        names = ", ".join(repr(known.value) for known in AutoresetMode)
+        raise ValueError(f"autoreset_mode is {mode!r}, expected one of {names}") from None

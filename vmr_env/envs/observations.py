@@ -135,6 +135,8 @@ class Observer:
             )
         if components is None:
             components = [name for name in known if name not in UNASKED]
+        if isinstance(components, str):
+            raise ValueError(f"components is {components!r}, expected a list of names: [{components!r}]")
         if not components:
             raise ValueError(f"components is empty, expected some of {', '.join(known)}")
         chosen = {

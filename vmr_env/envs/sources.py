@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, Problem, shorten
 
 DATA_VARIABLE = "VMR_ENV_DATA"
 """Environment variable: a folder with caches at `<data set>/<split>`."""
@@ -50,7 +50,7 @@ def open_source(
     if source is not None:
         cache = DecoderStateCache.open(source)
     elif folder:
-        cache = DecoderStateCache.open(Path(folder) / profile.name / chosen)
+        cache = _in_data_folder(Path(folder), profile.name, chosen)
     else:
         cache = DecoderStateCache.open(simulated_source(dataset, chosen))
         _tell_once(
@@ -58,11 +58,25 @@ def open_source(
             f"Pass source=<cache folder> or set {DATA_VARIABLE} to use real ones."
         )
     if cache.manifest["dataset"] != profile.name:
-        message = f"is a cache of {cache.manifest['dataset']}, expected {profile.name}"
+        found = cache.manifest["dataset"]
+        message = f"is a cache of {found}, expected {profile.name}; ask for {found}, or pass another cache"
         raise DataError(Problem(str(cache.path), None, "dataset", message))
     check_split(cache, split)
     cache.require_ground_truth()
     return cache
+
+
+def _in_data_folder(folder: Path, dataset: str, split: str) -> DecoderStateCache:
+    """The cache of a split in the folder that `VMR_ENV_DATA` names.
+
+    Raises:
+        DataError: it has none, or one that is torn.
+    """
+    path = folder / dataset / split
+    if not path.is_dir():
+        message = f"is {shorten(str(folder))}, expected a folder with a cache at {dataset}/{split}"
+        raise DataError(Problem(DATA_VARIABLE, None, None, f"{message}; unset it to use simulated data"))
+    return DecoderStateCache.open(path)
 
 
 def _tell_once(message: str) -> None:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from vmr_env.arrays import Array, Bools, Floats, Ints
 from vmr_env.envs import kernel
-from vmr_env.envs.config import EnvConfig, Source, Task
+from vmr_env.envs.config import Source, Task, configured
 from vmr_env.envs.episodes import Episodes
-from vmr_env.envs.gymnasium_vector import AutoresetMode
+from vmr_env.envs.gymnasium_vector import AutoresetMode, autoreset
 from vmr_env.envs.specification import Specified
 from vmr_env.errors import check_count
 from vmr_env.seeding import slot_seeds
@@ -67,10 +67,10 @@ class VMRVectorEnv(Specified, VectorEnv[Any, Any, Any]):
         if max_episode_steps is not None:
             check_count("max_episode_steps", max_episode_steps)
         self._limit = max_episode_steps
-        self._task = Task(EnvConfig(dataset, split, source, **options))
+        self._task = Task(configured(dataset, split, source, options))
         self.num_envs = num_envs
         self.render_mode = None
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = autoreset(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = self._task.observation_space
         self.single_action_space = self._task.action_space
