@@ -168,7 +168,8 @@ class ActionClips(nn.Module):
     """A linear map of the clip features of the span that each action leads to: of those before and after its
     start, before and after its end, and of their mean inside.
 
-    A move's boundaries are probes; each probe is mapped once, and moves add up what belongs to them.
+    A move's boundaries are probes; each probe is mapped once, and moves add up what belongs to them. The sum
+    is divided by the root of the width of clips, so that many channels are not learnt by heart.
 
     Args:
         observer: of caches with clips.
@@ -184,6 +185,7 @@ class ActionClips(nn.Module):
         self._shapes = (2 * probes.count, len(POINT_PARTS), channels), (-1, len(SPAN_PARTS), channels)
         self.at_start, self.at_end = (nn.Linear(2 * channels, width, bias=False) for _ in range(2))
         self.inside = nn.Linear(channels, width, bias=False)
+        self._scale = math.sqrt(channels)
         self.register_buffer("_start_probes", probes.starts, persistent=False)
         self.register_buffer("_end_probes", probes.ends, persistent=False)
         self._start_probes: Tensor
@@ -211,7 +213,7 @@ class ActionClips(nn.Module):
             + self.inside(spans[:, :, 4])
         )
         mapped: Tensor = torch.cat([moved[:, :-1], proposals, moved[:, -1:]], dim=1)
-        return mapped
+        return mapped / self._scale
 
 
 class Standardise(nn.Module):

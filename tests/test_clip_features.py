@@ -127,6 +127,7 @@ def test_actions_are_mapped_by_the_clips_of_the_span_that_they_lead_to(cache: De
             expected = (
                 weights[0] @ of_start[:2].ravel() + weights[1] @ of_end[:2].ravel() + weights[2] @ inside
             )
+            expected /= np.sqrt(len(inside))
             np.testing.assert_allclose(mapped[i, action], expected, rtol=1e-3, atol=1e-3)
 
 
