@@ -159,8 +159,8 @@ def moved_spans(
     The environments' own code computes them; arguments are as for `vmr_env.envs.kernel.describe_moves`.
     """
     out = np.empty((len(points), len(boundaries), _SCORE), np.float32)
-    parts = (part.detach().cpu().float().contiguous() for part in (points, positions, whole, video))
-    kernel.describe_moves(*(part.numpy() for part in parts), boundaries, out)
+    given = [of.detach().cpu().float().contiguous().numpy() for of in (points, positions, whole, video)]
+    kernel.describe_moves(given[0], given[1], given[2], given[3], boundaries, out)
     return torch.from_numpy(out).to(points)
 
 
