@@ -91,7 +91,8 @@ def spread(work: Work, items: Sequence[Any], cluster: Cluster) -> Iterator[tuple
         context.enable_progress_bars = False
         packed = pack(work)
         sender = on_driver(Sender, packed.folders)
-        total = ray.cluster_resources()
+        resources: Any = ray.cluster_resources
+        total = resources()
         places = total.get("GPU", 0) / cluster.gpus if cluster.gpus else total["CPU"] / cluster.cpus
         rows = ray.data.from_items([{"index": index} for index in range(len(items))])
         done = rows.map_batches(

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,21 +25,25 @@ from vmr_env.backbones.shipping import files_of, pack, sha256_of_folder, unpack
 from vmr_env.backbones.simulated.features import write_simulated
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run, train_test
 from vmr_env.benchmarks.experiment.main import main
-from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Settings
+from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Fold, MethodResult, Settings
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.profiles import get_profile
 from vmr_env.errors import DataError
+from vmr_env.seeding import derived
 from vmr_env.simulation.simulator import simulate
 
 ray = pytest.importorskip("ray", reason="needs Ray")
 Nodes = pytest.importorskip("ray.cluster_utils", reason="needs Ray").Cluster
 cluster = pytest.importorskip("vmr_env.benchmarks.experiment.cluster", reason="needs Ray")
+Nothing: Any = pytest.importorskip("vmr_env.benchmarks.speed.cluster", reason="needs Ray").Nothing
 work_on_cluster = pytest.importorskip("vmr_env.backbones.cluster", reason="needs Ray")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own making
 
 HERE = cluster.Cluster("auto")
+STORE = 80 * 2**20
+"""Bytes of a node's object store; nearly the least that Ray takes."""
 SETTINGS = Settings(members=2, evaluations=1, proposals=1, rounds=1)
 
 
@@ -65,6 +71,14 @@ class Fatal(Small):
         return super().update()
 
 
+class Bulky(Nothing):
+    """Answers at once, and keeps a third of an object store."""
+
+    def run(self, fold: Fold, seed: int, settings: Settings, keep: Path, *rest: Any) -> MethodResult:
+        keep.with_name(f"{keep.name}.bin").write_bytes(np.random.default_rng(seed).bytes(STORE // 3))
+        return super().run(fold, seed, settings, keep, *rest)
+
+
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("caches")
@@ -78,8 +92,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Two nodes of one processor each; the driver is on the first."""
     marker = tmp_path_factory.mktemp("marker") / "killed"
     os.environ["VMR_TEST_MARKER"] = str(marker)
-    made = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
+    small = {"num_cpus": 1, "object_store_memory": STORE}
+    made = Nodes(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    made.add_node(**small)
     ray.init(made.address, log_to_driver=False)
     yield made
     ray.shutdown()
@@ -160,6 +175,60 @@ def test_a_lost_node_is_replaced_by_another(nodes: Any, caches: Path, tmp_path: 
     assert cluster.run_on_cluster(of, list(of.runs()), HERE, ignore, lose) == {}
     assert lost
     assert all(map(of.is_done, of.runs()))
+
+
+def test_four_nodes_give_the_numbers_of_one_process(nodes: Any, caches: Path, tmp_path: Path) -> None:
+    more = [nodes.add_node(num_cpus=1) for _ in range(2)]
+    here = experiment(tmp_path / "here", caches, {"small": Small}, seeds=5)
+    there = experiment(tmp_path / "there", caches, {"small": Small}, seeds=5)
+    for run in here.runs():
+        here.do(run)
+    assert sum(node["Alive"] for node in ray.nodes()) == 4
+    assert cluster.run_on_cluster(there, list(there.runs()), HERE, ignore, ignore) == {}
+    assert contents(here) == contents(there)
+    for node in more:
+        nodes.remove_node(node)
+
+
+def test_results_that_fill_the_object_stores_arrive(nodes: Any, caches: Path, tmp_path: Path) -> None:
+    """Twice as much as both nodes hold; Ray moves what has no room to the disk."""
+    train, test = (DecoderStateCache.open(caches / split) for split in ("train", "test"))
+    of = Experiment(tmp_path / "out", train_test(train, test), {"bulky": Bulky()}, 12, SETTINGS)
+    assert cluster.run_on_cluster(of, list(of.runs()), HERE, ignore, ignore) == {}
+    for run in of.runs():
+        kept = of.path(run).with_suffix(".bin").read_bytes()
+        assert kept == np.random.default_rng(derived(run.seed, "fold", 0)).bytes(STORE // 3)
+
+
+DRIVER = """
+import os, signal, sys
+sys.path[:0] = [{tests!r}]
+import ray
+from pathlib import Path
+from test_cluster import HERE, Small, cluster, experiment, ignore
+ray.init({address!r}, log_to_driver=False)
+of = experiment(Path({out!r}), Path({caches!r}), {{"small": Small}}, seeds=3)
+die = lambda run: os.kill(os.getpid(), signal.SIGKILL)
+cluster.run_on_cluster(of, list(of.runs()), HERE, ignore, die)
+"""
+
+
+def test_a_driver_that_is_killed_is_resumed_by_another(nodes: Any, caches: Path, tmp_path: Path) -> None:
+    """It dies when it has written its first result; the rest is done here, to the same numbers."""
+    out = tmp_path / "out"
+    here = {"tests": str(Path(__file__).parent), "out": str(out), "caches": str(caches)}
+    code = DRIVER.format(address=nodes.address, **here)
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    of = experiment(out, caches, {"small": Small}, seeds=3)
+    of.check_done()
+    todo = [run for run in of.runs() if not of.is_done(run)]
+    assert len(todo) == 2
+    assert cluster.run_on_cluster(of, todo, HERE, ignore, ignore) == {}
+    whole = experiment(tmp_path / "whole", caches, {"small": Small}, seeds=3)
+    for run in whole.runs():
+        whole.do(run)
+    assert contents(of) == contents(whole)
 
 
 def test_an_interrupt_stops_the_work_and_resuming_goes_on(nodes: Any, caches: Path, tmp_path: Path) -> None:

@@ -147,3 +147,7 @@ bench.add_command(
     program("girl-detr", "vmr_env.benchmarks.speed.girl_detr", "GIRL-DETR: forward and backward passes.")
 )
 bench.add_command(program("tprl", "vmr_env.benchmarks.speed.tprl", "TPRL: epochs of a head's training."))
+bench.add_command(program("gpu", "vmr_env.benchmarks.speed.gpu", "Processor and GPU side by side."))
+bench.add_command(
+    program("cluster", "vmr_env.benchmarks.speed.cluster", "Runs on a Ray cluster: overhead and speed-up.")
+)

@@ -47,8 +47,10 @@ def batch(config: GirlDetrConfig, clips: int) -> tuple[tuple[Tensor, ...], Targe
 
 
 def training_step(model: GirlDetr, clips: int) -> Callable[[], None]:
-    """One supervised step, to be called again and again."""
-    inputs, targets = batch(model.config, clips)
+    """One supervised step on the model's device, to be called again and again."""
+    device = next(model.parameters()).device
+    of_cpu, targets = batch(model.config, clips)
+    inputs, targets = [tensor.to(device) for tensor in of_cpu], targets.to(device)
     criterion = SupervisedCriterion(model.config)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
 

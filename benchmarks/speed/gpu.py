@@ -1,0 +1,132 @@
+"""What one accelerator is worth: a table in less than five minutes.
+
+    python benchmarks/speed/gpu.py [--seconds 10] [--json FILE]
+
+Wall seconds on this machine, on the processor (one thread) and on the GPU where there is one:
+
+supervised steps/s   GIRL-DETR's training step, batch 32, 75 clips, 32 tokens
+cached samples/s     its frozen pass over simulated samples, until the decoder-state cache stands on the disk
+TPRL steps/s         the head on cached states, batch 32, third stage
+PPO frames/s         our PPO in the native vector environment
+
+The last two run on the processor alone: heads and policies are small, and the environments are there.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from vmr_env.agents.ppo import PPO
+from vmr_env.agents.tprl.config import default_config
+from vmr_env.backbones.base import GirlDetrDetector
+from vmr_env.backbones.cache import build_cache
+from vmr_env.backbones.dataset import MomentDataset
+from vmr_env.backbones.features.store import FeatureStore
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
+from vmr_env.backbones.girl_detr.model import GirlDetr
+from vmr_env.backbones.recipes import get_recipe
+from vmr_env.backbones.simulated.features import write_simulated
+from vmr_env.benchmarks.speed.girl_detr import CLIPS, training_step
+from vmr_env.benchmarks.speed.tprl import BATCH, FEW, stage_three, tprl_speed, write_states
+
+from vmr_env.data.annotations import read_annotations
+from vmr_env.data.profiles import get_profile
+from vmr_env.envs.sources import simulated_source
+from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.files.text import write_text
+from vmr_env.programs import run_program
+
+SAMPLES = 500
+"""Of the cache."""
+
+
+def rate(work: Callable[[], object], seconds: float, device: str) -> float:
+    """How often work is done in a second, after once to warm up."""
+    work()
+    done, began = 0, time.perf_counter()
+    while True:
+        work()
+        done += 1
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if (taken := time.perf_counter() - began) >= seconds:
+            return done / taken
+
+
+def supervised(seconds: float, device: str) -> float:
+    """Training steps per second."""
+    return rate(training_step(GirlDetr(GirlDetrConfig()).to(device), CLIPS), seconds, device)
+
+
+def cached(folder: Path, seconds: float, device: str) -> float:
+    """Samples per second whose states are cached."""
+    recipe = get_recipe("charades-simulated")
+    rows = read_annotations(folder / "annotations.jsonl")
+    dataset = MomentDataset(rows, FeatureStore(folder / "clips"), FeatureStore(folder / "text"), recipe.data)
+    widths = {"v_feat_dim": dataset.video_width, "t_feat_dim": dataset.text_width}
+    detector = GirlDetrDetector(GirlDetr(recipe.with_options(widths).model).to(device), "refined")
+
+    def build() -> None:
+        build_cache(
+            folder / f"cache-{device}",
+            detector,
+            dataset,
+            split="train",
+            source="simulated",
+            profile="charades",
+            overwrite=True,
+            progress=False,
+        )
+
+    return len(rows) * rate(build, seconds, device)
+
+
+def frames(seconds: float) -> float:
+    """Steps of all environments per second in which PPO learns."""
+    source = simulated_source("charades", "train")
+    env = VMRVectorEnv(PPO.num_envs, "charades", source=source, autoreset_mode="SameStep")
+    agent = PPO(env, 0)
+    return env.num_envs * agent.config.steps * rate(agent.update, seconds, "cpu")
+
+
+def measure(seconds: float) -> dict[str, dict[str, float]]:
+    """All figures: of what, then by device."""
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_simulated(folder / "samples", get_profile("charades"), samples=SAMPLES, seed=0)
+        states = write_states(folder / "states", FEW)
+        return {
+            "supervised steps/s": {device: supervised(seconds, device) for device in devices},
+            "cached samples/s": {device: cached(folder / "samples", seconds, device) for device in devices},
+            "TPRL steps/s": {"cpu": tprl_speed(states, stage_three(default_config("charades"))) / BATCH},
+            "PPO frames/s": {"cpu": frames(seconds)},
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default: 10)")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    figures = measure(options.seconds)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU was seen"
+    print(f"| | processor, one thread | {gpu} |\n|---|---|---|")
+    for name, of in figures.items():
+        cells = [f"{of[device]:,.1f}" if device in of else "" for device in ("cpu", "cuda")]
+        print(f"| {name} | {' | '.join(cells)} |")
+    if options.json:
+        write_text(options.json, json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
