@@ -159,6 +159,23 @@ def test_gymnasium_vector_wrappers_on_the_native_environment(options: dict[str, 
     assert set(lengths) <= {1, 2, 3}
 
 
+@pytest.mark.skipif(not MODERN, reason="the native environment needs Gymnasium 1.1")
+def test_gymnasium_of_any_version_lets_our_agents_learn_and_the_main_job_start(
+    options: dict[str, Any],
+) -> None:
+    """Ray pins an older Gymnasium than the current one."""
+    importlib.import_module("vmr_env.benchmarks.experiment.main")
+    from vmr_env.agents.expected_gain import ExpectedGain
+
+    from vmr_env.envs.curriculum import StepSchedule
+    from vmr_env.envs.vector_env import VMRVectorEnv
+    from vmr_env.envs.vector_wrappers import VectorCurriculumWrapper
+
+    env: Any = VMRVectorEnv(4, "charades", autoreset_mode="SameStep", **options)
+    figures = ExpectedGain(VectorCurriculumWrapper(env, StepSchedule((8, 16))), 0).update()
+    assert figures["charts/steps"] > 0
+
+
 # Stable-Baselines3.
 
 

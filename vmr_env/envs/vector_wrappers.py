@@ -5,7 +5,7 @@
 Episodes that run when a stage begins end under the rules that they began under.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -14,8 +14,13 @@ from numpy.typing import NDArray
 from vmr_env.envs.curriculum import Plateau, Progression, StepSchedule
 from vmr_env.envs.gymnasium_vector import AutoresetMode, VectorWrapper
 
+if TYPE_CHECKING:
+    _Wrapper = VectorWrapper[Any, Any, Any]
+else:
+    _Wrapper = VectorWrapper  # not generic in the version that Ray pins
 
-class VectorCurriculumWrapper(VectorWrapper[Any, Any, Any]):
+
+class VectorCurriculumWrapper(_Wrapper):
     """A vector environment that begins in stage 1 and advances by rule; `infos["stage"]` tells, once for all.
 
     Args:
