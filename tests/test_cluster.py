@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vmr_env.agents.expected_gain import ExpectedGain
 from vmr_env.backbones import cache
 from vmr_env.backbones.base import GirlDetrDetector
 from vmr_env.backbones.dataset import MomentDataset
+from vmr_env.backbones.features import captions, text
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.recipes import get_recipe
@@ -366,3 +367,29 @@ def test_what_a_worker_refuses_is_one_error(nodes: Any, samples: Path, tmp_path:
             cluster=HERE,
             progress=False,
         )
+
+
+class Letters:
+    """One token per word: its number of letters. A sentence is the mean of its tokens."""
+
+    name = "letters"
+    fingerprint = "0123456789abcdef0"
+
+    def encode(self, sentences: Sequence[str], level: str) -> list[Any]:
+        tokens = [np.array([[len(word)] for word in text.split()], np.float32) for text in sentences]
+        return tokens if level == "tokens" else [rows.mean(0, keepdims=True) for rows in tokens]
+
+
+def test_sentences_encoded_on_a_cluster_are_those_of_one_process(
+    nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "SHARD_SENTENCES", 4)
+    queries = {str(i): f"{'word ' * (i % 5)}number {'x' * i}" for i in range(14)}
+    videos = {"v": list(queries.values())[:5], "w": list(queries.values())[3:9]}
+    stores = []
+    for name, where in (("alone", None), ("spread", HERE)):
+        given: Any = {"cache": tmp_path / f"{name}-known", "progress": False, "cluster": where}
+        text.build_text_store(tmp_path / name / "text", queries, Letters(), **given)
+        captions.build_caption_store(tmp_path / name / "clips", videos, Letters(), **given)
+        stores.append([sha256_of_folder(tmp_path / name), sha256_of_folder(tmp_path / f"{name}-known")])
+    assert stores[0] == stores[1]

@@ -13,11 +13,11 @@ say so beside every figure.
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vmr_env.backbones.arguments import device
+from vmr_env.backbones.arguments import add_cluster_arguments, cluster_of, device
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 from vmr_env.backbones.features.text import Encoder, SentenceCache, SentenceEncoder, describe
 
@@ -25,6 +25,9 @@ from vmr_env.data.rows import Row, read_rows
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike
 from vmr_env.programs import run_program
+
+if TYPE_CHECKING:
+    from vmr_env.backbones.cluster import Cluster
 
 VALUES_FILE = "values.int8.npy"
 SCALES_FILE = "scales.float16.npy"
@@ -69,6 +72,7 @@ def build_caption_store(
     *,
     cache: PathLike | None = None,
     progress: bool = True,
+    cluster: "Cluster | None" = None,
 ) -> FeatureStore:
     """Sentence features of captions as a feature store: key vid, one row per clip.
 
@@ -78,9 +82,10 @@ def build_caption_store(
         encoder: the language model.
         cache: folder of the sentence cache; equal captions are encoded once, an interrupted run continues.
         progress: show a progress bar.
+        cluster: encodes the captions; None for this process.
     """
     known = SentenceCache(cache, encoder, "sentence")
-    known.fill((caption for captions in videos.values() for caption in captions), progress)
+    known.fill((caption for captions in videos.values() for caption in captions), progress, cluster)
     origin = {"features": "captions", **describe(encoder, "sentence")}
     with FeatureStoreWriter(path, source="real", origin=origin) as writer:
         for vid, captions in videos.items():
@@ -165,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     encode.add_argument("--model", help="sentence-transformers model (default: offline MiniLM)")
     encode.add_argument("--device", type=device, default="cpu", help="torch device (default: cpu)")
     encode.add_argument("--cache", type=Path, help="folder of the sentence cache")
+    add_cluster_arguments(encode)
     load = commands.add_parser("import", help="import caption embeddings stored in eight bits")
     load.add_argument("folder", type=Path, help=f"folder with {VALUES_FILE}, {SCALES_FILE} and {VIDEOS_FILE}")
     load.add_argument("--split", required=True, help="videos to take")
@@ -174,7 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.command == "encode":
         videos = read_captions(options.captions, options.clip_seconds)
         encoder = SentenceEncoder(options.model, device=options.device)
-        store = build_caption_store(options.out, videos, encoder, cache=options.cache)
+        store = build_caption_store(
+            options.out, videos, encoder, cache=options.cache, cluster=cluster_of(options)
+        )
     else:
         store = import_caption_features(options.folder, options.split, options.out)
     print(f"{options.out}: {len(store)} videos, {store.manifest['rows']} clips of width {store.dim}")

