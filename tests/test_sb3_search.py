@@ -1,0 +1,61 @@
+"""The search for settings of SB3's algorithms, and the comparison of stages, on small simulated data."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from vmr_env.benchmarks.experiment import sb3_search, stages
+
+from vmr_env.data.profiles import get_profile
+from vmr_env.envs.sources import open_source
+from vmr_env.simulation.simulator import simulate
+
+
+@pytest.fixture(autouse=True)
+def _data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split, samples in (("train", 40), ("val", 20)):
+        (tmp_path / "charades").mkdir(exist_ok=True)
+        simulate(tmp_path / "charades" / split, get_profile("charades"), split, samples=samples)
+    monkeypatch.setenv("VMR_ENV_DATA", str(tmp_path))
+
+
+@pytest.mark.parametrize("algorithm", ["dqn", "sac"])
+def test_a_search_prints_settings_that_train(algorithm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna", reason="needs Optuna")
+    command = [algorithm, "--trials", "2", "--steps", "64", "--final-steps", "64", "--seeds", "1"]
+    assert sb3_search.main(command) == 0
+    told = capsys.readouterr().out
+    assert len(re.findall(r"^# trial \d: [+-]\d+\.\d\d$", told, re.MULTILINE)) == 2
+    found = dict(re.findall(r"^  (\w+): (.+)$", told, re.MULTILINE))
+    assert set(sb3_search.SPACES[algorithm]) < set(found)
+    assert (found["gamma"], found["policy"], found["n_timesteps"]) == ("1.0", "MlpPolicy", "64")
+
+
+def test_trials_are_judged_on_videos_that_they_do_not_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna", reason="needs Optuna")
+    cache, rows = open_source("charades", "train"), {}
+
+    def trained(*given: object) -> None:
+        rows["learn"] = given[3]
+
+    def gain(model: object, cache: object, judged: np.ndarray) -> float:
+        rows["judge"] = judged
+        return 0.0
+
+    monkeypatch.setattr(sb3_search, "trained", trained)
+    monkeypatch.setattr(sb3_search, "gain", gain)
+    sb3_search.search("a2c", cache, trials=1, steps=1, seed=0)
+    videos = np.array(cache.source_videos())
+    assert not set(videos[rows["learn"]]) & set(videos[rows["judge"]])
+    assert sorted([*rows["learn"], *rows["judge"]]) == list(range(len(cache)))
+
+
+def test_stages_are_compared_on_the_same_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--steps", "2048", "--seeds", "2", "--settings", "0", "5", "--regimes", stages.THROUGH]
+    assert stages.main(command) == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert [row[1] for row in rows[2:]] == ["3", "1, 2, 3"] * 2
+    assert [bool(row[4]) for row in rows[2:]] == [False, True] * 2
+    alone, through = (float(row[2].split()[0]) for row in rows[2:4])
+    assert float(rows[3][4].split()[0]) == pytest.approx(through - alone, abs=0.011)
