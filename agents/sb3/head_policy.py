@@ -32,7 +32,7 @@ class HeadDistribution(Distribution):
     """
 
     def __init__(self, network: HeadPolicy) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # SB3 leaves it so
         self.network = network
         self._said: Said
         self._log_pi: Tensor
@@ -116,9 +116,11 @@ class HeadActorCriticPolicy(MultiInputActorCriticPolicy):
         network: HeadPolicy,
         **given: Any,
     ) -> None:
-        found = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
-        if missing := sorted({"decoder_states", "references", "proposals", "choosable"} - found):
+        needed = {"decoder_states", "references", "proposals", "choosable"}
+        shown = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
+        if missing := sorted(needed - set(shown)):
             raise ValueError(f"observations lack {missing[0]!r}, expected those of a VMR-*-Head-v0")
+        assert isinstance(observation_space, spaces.Dict)
         self._given = (network,)  # not yet a module's part: PyTorch takes none before the next line
         super().__init__(observation_space, action_space, lr_schedule, **given)
 
@@ -129,7 +131,8 @@ class HeadActorCriticPolicy(MultiInputActorCriticPolicy):
         weights = [*beside, *learning(self.network.head)]
         for weight in weights:
             weight.requires_grad_(True)
-        self.optimizer = self.optimizer_class(weights, lr=lr_schedule(1), **self.optimizer_kwargs)
+        settings: dict[str, Any] = {"lr": lr_schedule(1), **self.optimizer_kwargs}
+        self.optimizer = self.optimizer_class(weights, **settings)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"network": self.network}

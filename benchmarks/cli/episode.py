@@ -53,7 +53,8 @@ class Scores:
 
     def __init__(self, env: VMREnv, agent: "CrossFittedEnsemble | None") -> None:
         self._env, self._agent = env, agent
-        self._tious: dict[str, list[float]] = {YOU: [], DETECTOR: []} | ({AGENT: []} if agent else {})
+        names = (YOU, DETECTOR) if agent is None else (YOU, DETECTOR, AGENT)
+        self._tious: dict[str, list[float]] = {name: [] for name in names}
 
     def count(self, info: Mapping[str, Any], start: float) -> str:
         """Count an episode, with its last info and the tIoU of the detector; what there is to say of it."""

@@ -11,7 +11,7 @@ import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -68,9 +68,8 @@ def gain(model: BaseAlgorithm, cache: DecoderStateCache, rows: NDArray[np.intege
     """
 
     def act(observations: Floats, masks: Bools) -> Array:
-        actions: Array = model.predict(
-            observations, deterministic=True, **({"action_masks": masks} if masked else {})
-        )[0]
+        possible: dict[str, Any] = {"action_masks": masks} if masked else {}
+        actions: Array = model.predict(observations, deterministic=True, **possible)[0]
         return actions
 
     masked = "action_masks" in inspect.signature(model.predict).parameters

@@ -40,7 +40,7 @@ def between(low: float, high: float) -> Draw:
     return lambda trial, name: trial.suggest_float(name, low, high, log=True)
 
 
-_ON_POLICY: Mapping[str, Draw] = {
+_ON_POLICY: dict[str, Draw] = {
     "n_envs": one_of(16, 64),
     "learning_rate": between(1e-4, 1e-2),
     "gae_lambda": one_of(0.9, 0.95, 1.0),
@@ -53,7 +53,7 @@ _PPO = _ON_POLICY | {
     "n_epochs": one_of(3, 5, 10),
     "clip_range": one_of(0.1, 0.2, 0.3),
 }
-_OFF_POLICY: Mapping[str, Draw] = {
+_OFF_POLICY: dict[str, Draw] = {
     "n_envs": one_of(64),
     "learning_rate": between(1e-4, 5e-3),
     "batch_size": one_of(64, 128, 256),
@@ -112,7 +112,7 @@ def trained(
         actions="continuous" if algorithm in CONTINUOUS else "discrete",
         autoreset_mode="SameStep",
     )
-    make = load_algorithm(algorithm)
+    make: Any = load_algorithm(algorithm)
     model = make("MlpPolicy", NativeVecEnv(env), gamma=1.0, seed=seed, device="cpu", **arguments)
     return model.learn(steps)
 

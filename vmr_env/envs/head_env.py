@@ -107,12 +107,13 @@ class VMRHeadEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             "proposals": (unit, (count, 3)),
             "choosable": (unit, (count,)),
         }
-        self.observation_space = gymnasium.spaces.Dict(
+        space: Any = gymnasium.spaces.Dict(
             {
                 name: gymnasium.spaces.Box(*bounds, shape, np.float32)
                 for name, (bounds, shape) in shapes.items()
             }
         )
+        self.observation_space = space  # of arrays by name, which Gymnasium's types do not say
         self.action_space = gymnasium.spaces.Box(0, 1, (count, 3), np.float32)
 
     @property
