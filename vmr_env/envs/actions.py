@@ -245,7 +245,7 @@ class ActionMode:
         return self.checked(np.asarray(action)[None])[0]
 
     def _refuse(self, actions: Array, outside: Bools) -> None:
-        if outside.any():
+        if np.count_nonzero(outside):  # quicker than `any`
             first = int(np.argwhere(outside)[0, 0])
             which = "the action" if len(actions) == 1 else f"the action of environment {first}"
             raise ValueError(f"{which} is {actions[first]}, expected a member of {self.space}")

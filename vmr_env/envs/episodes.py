@@ -25,6 +25,19 @@ class Outcome(NamedTuple):
     """(N,), which a step ended."""
 
 
+class Told(NamedTuple):
+    """What infos tell of N episodes."""
+
+    samples: Ints
+    """(N,), rows of the cache."""
+    sources: Ints
+    """(N,), numbers of the proposals that the spans came from."""
+    tiou: NDArray[np.float64]
+    """(N,), highest tIoU of the current spans with a moment."""
+    seconds: NDArray[np.float64]
+    """(N, 2), the current spans."""
+
+
 class Episodes:
     """N episodes of one task.
 
@@ -64,6 +77,7 @@ class Episodes:
             self._own = task.own_timelines(n) if task.timelines is None else None
             self.advance(np.full(n, kernel.BEGIN, np.uint8), self._none)
             self.draw(np.zeros(n, np.uint8))
+            self.told()
 
     def __len__(self) -> int:
         return len(self.state)
@@ -211,12 +225,16 @@ class Episodes:
         """(N, 2), the current spans."""
         return np.stack([self.state["start"], self.state["end"]], axis=1)
 
+    def told(self) -> Told:
+        """What infos tell of every episode, in fresh arrays."""
+        n = len(self.state)
+        told = Told(np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n), np.empty((n, 2)))
+        direct(kernel.tell)(self.task.tables.durations, self.state, *told)
+        return told
+
     def seconds(self) -> NDArray[np.float64]:
         """(N, 2), the current spans in seconds."""
-        seconds = np.empty((len(self.state), 2))
-        seconds[:, 0], seconds[:, 1] = self.state["start"], self.state["end"]
-        seconds *= self.task.tables.durations[self.samples][:, None]
-        return seconds
+        return self.told().seconds
 
     @property
     def moments(self) -> Floats:

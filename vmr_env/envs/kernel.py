@@ -779,6 +779,23 @@ def draw(
 
 
 @entry
+def tell(
+    durations: Floats,
+    episodes: Array,
+    samples: Integers,
+    sources: Integers,
+    tiou: NDArray[np.float64],
+    seconds: NDArray[np.float64],
+) -> None:
+    """Write what infos tell of every episode: all (N,), but spans in seconds (N, 2)."""
+    for i in range(len(episodes)):
+        episode = episodes[i]
+        samples[i], sources[i], tiou[i] = episode.sample, episode.source, episode.tiou
+        duration = np.float64(durations[episode.sample])
+        seconds[i, 0], seconds[i, 1] = episode.start * duration, episode.end * duration
+
+
+@entry
 def gains(tables: Tables, rules: Rules, episodes: Array, masks: Bools, out: Floats) -> None:
     """Change of tIoU by each choice (N, A) float32, written; 0 where it is not possible."""
     for i in range(len(episodes)):

@@ -21,6 +21,8 @@ from vmr_env.seeding import slot_seeds
 
 Info = dict[str, Any]
 
+_FOR_ALL = ("_sample", "_qid", "_vid", "_tiou", "_span", "_proposal", "_action_mask")
+
 
 class VMRVectorEnv(Specified, VectorEnv[Any, Any, Any]):
     """N environments like `VMREnv` that step together, with nothing per episode in Python.
@@ -204,19 +206,18 @@ class VMRVectorEnv(Specified, VectorEnv[Any, Any, Any]):
 
     def _infos(self) -> Info:
         """What every reset and step tells of every episode, under the same keys."""
-        episodes, (qids, vids) = self.episodes, self.cache.names
-        samples = episodes.samples.copy()
+        samples, sources, tiou, seconds = self.episodes.told()
+        qids, vids = self.cache.names
         told: Info = {
             "sample": samples,
             "qid": qids[samples],
             "vid": vids[samples],
-            "tiou": episodes.tiou.astype(np.float64),
-            "span": episodes.seconds(),
-            "proposal": episodes.sources.copy(),
-            "action_mask": episodes.mask.view(np.int8).copy(),
+            "tiou": tiou,
+            "span": seconds,
+            "proposal": sources,
+            "action_mask": self.episodes.mask.view(np.int8).copy(),
         }
-        for_all = np.ones((len(told), self.num_envs), bool)
-        return told | {f"_{key}": row for key, row in zip(told, for_all, strict=True)}
+        return told | dict.fromkeys(_FOR_ALL, np.ones(self.num_envs, bool))
 
     def _final(self, ended: Bools, flat: Floats, infos: Info) -> Info:
         """The last observations and infos of episodes that restart in the same step, as in Gymnasium."""
