@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ import gymnasium
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from gymnasium.envs.registration import registry as environments
 from vmr_env.agents.evaluation import refine, submission
 from vmr_env.benchmarks.cli import main as cli
 from vmr_env.benchmarks.experiment.main import main
 
 from vmr_env.caches.from_predictions import build_prediction_cache
 from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.data import profiles
 from vmr_env.data.predictions import write_predictions
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.metrics import registry as metrics
 from vmr_env.simulation.simulator import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,10 +134,22 @@ def test_its_commands_are_understood() -> None:
     assert {shlex.split(line, comments=True)[1] for line in COMMANDS if line.startswith("make")} <= {*targets}
 
 
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What pages register for all that comes later is forgotten again."""
+    kept = [
+        (registry, dict(registry)) for registry in (profiles._REGISTERED, metrics._REGISTERED, environments)
+    ]
+    yield
+    for registry, before in kept:
+        registry.clear()
+        registry.update(before)
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page.read_text())], ids=lambda page: page.stem
 )
-def test_code_of_the_documentation_runs(page: Path, folder: Path) -> None:
+def test_code_of_the_documentation_runs(page: Path, folder: Path, registries: None) -> None:
     if page.stem == "predictions":
         main([*_caches(folder), "--agents", "expected_gain", *QUICK])
     if page.stem == "agent":  # goes on where this page ends
