@@ -118,8 +118,8 @@ scores = st.floats(-1e6, 1e6)
 windows = st.lists(
     st.tuples(numbers, numbers, scores).map(lambda w: (min(w[:2]), max(w[:2]), w[2])), min_size=1, max_size=4
 )
-# Any characters JSON can carry, lone surrogates included, with one that is no blank.
-texts = st.text(st.characters(), max_size=8).map(lambda text: f"a{text}")
+# Any characters, but for halves of characters, which are refused; with one that is no blank.
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).map(lambda text: f"a{text}")
 saliencies = st.none() | st.lists(
     st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=4
 )

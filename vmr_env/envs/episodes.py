@@ -74,7 +74,7 @@ class Episodes:
         self._older: list[tuple[kernel.Rules, Bools]] = []
         self._set_rules(len(task.curriculum) if task.config.stage is None else task.config.stage)
         with first_call():
-            self._own = task.own_timelines(n) if task.timelines is None else None
+            self._own = task.own_timelines(n if task.timelines is None else 0)
             self.advance(np.full(n, kernel.BEGIN, np.uint8), self._none)
             self.draw(np.zeros(n, np.uint8))
             self.told()
@@ -145,7 +145,7 @@ class Episodes:
         n, parts = len(self.state), len(self._candidates)
         observations = np.empty((n, self.task.observer.width), np.float32) if out is None else out
         outcome = Outcome(observations, np.zeros(n), np.zeros(n, bool))
-        if self._own is not None:
+        if self.task.timelines is None:
             begun = np.flatnonzero(orders == kernel.BEGIN)
             self.task.find_timelines(self.samples[begun], begun, self._own)
         for rules, theirs in self._by_rules(orders):
@@ -182,7 +182,7 @@ class Episodes:
         advance(
             self.task.tables,
             rules,
-            self.task.timelines if self._own is None else self._own,
+            self._own if self.task.timelines is None else self.task.timelines,
             self.state,
             self._candidates[part],
             self.mask,
