@@ -104,7 +104,7 @@ def default_config(dataset: str) -> TprlConfig:
     sampling; the regression weighs a proposal by the probability of its choice, not by how bad it is, and is
     not held back by L_top1; a higher rate, which for the class layer the schedule scales; weights averaged
     over tens of steps, not a thousand; moments normalised as at inference; the head as it came may be kept.
-    What each is worth stands in benchmarks/RESULTS.md.
+    What each is worth stands in benchmarks/RESULTS_EARLIER.md.
 
     Raises:
         ValueError: There is no such data set.
