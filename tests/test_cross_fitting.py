@@ -439,7 +439,7 @@ def test_folds_and_parts_keep_the_clips_of_a_source_video_together(
 
 
 def test_members_learn_through_the_stages_of_a_curriculum(late: DecoderStateCache, tmp_path: Path) -> None:
-    """By the stage after each round: 8 random steps of 8 environments, then 48 steps a round."""
+    """By the stage after each round of 48 steps; what is visited before an agent learns does not count."""
     stages: list[int] = []
 
     class Watching(ExpectedGain):
@@ -459,7 +459,7 @@ def test_members_learn_through_the_stages_of_a_curriculum(late: DecoderStateCach
         seed=0,
         options=OPTIONS,
         rounds=4,
-        curriculum=StepSchedule((100, 200)),
+        curriculum=StepSchedule((40, 100)),
     )
     assert stages == [2, 2, 3, 3] * 2
     save_ensemble(tmp_path / "file.safetensors", CrossFittedEnsemble(ensemble.members, OPTIONS), late, {})
