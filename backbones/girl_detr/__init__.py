@@ -22,8 +22,8 @@ sets the faults right. Each repair has a name, and any subset can be made (``rep
 
 One part is not the paper's: with ``query_selection=True`` the decoder starts from spans scored by the
 encoded clips, instead of anchors that are the same for every video (`query_selection`). From a thousand
-training videos that is worth nine points of R1@0.7 (benchmarks/RESULTS_EARLIER.md). It is off by default and works
-with either behaviour.
+training videos that is worth nine points of R1@0.7 (benchmarks/RESULTS_EARLIER.md). It is off by default and
+works with either behaviour.
 
 ``official`` behaviour drops each number by itself, as published. With `shared_dropout` a feed-forward network
 drops the same inner channels in the whole batch and need not compute them, a head of attention the same keys
