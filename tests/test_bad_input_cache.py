@@ -501,7 +501,7 @@ def test_only_a_cache_is_ever_overwritten(tmp_path: Path) -> None:
     for name in ("home", "json", "file", "link"):
         with pytest.raises(DataError, match="no decoder-state cache"):
             write_cache(tmp_path / name, GOOD, overwrite=True, **ARGUMENTS)
-    with pytest.raises(DataError, match="pass overwrite=True"):
+    with pytest.raises(DataError, match=r"--overwrite replaces it \(in Python: overwrite=True\)"):
         write_cache(tmp_path / "c", GOOD, **ARGUMENTS)
     with pytest.raises(DataError, match="cannot be written"):
         write_cache(tmp_path / "file" / "c", GOOD, **ARGUMENTS)

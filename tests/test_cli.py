@@ -14,6 +14,8 @@ import click
 import numpy as np
 import pytest
 import vmr_env.backbones.features.text
+import vmr_env.backbones.predict
+import vmr_env.backbones.train
 import vmr_env.benchmarks.experiment.main
 from caches import make_cache
 from click.shell_completion import ShellComplete
@@ -268,6 +270,8 @@ def test_shells_complete_commands_options_and_ids() -> None:
     for command, module in (
         (["tprl"], vmr_env.benchmarks.experiment.main),
         (["encode", "text"], vmr_env.backbones.features.text),
+        (["train"], vmr_env.backbones.train),
+        (["predict"], vmr_env.backbones.predict),
     ):
         with pytest.raises(SystemExit), redirect_stdout(StringIO()) as told:
             module.main(["--help"])

@@ -471,7 +471,8 @@ def test_stage_changes_through_stable_baselines(source: str) -> None:
 def test_simulated_default_warns_and_says_so(
     sources: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("VMR_ENV_DATA", raising=False)
+    for variable in ("VMR_ENV_DATA", "VMR_ENV_TOLD"):
+        monkeypatch.delenv(variable, raising=False)
     with pytest.warns(UserWarning, match="simulated") as caught:
         env = VMREnv("charades", "val")
     assert len(caught) == 1

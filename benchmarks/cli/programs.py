@@ -34,15 +34,34 @@ class _Forwarded(click.Command):
 
 def _options_in_source(module: str) -> list[str]:
     """Options that a module's argument parser has, without importing it, which would take seconds."""
-    package, _, name = module.rpartition(".")
-    source = (files(package) / f"{name}.py").read_text(encoding="utf-8")
+    tree = _parsed(module)
+    imported = [
+        (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+        if alias.name.startswith("add_") and alias.name.endswith("_arguments")
+    ]
+    parts: list[ast.AST] = [tree]
+    for other, name in imported:  # functions that add options to the parser
+        parts += [
+            node
+            for node in ast.walk(_parsed(other))
+            if isinstance(node, ast.FunctionDef) and node.name == name
+        ]
     calls = [
         node
-        for node in ast.walk(ast.parse(source))
+        for part in parts
+        for node in ast.walk(part)
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
     ]
     texts = [arg.value for call in calls for arg in call.args if isinstance(arg, ast.Constant)]
     return ["--help", *(text for text in texts if isinstance(text, str) and text.startswith("--"))]
+
+
+def _parsed(module: str) -> ast.Module:
+    package, _, name = module.rpartition(".")
+    return ast.parse((files(package) / f"{name}.py").read_text(encoding="utf-8"))
 
 
 def _paths(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

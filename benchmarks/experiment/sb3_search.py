@@ -9,10 +9,9 @@ which no trial has seen. What is printed has the form of the files in benchmarks
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import optuna
 import torch
 from numpy.typing import NDArray
 from vmr_env.agents.sb3.vec_env import NativeVecEnv
@@ -21,10 +20,14 @@ from vmr_env.benchmarks.experiment.sb3_models import ALGORITHMS, gain, load_algo
 from vmr_env.caches.reader import DecoderStateCache, split_by_video
 from vmr_env.envs.sources import open_source
 from vmr_env.envs.vector_env import VMRVectorEnv
+from vmr_env.errors import MissingExtra
 from vmr_env.programs import run_program
 
+if TYPE_CHECKING:
+    import optuna
+
 Chosen = dict[str, Any]
-Draw: TypeAlias = Callable[[optuna.Trial, str], Any]
+Draw: TypeAlias = Callable[["optuna.Trial", str], Any]
 
 CONTINUOUS = ("sac",)
 """Algorithms for `Box` actions; the others choose among listed ones."""
@@ -117,7 +120,7 @@ def trained(
     return model.learn(steps)
 
 
-def search(algorithm: str, cache: DecoderStateCache, trials: int, steps: int, seed: int) -> optuna.Study:
+def search(algorithm: str, cache: DecoderStateCache, trials: int, steps: int, seed: int) -> "optuna.Study":
     """Trials on a part of the cache's videos, judged on the others.
 
     Args:
@@ -126,10 +129,17 @@ def search(algorithm: str, cache: DecoderStateCache, trials: int, steps: int, se
         trials: how many.
         steps: of each trial.
         seed: of the split, the draws and the trials.
+
+    Raises:
+        MissingExtra: the extra `[search]` is not installed.
     """
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtra(f"{error}; a search needs `pip install vmr-env[search]`") from error
     parts = split_by_video(cache.source_videos(), {"learn": 0.8, "judge": 0.2}, seed)
 
-    def gained(trial: optuna.Trial) -> float:
+    def gained(trial: "optuna.Trial") -> float:
         settings = {name: draw(trial, name) for name, draw in SPACES[algorithm].items()}
         model = trained(algorithm, settings, cache, parts["learn"], steps, seed)
         found = gain(model, cache, parts["judge"])

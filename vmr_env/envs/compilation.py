@@ -44,7 +44,7 @@ def scalar(function: Function) -> Function:
 
     That is a third of the time of compiling.
     """
-    compiled: Function = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    compiled: Function = njit(**_OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True})(function)
     return compiled
 
 
