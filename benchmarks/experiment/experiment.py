@@ -11,9 +11,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -330,6 +330,7 @@ def run_all(
     told, stop = context.SimpleQueue(), context.Event()
     arguments = work, told, stop
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[Future[None]] = queue.SimpleQueue()
     # In a thread of its own: a worker that is killed while telling leaves half a message to wait for.
     threading.Thread(target=_relay, args=(told, inbox), daemon=True).start()
     running: dict[Future[None], Run] = {}
@@ -337,15 +338,21 @@ def run_all(
         try:
             with _interrupts_ignored():  # workers inherit it: only `stop` ends them
                 running = {pool.submit(_work, run): run for run in runs}
+                # Not `wait`: an interrupt while it takes the futures' locks would leave some of them taken,
+                # and the executor would wait for them for ever.
+                for future in running:
+                    future.add_done_callback(ended.put)
                 # The executor watches the workers that were there when it was last woken, which is before it
                 # starts another one: without this, nobody hears that the last worker was killed.
                 pool.submit(_nothing)
             while running:
-                done, _ = wait(running, _POLL, FIRST_COMPLETED)
+                last: Future[None] | None = None
+                with suppress(queue.Empty):
+                    last = ended.get(timeout=_POLL)
                 for _ in range(min(inbox.qsize(), _MESSAGES)):
                     watch(*inbox.get())
-                for future in done:
-                    settled(running.pop(future), future.result)
+                if last is not None:
+                    settled(running.pop(last), last.result)
         except BrokenProcessPool as error:
             message = "a worker process was killed, perhaps for want of memory; --resume goes on"
             raise DataError(Problem(str(work.folder), None, None, message)) from error
