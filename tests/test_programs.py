@@ -15,12 +15,15 @@ from vmr_env.programs import plain_exit, run_program
 
 TESTS = Path(__file__).parent
 
+# A shell's background jobs, and so these tests in one, are born deaf to Ctrl-C.
 PROGRAM = """
+import signal
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from endless import main
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(Path({workers!r}))
 """
 
