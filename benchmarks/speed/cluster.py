@@ -4,10 +4,10 @@
 
 Three questions, Ray's start apart:
 
-overhead    wall seconds of a run that does nothing, with everything that is sent and written for it
-efficiency  wall seconds of independent runs on one worker over those on two
-cost model  a run costs a + b N seconds of processor time on N samples, and its results c + d N bytes. The
-            four numbers are fitted to the smallest and the largest size, and foretell the three between them.
+- overhead: wall seconds of a run that does nothing, with everything that is sent and written for it;
+- efficiency: wall seconds of independent runs on one worker over those on two;
+- cost model: a run costs a + b N seconds of processor time on N samples, and its results c + d N bytes. The
+  four numbers are fitted to the smallest and the largest size, and foretell the three between them.
 
 The load of the machine is printed beside them: on busy processors two workers are no faster than one.
 """
