@@ -30,7 +30,7 @@ from vmr_env.caches.writer import sha256_of
 from vmr_env.data.predictions import Prediction, predictions_from, read_predictions, write_predictions
 from vmr_env.data.profiles import get_profile
 from vmr_env.data.queries import Query, read_queries
-from vmr_env.data.records import Rows, name_rows
+from vmr_env.data.records import Rows, name_rows, pair_by_qid
 from vmr_env.data.timelines import Grid, NoEvidence
 from vmr_env.envs.config import PROPOSALS
 from vmr_env.errors import DataError, DataWarning, Problem, shorten
@@ -88,7 +88,10 @@ def refine(
     """
     sources, models = _read_models(predictions)
     asked = _asked(models[0], sources[0].name, queries)
-    aligned = [_aligned(rows, models[0], source.name) for rows, source in zip(models, sources, strict=True)]
+    aligned = [
+        pair_by_qid(source.name, rows, models[0], of=sources[0].name, more=True)
+        for rows, source in zip(models, sources, strict=True)
+    ]
     refiner = _refiner(agent, evidence, aligned)
     refined: list[Prediction] = []
     for first in range(0, len(asked), BATCH):
@@ -166,19 +169,6 @@ def _asked(rows: Sequence[Prediction], where: str, queries: Rows) -> list[Query]
         message = f"{where} answers {len(rows)} of {len(known)} queries; only these are refined"
         warnings.warn(message, DataWarning, stacklevel=3)
     return [known[str(row.qid)] for row in rows]
-
-
-def _aligned(rows: Sequence[Prediction], first: Sequence[Prediction], where: str) -> list[Prediction]:
-    """Rows of a model of a pool, in the order of the first model's queries."""
-    by_qid = {str(row.qid): row for row in rows}
-    missing = [
-        Problem(where, None, "qid", f"lacks {shorten(row.qid)}; expected a row for each query of the pool")
-        for row in first
-        if str(row.qid) not in by_qid
-    ]
-    if missing:
-        raise DataError(missing)
-    return [by_qid[str(row.qid)] for row in first]
 
 
 def _refiner(agent: PathLike, evidence: Evidence | None, models: Models) -> _Refiner:

@@ -303,7 +303,7 @@ def test_wide_vectors_of_length_1_are_learnt_from_few_queries() -> None:
 
 def test_bad_input_is_one_clear_error() -> None:
     timelines = problem(3)
-    with pytest.raises(DataError, match=r"no prediction for qid 2"):
+    with pytest.raises(DataError, match=r"models, qid: lacks 1 queries of the timelines, \[2\]"):
         Timelines([timelines.models[0][:2]], timelines.annotations, NoEvidence(DIM), timelines._queries)
     with pytest.raises(DataError, match=r"missing for qid 0; expected \(1 or more, 12\)"):
         Timelines(timelines.models, timelines.annotations, NoEvidence(DIM), {})

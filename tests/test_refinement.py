@@ -254,7 +254,9 @@ def test_what_does_not_fit_together_is_told(made: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="predictions: holds 1 files and 1 rows"):
         vmr_env.refine([made / "predictions.jsonl", rows[0]], made / "queries.jsonl", agent="vote")
     write_predictions(tmp_path / "fewer.jsonl", rows[:-2])
-    with pytest.raises(DataError, match=r"fewer\.jsonl.*lacks 1;"):
+    with pytest.raises(
+        DataError, match=r"fewer\.jsonl, qid: lacks 2 queries of .*predictions\.jsonl, \[1, 0\]; expected all"
+    ):
         vmr_env.refine(
             [made / "predictions.jsonl", tmp_path / "fewer.jsonl"], made / "queries.jsonl", agent="vote"
         )

@@ -149,5 +149,5 @@ def test_what_is_asked_wrongly_is_told() -> None:
         env.step(15)
     with pytest.raises(ValueError, match="clips and queries are given together"):
         VMRSpanEnv(annotations=ANNOTATIONS, predictions=[DETECTOR], clips=Clips())
-    with pytest.raises(DataError, match="no prediction for qid 'x'"):
+    with pytest.raises(DataError, match=r"models, qid: lacks 1 queries of the timelines, \['x'\]"):
         VMRSpanEnv(annotations=ANNOTATIONS, predictions=[DETECTOR[:1]])

@@ -62,26 +62,35 @@ def _numbered(rows: Rows, argument: str, problems: list[Problem]) -> Iterator[Ro
         yield Row(argument, number, values)
 
 
-def pair_by_qid(where: str, answers: Sequence[Answer], truth: Sequence[Record]) -> list[Answer]:
-    """The answers in the order of the ground truth.
+def pair_by_qid(
+    where: str,
+    answers: Sequence[Answer],
+    queries: Sequence[Record],
+    *,
+    of: str = "the ground truth",
+    more: bool = False,
+) -> list[Answer]:
+    """The answers in the order of the queries.
 
     Args:
         where: what the answers are called in messages.
         answers: one of each query.
-        truth: the queries.
+        queries: what is asked.
+        of: what the queries are called in messages.
+        more: whether answers to other queries are passed over.
 
     Raises:
         DataError: a query is not answered, or an answer is to no query.
     """
     by_qid = {str(answer.qid): answer for answer in answers}
-    wanted = {str(row.qid) for row in truth}
+    wanted = {str(row.qid) for row in queries}
     problems = []
-    if lacking := [row.qid for row in truth if str(row.qid) not in by_qid]:
-        message = f"lacks {len(lacking)} queries of the ground truth, {shorten(lacking)}; expected all"
+    if lacking := [row.qid for row in queries if str(row.qid) not in by_qid]:
+        message = f"lacks {len(lacking)} queries of {of}, {shorten(lacking)}; expected all"
         problems.append(Problem(where, None, "qid", message))
-    if others := [answer.qid for answer in answers if str(answer.qid) not in wanted]:
-        message = f"has {len(others)} queries more than the ground truth, {shorten(others)}; expected none"
+    if not more and (others := [answer.qid for answer in answers if str(answer.qid) not in wanted]):
+        message = f"has {len(others)} queries more than {of}, {shorten(others)}; expected none"
         problems.append(Problem(where, None, "qid", message))
     if problems:
         raise DataError(problems)
-    return [by_qid[str(row.qid)] for row in truth]
+    return [by_qid[str(row.qid)] for row in queries]

@@ -16,6 +16,7 @@ from vmr_env.arrays import Floats
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.queries import Query
+from vmr_env.data.records import pair_by_qid
 from vmr_env.errors import DataError, Problem, shorten
 
 PAINTED = ("saliency", "coverage", "starts", "ends", "first window", "first score")
@@ -118,7 +119,9 @@ class PaintedTimelines:
             raise _fail(
                 "models", f"has {len(models)} models for {len(self.annotations)} queries; expected both"
             )
-        self.models = [_aligned(model, self.annotations) for model in models]
+        self.models = [
+            pair_by_qid("models", model, self.annotations, of="the timelines", more=True) for model in models
+        ]
         self._features, self._queries = features, dict(queries)
         for annotation in self.annotations:
             found = self._queries.get(str(annotation.qid))
@@ -242,14 +245,6 @@ def z_scores(values: NDArray[Any]) -> NDArray[Any]:
     centred = values - values.mean()
     result: NDArray[Any] = centred / max(float(centred.std()), 1e-6)
     return result
-
-
-def _aligned(predictions: Sequence[Prediction], annotations: Sequence[Asked]) -> list[Prediction]:
-    by_qid = {str(prediction.qid): prediction for prediction in predictions}
-    missing = [annotation.qid for annotation in annotations if str(annotation.qid) not in by_qid]
-    if missing:
-        raise _fail("models", f"has no prediction for qid {shorten(missing[0])}; expected one for each query")
-    return [by_qid[str(annotation.qid)] for annotation in annotations]
 
 
 def _fail(where: str, message: str) -> DataError:
