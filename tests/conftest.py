@@ -1,6 +1,8 @@
 """Shared fixtures: where the research data lie, and one torch thread."""
 
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,21 @@ def data(shared: Path) -> Path:
 def goldens(shared: Path) -> Path:
     """Folder of GIRL-DETR reference tensors."""
     return shared / "girl_detr" / "goldens"
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Writes a module by name into the test's folder, importable until the test ends.
+
+    It is forgotten then, so that another test may have a module of that name.
+    """
+    monkeypatch.syspath_prepend(tmp_path)
+    names = []
+
+    def write(name: str, source: str) -> None:
+        (tmp_path / f"{name}.py").write_text(source)
+        names.append(name)
+
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)

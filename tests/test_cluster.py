@@ -249,13 +249,16 @@ def test_an_interrupt_stops_the_work_and_resuming_goes_on(nodes: Any, caches: Pa
 
 
 def test_the_main_job_gives_the_same_table_and_goes_on_after_an_interrupt(
-    nodes: Any, caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: Any,
+    caches: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own_module: Callable[[str, str], None],
 ) -> None:
     """From the command line: one process against the cluster; `--resume` there finishes what began here."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
     source = "from vmr_env.agents.expected_gain import ExpectedGain\nclass Small(ExpectedGain): num_envs = 8"
-    (tmp_path / "own.py").write_text(source)
+    own_module("own", source)
     data = ["--cache", str(caches / "train"), "--test-cache", str(caches / "test")]
     quick = ["--agents", "--agent", "own:Small", "--members", "2", "--evaluations", "1", "--rounds", "1"]
     assert main([*data, *quick, "--jobs", "1", "--out", "here"]) == 0

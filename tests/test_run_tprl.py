@@ -71,10 +71,9 @@ def data(caches: Path) -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_module: Callable[[str, str], None]) -> Path:
     """A working folder with own agents in it."""
-    (tmp_path / "own_agent.py").write_text(MY_AGENT)
-    monkeypatch.syspath_prepend(tmp_path)
+    own_module("own_agent", MY_AGENT)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

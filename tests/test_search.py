@@ -1,6 +1,7 @@
 """Search of settings: what trials are worth, that they go on, and that no test data are seen."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,9 @@ options: {{cache: train, folds: 2, members: 2, evaluations: 1, rounds: 1}}
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_module: Callable[[str, str], None]) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "own.py").write_text(OWN)
+    own_module("own", OWN)
     (tmp_path / "search.yaml").write_text(FILE)
     simulate(tmp_path / "train", get_profile("charades"), "train", samples=40)
     return tmp_path

@@ -1,6 +1,7 @@
 """Sweeps: a table of experiments is checked as a whole, done as one, goes on, and has one report."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,10 @@ options:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_module: Callable[[str, str], None]) -> Path:
     """A working folder with caches of two detectors on the same queries, and an own agent."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "own.py").write_text(OWN)
+    own_module("own", OWN)
     for detector, noise in (("one", 0.1), ("two", 0.3)):
         config = replace(CONFIGS["charades"], region_noise=noise)
         for split in ("train", "test"):

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,15 +57,29 @@ def settle(options: Options, folds: Sequence[Fold]) -> None:
     now["data"] = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
     now["versions"] = f"vmr_env {vmr_env.__version__}, torch {torch.__version__}, numpy {np.__version__}"
     path = options.out / SETTINGS_FILE
+    if not path.exists() and any((options.out / "runs").glob("*")):
+        message = f"is missing, and without it nobody knows what the runs are of; {_REMEDY}"
+        raise DataError(Problem(str(path), None, None, message))
+    same_or_new(path, now, _REMEDY)
+
+
+def same_or_new(path: Path, now: Mapping[str, Any], remedy: str) -> None:
+    """Write down what is done here, or compare it with what an interrupted run or search wrote down.
+
+    Args:
+        path: the state file; its folder exists.
+        now: what must be the same to go on.
+        remedy: what to do where the file is damaged.
+
+    Raises:
+        DataError: the file is damaged, or the interrupted one was another.
+    """
     if not path.exists():
-        if any((options.out / "runs").glob("*")):
-            message = f"is missing, and without it nobody knows what the runs are of; {_REMEDY}"
-            raise DataError(Problem(str(path), None, None, message))
         write_state(path, now)
         return
-    before = read_state(path, _REMEDY)
+    before = read_state(path, remedy)
     problems = [
-        Problem(str(path), None, key, f"was {shorten(before.get(key))}, expected {value!r} to resume")
+        Problem(str(path), None, key, f"was {shorten(before.get(key))}, expected {shorten(value)} to resume")
         for key, value in now.items()
         if before.get(key) != value
     ]

@@ -32,12 +32,11 @@ from vmr_env.benchmarks.experiment.experiment import Experiment
 from vmr_env.benchmarks.experiment.main import check_all, do_runs, ended, prepared
 from vmr_env.benchmarks.experiment.options import Execution, Options, execution_problems, resolved
 from vmr_env.benchmarks.experiment.results import figures, measures, table
-from vmr_env.benchmarks.experiment.run_folder import SETTINGS_FILE, make_folder
+from vmr_env.benchmarks.experiment.run_folder import SETTINGS_FILE, make_folder, same_or_new
 from vmr_env.benchmarks.experiment.sweep import Sweep, row_options
 from vmr_env.benchmarks.report.files import submitted, truth_of
 
 from vmr_env.errors import DataError, MissingExtra, Problem, shorten
-from vmr_env.files.objects import read_state, write_state
 from vmr_env.files.text import write_text
 from vmr_env.files.writing import only_writer
 from vmr_env.files.yaml import read_yaml
@@ -234,17 +233,7 @@ def _settle(given: SearchOptions, search: Search) -> None:
         "together": given.together,
         "measure": given.measure,
     }
-    if not path.exists():
-        write_state(path, now)
-        return
-    before = read_state(path, "take another --out")
-    problems = [
-        Problem(str(path), None, key, f"was {shorten(before.get(key))}, expected {shorten(value)} to resume")
-        for key, value in now.items()
-        if before.get(key) != value
-    ]
-    if problems:
-        raise DataError(problems)
+    same_or_new(path, now, "take another --out")
 
 
 def _try(
