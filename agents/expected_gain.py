@@ -19,46 +19,25 @@ from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from vmr_env.agents.policy_gradient import entropy
 
-from vmr_env.envs.vector_env import VMRVectorEnv
-
 
 @dataclass(frozen=True)
 class ExpectedGainConfig(PolicyConfig):
     """Settings of the expected-gain agent."""
 
-    members: int = 1
-    """Networks that learn independently; the agent acts by their mean policy."""
     steps: int = 6
     """Steps of every environment in a round."""
     minibatch: int = 64
     """States per gradient step; each is used once."""
     lr: float = 2e-3
-    """Learning rate at the start."""
-    weight_decay: float = 1e-2
-    """Of AdamW."""
     max_norm: float = 1.0
-    """Gradient norm from which gradients are scaled down."""
-    hidden: int = 64
-    """Width of the networks."""
 
 
-class ExpectedGain(PolicyAgent):
+class ExpectedGain(PolicyAgent[ExpectedGainConfig]):
     """The expected-gain agent; arguments as in `Agent`, and `config`."""
 
     rounds = 30
     env_options: ClassVar[Mapping[str, Any]] = {"horizon": 2}
-    config_class: ClassVar[type] = ExpectedGainConfig
-
-    def __init__(self, env: VMRVectorEnv, seed: int, config: ExpectedGainConfig | None = None) -> None:
-        self.config = config or ExpectedGainConfig()
-        super().__init__(
-            env,
-            seed,
-            members=self.config.members,
-            lr=self.config.lr,
-            weight_decay=self.config.weight_decay,
-            hidden=self.config.hidden,
-        )
+    config_class = ExpectedGainConfig
 
     def learn(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Metrics:
         """Visit states under the policy, then one step on the expected gain of every minibatch of them."""

@@ -28,8 +28,6 @@ _LEAST_STD = 1e-4  # a group whose returns are alike teaches nothing
 class GRPOConfig(PolicyConfig):
     """Settings of GRPO."""
 
-    members: int = 1
-    """Networks that learn independently; the agent acts by their mean policy."""
     group: int = 8
     """Episodes that start from one sample; divides the number of environments."""
     batches: int = 4
@@ -38,18 +36,10 @@ class GRPOConfig(PolicyConfig):
     """Passes over what they experienced."""
     minibatch: int = 256
     """Transitions per gradient step."""
-    lr: float = 1e-3
-    """Learning rate at the start."""
-    weight_decay: float = 1e-2
-    """Of AdamW."""
     clip: float = 0.2
     """How far the probability ratio may leave 1."""
     entropy: float = 3e-3
     """Coefficient of the entropy bonus."""
-    max_norm: float = 0.5
-    """Gradient norm from which gradients are scaled down."""
-    hidden: int = 64
-    """Width of the networks."""
 
 
 class Experience(NamedTuple):
@@ -67,7 +57,7 @@ class Experience(NamedTuple):
     """(K,), of the episodes that they belong to."""
 
 
-class GRPO(PolicyAgent):
+class GRPO(PolicyAgent[GRPOConfig]):
     """GRPO; arguments as in `Agent`, and `config`.
 
     Raises:
@@ -76,21 +66,14 @@ class GRPO(PolicyAgent):
 
     rounds = 50
     env_options: ClassVar[Mapping[str, Any]] = {"horizon": 1}
-    config_class: ClassVar[type] = GRPOConfig
+    config_class = GRPOConfig
 
     def __init__(self, env: VMRVectorEnv, seed: int, config: GRPOConfig | None = None) -> None:
-        self.config = config or GRPOConfig()
-        if self.config.group < 2 or env.num_envs % self.config.group:
+        config = config or GRPOConfig()
+        if config.group < 2 or env.num_envs % config.group:
             expected = f"expected at least 2, and a divisor of the {env.num_envs} environments"
-            raise ValueError(f"group is {self.config.group}, {expected}")
-        super().__init__(
-            env,
-            seed,
-            members=self.config.members,
-            lr=self.config.lr,
-            weight_decay=self.config.weight_decay,
-            hidden=self.config.hidden,
-        )
+            raise ValueError(f"group is {config.group}, {expected}")
+        super().__init__(env, seed, config)
 
     def learn(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Metrics:
         """Let groups of episodes run to their end, then several passes of clipped steps over them."""

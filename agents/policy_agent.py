@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -59,12 +59,28 @@ def descend(loss: Tensor, optimiser: torch.optim.Optimizer, max_norm: float, **f
 
 @dataclass(frozen=True)
 class PolicyConfig(Settings):
-    """Base of the settings of policies."""
+    """Settings that all policies have."""
+
+    members: int = 1
+    """Networks that learn independently; the agent acts by their mean policy."""
+    lr: float = 1e-3
+    """Learning rate at the start; it falls to 0 over the rounds along half a cosine."""
+    weight_decay: float = 1e-2
+    """Of AdamW."""
+    max_norm: float = 0.5
+    """Gradient norm from which gradients are scaled down."""
+    hidden: int = 64
+    """Width of the networks."""
+    network: NetworkKind = "refinement"
+    """Kind of the networks, see `vmr_env.agents.networks.make_network`."""
 
     ranges: ClassVar[Mapping[str, Range]] = {"clip": INSIDE}
 
 
-class PolicyAgent(Agent):
+ConfigT = TypeVar("ConfigT", bound=PolicyConfig)
+
+
+class PolicyAgent(Agent, Generic[ConfigT]):
     """Networks that learn from their own experience, one after the other in each round.
 
     A single policy fits the noise of a thousand queries; the mean of a few that start from different weights
@@ -73,25 +89,14 @@ class PolicyAgent(Agent):
     Args:
         env: see `Agent`.
         seed: see `Agent`.
-        members: how many networks.
-        lr: learning rate at the start; it falls to 0 over the rounds along half a cosine.
-        weight_decay: of AdamW.
-        hidden: width of the networks.
-        network: their kind, see `vmr_env.agents.networks.make_network`.
+        config: of `config_class`; its defaults where none is given.
     """
 
-    def __init__(
-        self,
-        env: VMRVectorEnv,
-        seed: int,
-        *,
-        members: int,
-        lr: float,
-        weight_decay: float,
-        hidden: int,
-        network: NetworkKind = "refinement",
-    ) -> None:
+    config_class: ClassVar[type[PolicyConfig]]
+
+    def __init__(self, env: VMRVectorEnv, seed: int, config: ConfigT | None = None) -> None:
         super().__init__(env, seed)
+        self.config = config or cast(ConfigT, self.config_class())
         self.generator = torch.Generator().manual_seed(derived(seed, "actions"))
         self.collector = Collector(env, self.generator)
         begin = curriculum_state(env)
@@ -101,12 +106,14 @@ class PolicyAgent(Agent):
         self.members = nn.ModuleList()
         with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
             torch.manual_seed(derived(seed, "weights"))
-            for _ in range(members):
-                made = make_network(network, env.observer, env.action_mode.size, hidden)
+            for _ in range(self.config.members):
+                made = make_network(
+                    self.config.network, env.observer, env.action_mode.size, self.config.hidden
+                )
                 made.fit(visited)
-                self.members.append(Member(made, lr, weight_decay).eval())
+                member = Member(made, self.config.lr, self.config.weight_decay)
+                self.members.append(member.eval())
         self.round = 0
-        self._lr = lr
 
     @abstractmethod
     def learn(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Metrics:
@@ -121,7 +128,7 @@ class PolicyAgent(Agent):
         Raises:
             FloatingPointError: a loss, a gradient or the policy is not finite.
         """
-        lr = self._lr * 0.5 * (1 + math.cos(math.pi * self.round / self.rounds))
+        lr = self.config.lr * 0.5 * (1 + math.cos(math.pi * self.round / self.rounds))
         before = self.collector.steps
         every: list[Metrics] = []
         seen: set[int] = set()

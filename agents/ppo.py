@@ -13,30 +13,22 @@ import torch
 from torch import Tensor, nn
 from vmr_env.agents.base import Metrics
 from vmr_env.agents.health import UpdateHealth, approximate_kl, clip_fraction, explained_variance
-from vmr_env.agents.networks import NetworkKind, PolicyValue
+from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from vmr_env.agents.policy_gradient import clipped_gain, entropy, gae, standardised
 from vmr_env.agents.rollout import Rollout, mean_episode_return
-
-from vmr_env.envs.vector_env import VMRVectorEnv
 
 
 @dataclass(frozen=True)
 class PPOConfig(PolicyConfig):
     """Settings of PPO."""
 
-    members: int = 1
-    """Networks that learn independently; the agent acts by their mean policy."""
     steps: int = 4
     """Steps of every environment in a rollout."""
     epochs: int = 4
     """Passes over a rollout."""
     minibatch: int = 256
     """Transitions per gradient step."""
-    lr: float = 1e-3
-    """Learning rate at the start."""
-    weight_decay: float = 1e-2
-    """Of AdamW."""
     clip: float = 0.2
     """How far the probability ratio may leave 1."""
     gamma: float = 1.0
@@ -47,32 +39,14 @@ class PPOConfig(PolicyConfig):
     """Coefficient of the entropy bonus."""
     value: float = 1.0
     """Coefficient of the value loss."""
-    max_norm: float = 0.5
-    """Gradient norm from which gradients are scaled down."""
-    hidden: int = 64
-    """Width of the networks."""
-    network: NetworkKind = "refinement"
-    """Kind of the networks, see `vmr_env.agents.networks.make_network`."""
 
 
-class PPO(PolicyAgent):
+class PPO(PolicyAgent[PPOConfig]):
     """PPO; arguments as in `Agent`, and `config`."""
 
     rounds = 50
     env_options: ClassVar[Mapping[str, Any]] = {"horizon": 1}
-    config_class: ClassVar[type] = PPOConfig
-
-    def __init__(self, env: VMRVectorEnv, seed: int, config: PPOConfig | None = None) -> None:
-        self.config = config or PPOConfig()
-        super().__init__(
-            env,
-            seed,
-            members=self.config.members,
-            lr=self.config.lr,
-            weight_decay=self.config.weight_decay,
-            hidden=self.config.hidden,
-            network=self.config.network,
-        )
+    config_class = PPOConfig
 
     def learn(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Metrics:
         """Gather a rollout, then several passes of clipped policy-gradient steps over it."""

@@ -14,50 +14,28 @@ from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from vmr_env.agents.policy_gradient import entropy, gae, standardised
 from vmr_env.agents.rollout import mean_episode_return
 
-from vmr_env.envs.vector_env import VMRVectorEnv
-
 
 @dataclass(frozen=True)
 class ReinforceConfig(PolicyConfig):
     """Settings of REINFORCE."""
 
-    members: int = 1
-    """Networks that learn independently; the agent acts by their mean policy."""
     steps: int = 4
     """Steps of every environment in a rollout."""
     minibatch: int = 256
     """Transitions per gradient step; each is used once."""
     lr: float = 2e-3
-    """Learning rate at the start."""
-    weight_decay: float = 1e-2
-    """Of AdamW."""
     entropy: float = 3e-3
     """Coefficient of the entropy bonus."""
     value: float = 1.0
     """Coefficient of the baseline's loss."""
-    max_norm: float = 0.5
-    """Gradient norm from which gradients are scaled down."""
-    hidden: int = 64
-    """Width of the networks."""
 
 
-class Reinforce(PolicyAgent):
+class Reinforce(PolicyAgent[ReinforceConfig]):
     """REINFORCE; arguments as in `Agent`, and `config`."""
 
     rounds = 120
     env_options: ClassVar[Mapping[str, Any]] = {"horizon": 1}
-    config_class: ClassVar[type] = ReinforceConfig
-
-    def __init__(self, env: VMRVectorEnv, seed: int, config: ReinforceConfig | None = None) -> None:
-        self.config = config or ReinforceConfig()
-        super().__init__(
-            env,
-            seed,
-            members=self.config.members,
-            lr=self.config.lr,
-            weight_decay=self.config.weight_decay,
-            hidden=self.config.hidden,
-        )
+    config_class = ReinforceConfig
 
     def learn(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Metrics:
         """Gather a rollout, then one policy-gradient step on every minibatch of it."""

@@ -17,7 +17,7 @@ from vmr_env.agents.reinforce import Reinforce, ReinforceConfig
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.vector_env import VMRVectorEnv
 
-Make = Callable[[VMRVectorEnv, int], PolicyAgent]
+Make = Callable[[VMRVectorEnv, int], PolicyAgent[Any]]
 
 OURS: dict[str, Callable[[int], Make]] = {
     "PPO": lambda k: lambda env, seed: PPO(env, seed, PPOConfig(hidden=8, steps=1, minibatch=k)),
@@ -41,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecoderStateCach
         yield short_cache(folder / "short")
 
 
-def finite(agent: PolicyAgent) -> bool:
+def finite(agent: PolicyAgent[Any]) -> bool:
     return all(bool(weight.isfinite().all()) for weight in agent.members.parameters())
 
 

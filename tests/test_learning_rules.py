@@ -36,7 +36,7 @@ from vmr_env.agents.sb3.vec_env import SB3A2C, SB3PPO
 Rule = Callable[[int], int]
 N = 32
 COMMON: dict[str, Any] = {"lr": 1e-2, "hidden": 16, "minibatch": 60}
-AGENTS: dict[str, tuple[type[PolicyAgent], type, dict[str, Any], int]] = {
+AGENTS: dict[str, tuple[type[PolicyAgent[Any]], type, dict[str, Any], int]] = {
     "ppo": (PPO, PPOConfig, COMMON, 20),
     "reinforce": (Reinforce, ReinforceConfig, {**COMMON, "entropy": 0.02}, 30),
     "grpo": (GRPO, GRPOConfig, {**COMMON, "batches": 2}, 20),
