@@ -1,6 +1,7 @@
 """The policy over all spans against slow, obvious implementations."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from vmr_env.agents.dense import DensePolicy, Evidence, load_policy, refine_rows
 from vmr_env.agents.dense.decoding import answers, best_utility, with_relevance
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.objectives import Gradient, expected_gain
-from vmr_env.agents.dense.spans import all_spans, best_overlap, span_numbers
+from vmr_env.agents.dense.spans import all_spans, best_overlap, gain, span_numbers
 from vmr_env.agents.dense.timeline import Draw, Timelines
 from vmr_env.agents.dense.trainer import (
     DenseConfig,
@@ -26,7 +27,7 @@ from vmr_env.benchmarks.experiment.dense import report
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction, write_predictions
 from vmr_env.data.profiles import get_profile
-from vmr_env.data.timelines import Grid, NoEvidence
+from vmr_env.data.timelines import Grid, NoEvidence, States
 from vmr_env.errors import DataError
 from vmr_env.metrics import spans as metric_spans
 
@@ -427,3 +428,69 @@ def test_relevance_moves_saliency_by_its_clip() -> None:
     curve = np.repeat([1.0, 0.0, 0.0], 2)
     expected = (saliency - 1 / 3) / saliency.std() + 0.3 * (curve - 1 / 3) / curve.std()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def slow_painted(states: States, duration: float, clips: int) -> list[list[float]]:
+    """Decoder states on the timeline of clips of 2 s, clip by clip in plain Python."""
+    painted = []
+    for clip in range(clips):
+        total = [0.0] * states.vectors.shape[1]
+        for (start, end), share, vector in zip(*states, strict=True):
+            covered = max(0.0, min(end * duration / 2, clip + 1) - max(start * duration / 2, clip))
+            length = math.sqrt(sum(float(value) ** 2 for value in vector))
+            total = [
+                old + covered * share * float(value) / length
+                for old, value in zip(total, vector, strict=True)
+            ]
+        painted.append(total)
+    return painted
+
+
+def test_decoder_states_lie_where_their_references_are() -> None:
+    timelines, rng = problem(5), np.random.default_rng(1)
+    states = {}
+    for annotation in timelines.annotations:
+        centres, widths = rng.random((4, 1)), 0.6 * rng.random((4, 1))
+        spans = np.concatenate([centres - widths / 2, centres + widths / 2], axis=1)  # some leave the video
+        shares = rng.dirichlet(np.ones(4))
+        states[str(annotation.qid)] = States(spans, shares, rng.normal(size=(4, 6)).astype(np.float32))
+    queries = {str(row.qid): timelines.query_vectors(i) for i, row in enumerate(timelines.annotations)}
+    seen = Timelines(
+        timelines.models, timelines.annotations, timelines._features, queries, GRID, states=states
+    )
+    batch = seen.batch([4, 2])
+    assert seen.state_dim == 6
+    for shown, row in zip(batch.states.numpy(), (4, 2), strict=True):
+        annotation, count = seen.annotations[row], int(seen.clips[row])
+        expected = slow_painted(states[str(annotation.qid)], annotation.duration, count)
+        np.testing.assert_allclose(shown[:count], expected, atol=1e-6)
+        assert not shown[count:].any()
+    fewer = {qid: states[qid] for qid in ("1", "2", "3", "4")}
+    with pytest.raises(DataError, match="is missing for qid 0"):
+        Timelines(timelines.models, timelines.annotations, timelines._features, queries, GRID, states=fewer)
+
+
+def test_what_only_decoder_states_tell_is_learnt() -> None:
+    """States that lie on the moment, of which windows, clips and query say nothing."""
+    timelines = problem(120, told=False)
+    queries = {str(row.qid): timelines.query_vectors(i) for i, row in enumerate(timelines.annotations)}
+    states = {
+        str(row.qid): States(
+            row.moments / row.duration, np.ones(1), np.eye(3, dtype=np.float32)[:1] + 0 * row.moments[:, :1]
+        )
+        for row in timelines.annotations
+        if isinstance(row, Annotation)
+    }
+    seen = Timelines(
+        timelines.models, timelines.annotations, timelines._features, queries, GRID, states=states
+    )
+    gains = []
+    for shown in (timelines, seen):
+        network = train(shown, 0, CONFIG, range(80))
+        held_out = list(range(80, 120))
+        overlaps = best_overlap(shown.spans, shown.moments(held_out))
+        probabilities = believe([network], shown, held_out).probabilities
+        gains.append(float((probabilities * gain(overlaps)).sum(dim=1).mean()))
+    assert gains[1] > gains[0] + 0.2
+    with pytest.raises(ValueError, match="reads decoder states"):
+        DensePolicy((network,), GRID, CONFIG.channels)

@@ -6,11 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from caches import ARGUMENTS, make_cache
 from test_dense import problem
+from vmr_env.agents.dense.cached import cached_predictions, cached_states
+from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.backbones.features.store import FeatureStoreWriter
 from vmr_env.benchmarks.experiment import dense, dense_sb3
 
+from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
 from vmr_env.data.predictions import read_predictions, write_predictions
+from vmr_env.errors import DataError
 
 
 @pytest.fixture
@@ -37,6 +42,32 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch, "set_num_threads", lambda count: threads())
     learnt = [str(tmp_path / "queries.jsonl"), str(tmp_path / "detector.jsonl")]
     return ["--train", *learnt, "--clips", str(tmp_path / "clips")]
+
+
+def write_backbone_cache(path: Path, timelines: Timelines) -> None:
+    """A backbone's cache of the same windows as timelines have, with random states and references."""
+    rows, rng = timelines.models[0], np.random.default_rng(0)
+    durations = np.array([row.duration for row in timelines.annotations])
+    windows = np.stack([row.windows for row in rows])
+    n, q, _ = windows.shape
+    batch = CacheBatch(
+        qids=[row.qid for row in rows],
+        vids=[row.vid for row in rows],
+        queries=[row.query for row in rows],
+        durations=durations,
+        n_clips=(durations / 2).astype(np.int32),
+        moments=Ragged.from_rows([row.moments for row in timelines.annotations]),
+        spans=(windows[..., :2] / durations[:, None, None]).astype(np.float32),
+        scores=windows[..., 2].astype(np.float32),
+        counts=np.full(n, q, np.int32),
+        models=np.zeros((n, q), np.uint8),
+        saliency=Ragged.from_rows([row.saliency for row in rows]),
+        states=rng.normal(size=(n, q, 5)).astype(np.float32),
+        references=rng.random((n, q, 2)).astype(np.float32),
+    )
+    write_cache(
+        path, batch, **{**ARGUMENTS, "dataset": "qvhighlights", "models": ["one"], "clip_seconds": 2.0}
+    )
 
 
 def test_folds_are_judged_beside_all_references(
@@ -84,3 +115,50 @@ def test_features_of_the_folder_reach_the_timelines(files: list[str]) -> None:
     np.testing.assert_allclose(timelines.clip_vectors(3), problem(20).clip_vectors(3), atol=2e-3)
     blind = dense.read_timelines([Path(path) for path in files[1:3]], clips, [], blind=True)
     assert not blind.clip_vectors(3).any()
+
+
+def test_a_cache_is_a_detector_alone_or_beside_files(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timelines = problem(20)
+    write_backbone_cache(tmp_path / "cache", timelines)
+    queries, clips = files[1], files[-2:]
+    short = ["--folds", "2", "--seeds", "1", "--epochs", "1", "--cache", str(tmp_path / "cache")]
+    dense.main(["--train", queries, *clips, *short, "--states"])
+    alone = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| detector |")]
+    dense.main([*files, *short])
+    beside = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| detector |")]
+    assert alone == beside  # the cache holds the windows of the file
+
+    cache = DecoderStateCache.open(tmp_path / "cache")
+    shown = cached_predictions(cache)
+    for row, expected in zip(shown, timelines.models[0], strict=True):
+        np.testing.assert_allclose(row.windows, expected.windows, atol=1e-5)
+        np.testing.assert_allclose(row.saliency, expected.saliency)
+    for i, states in enumerate(cached_states(cache).values()):
+        centres, widths = cache.references[i].T
+        np.testing.assert_allclose(states.spans, np.stack([centres - widths / 2, centres + widths / 2], 1))
+        np.testing.assert_allclose(states.shares, cache.scores[i] / cache.scores[i].sum(), rtol=1e-6)
+
+
+def test_a_wrong_call_with_a_cache_is_one_line(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--test", *files[1:3]]
+    for options, message in (
+        ([*files, "--states"], "--states reads decoder states from --cache"),
+        ([*files, "--test-cache", "b"], "expected --test beside it"),
+        ([*files, *both, "--cache", "a"], "only one of --cache and --test-cache"),
+        (
+            [*files, *both, "--cache", "a", "--test-cache", "b", "--states", "--save", "p"],
+            "expected no --states",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            dense.main(options)
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    pool = DecoderStateCache.open(make_cache(tmp_path / "pool"))
+    with pytest.raises(DataError, match="has 2 models; expected one"):
+        cached_predictions(pool)
+    with pytest.raises(DataError, match="no decoder states"):
+        cached_states(pool)

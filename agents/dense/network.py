@@ -25,14 +25,16 @@ class Outputs(NamedTuple):
 class DenseNetwork(nn.Module):
     """Policy over all spans of the grid.
 
-    Maps of clip vector, query, their product and the channels; residual convolutions and one transformer
-    layer; of each span the score of its start, of its end, a bilinear form of both, the mean of a score
-    inside, and one of its length. This counts half at first (a learnt factor), beside a linear map of the
-    detector's six numbers that begins at ones and a small network of them. What is learnt begins at zero:
-    with initial weights the logits are the detector's vote.
+    Maps of clip vector, query, their product, the channels and, if there are any, decoder states; residual
+    convolutions and one transformer layer; of each span the score of its start, of its end, a bilinear form
+    of both, the mean of a score inside, and one of its length. This counts half at first (a learnt factor),
+    beside a linear map of the detector's six numbers that begins at ones and a small network of them. What
+    is learnt begins at zero: with initial weights the logits are the detector's vote.
     """
 
-    def __init__(self, dim: int, clips: int, channels: int = 64, dropout: float = 0.3) -> None:
+    def __init__(
+        self, dim: int, clips: int, channels: int = 64, dropout: float = 0.3, state_dim: int = 0
+    ) -> None:
         """Build it.
 
         Args:
@@ -40,13 +42,15 @@ class DenseNetwork(nn.Module):
             clips: L, clips of the grid.
             channels: width of the network.
             dropout: probability.
+            state_dim: E, width of painted decoder states, if any.
         """
         super().__init__()
-        self.dim = dim
+        self.dim, self.state_dim = dim, state_dim
         self.clip_map = nn.Linear(dim, channels)
         self.query_map = nn.Linear(dim, channels, bias=False)
         self.product_map = nn.Linear(dim, channels, bias=False)
         self.channel_map = nn.Linear(len(CHANNELS), channels, bias=False)
+        self.state_map = nn.Linear(state_dim, channels, bias=False) if state_dim else None
         self.convolutions = nn.ModuleList(nn.Conv1d(channels, channels, 5, padding=2) for _ in range(2))
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
@@ -92,6 +96,8 @@ class DenseNetwork(nn.Module):
         inside = batch.clip_mask.unsqueeze(2)
         query = batch.query.unsqueeze(1)
         states = self.clip_map(batch.clips) + self.query_map(query) + self.product_map(batch.clips * query)
+        if self.state_map is not None:
+            states = states + self.state_map(batch.states)
         states = self.dropout(states + self.channel_map(batch.channels)) * inside
         for convolution, norm in zip(self.convolutions, self.norms, strict=False):
             change = convolution((norm(states) * inside).transpose(1, 2)).transpose(1, 2)

@@ -58,6 +58,10 @@ class DensePolicy:
     grid: Grid
     channels: int
 
+    def __post_init__(self) -> None:
+        if any(network.state_dim for network in self.networks):
+            raise ValueError("a network reads decoder states, which predictions do not have; expected none")
+
     @property
     def dim(self) -> int:
         """Width D of the clip and query vectors that it takes."""

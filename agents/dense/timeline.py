@@ -33,6 +33,8 @@ class TimelineBatch(NamedTuple):
     """(B, L, `CHANNELS`), zero beyond the video."""
     numbers: Tensor
     """(B, S, `spans.NUMBERS`)."""
+    states: Tensor
+    """(B, L, E), painted decoder states; E is 0 where there are none."""
     clip_mask: Tensor
     """bool (B, L), which clips are in the video."""
     span_mask: Tensor
@@ -58,6 +60,7 @@ class Timelines(PaintedTimelines):
         clips = np.zeros((len(rows), length, self.dim), np.float32)
         query = np.zeros((len(rows), self.dim), np.float32)
         channels = np.zeros((len(rows), length, len(CHANNELS)), np.float32)
+        states = np.zeros((len(rows), length, self.state_dim), np.float32)
         shown = [range(len(self.models)) if draw is None else draw.models(len(self.models)) for _ in rows]
         for i, row in enumerate(rows):
             count = int(self.clips[row])
@@ -66,12 +69,14 @@ class Timelines(PaintedTimelines):
                 clips[i, :count] = self._clips_of(row if draw is None else draw.video(row, len(self)), count)
                 query[i] = vectors[0] if draw is None else draw.query(vectors)
             channels[i, :count] = self.channels(row, clips[i, :count], query[i], shown[i])
+            states[i, :count] = self.state_vectors(row)
         counts = torch.from_numpy(self.clips[rows])
         return TimelineBatch(
             torch.from_numpy(clips),
             torch.from_numpy(query),
             torch.from_numpy(channels),
             self.numbers(rows, shown),
+            torch.from_numpy(states),
             torch.arange(length) < counts[:, None],
             span_mask(self.spans, counts),
         )

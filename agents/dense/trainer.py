@@ -107,7 +107,9 @@ def train(
     draw = Draw(rng, config.models_shown, config.evidence_dropout, config.foreign_evidence)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = DenseNetwork(timelines.dim, timelines.grid.clips, config.channels, config.dropout)
+        network = DenseNetwork(
+            timelines.dim, timelines.grid.clips, config.channels, config.dropout, timelines.state_dim
+        )
         optimizer = torch.optim.AdamW(_groups(network, config))
         rates = [group["lr"] for group in optimizer.param_groups]
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)

@@ -88,6 +88,7 @@ def timeline_batch(observations: dict[str, Tensor]) -> TimelineBatch:
         query,
         timeline[..., 2 * width :],
         span_numbers(spans, Windows.of(observations["windows"].float())),
+        timeline[..., :0],  # no decoder states
         mask[:, single],
         mask,
     )

@@ -4,8 +4,9 @@
     cg_test.jsonl --clips features/val features/test --seeds 3
 
 takes for `--train` and `--test` an annotation file and then the prediction files of one detector, or of
-the models of a pool. Without `--test`, the training file is judged out of fold. Clip features are feature
-stores of vectors in the same space as the queries' sentence vectors: captions
+the models of a pool. A frozen backbone's `--cache` is one more of them; with `--states` its decoder
+states are seen where their references lie. Without `--test`, the training file is judged out of fold. Clip
+features are feature stores of vectors in the same space as the queries' sentence vectors: captions
 (`vmr_env.backbones.features.captions`). It prints official figures and differences from the detector (of a
 pool, its first model) and from the vote, with 95 % intervals over videos.
 """
@@ -19,6 +20,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from torch import Tensor
+from vmr_env.agents.dense.cached import cached_predictions, cached_states
 from vmr_env.agents.dense.decoding import answers
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.objectives import OBJECTIVES
@@ -29,8 +31,10 @@ from vmr_env.agents.dense.trainer import Beliefs, DenseConfig, believe, train, v
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.features.text import SentenceCache, SentenceEncoder, read_sentences
 from vmr_env.benchmarks.experiment.results import differences, figures, query_scores, table
+from vmr_env.benchmarks.report.files import rounded
 
 from vmr_env.arrays import Floats
+from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
 from vmr_env.data.profiles import PROFILES, DatasetProfile, get_profile
@@ -131,6 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--test", nargs="+", type=Path, metavar="FILE", help=f"{files}; default: folds of --train"
     )
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="a backbone's cache beside --train's files"
+    )
+    parser.add_argument("--test-cache", type=Path, metavar="FOLDER", help="its cache beside --test's files")
+    parser.add_argument("--states", action="store_true", help="see the decoder states of the caches too")
     parser.add_argument("--dataset", choices=PROFILES, default="qvhighlights", help="default: qvhighlights")
     parser.add_argument("--clips", nargs="+", type=Path, required=True, help="feature stores of the clips")
     parser.add_argument("--paraphrases", nargs="*", type=Path, default=[], help="of the training queries")
@@ -174,8 +183,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--seeds is {options.seeds}; expected 1 or more")
     if options.save is not None and options.test is None:
         parser.error("--save keeps a policy learnt on all of --train; expected --test beside it")
-    for name in ("train", "test"):
-        if getattr(options, name) is not None and len(getattr(options, name)) < 2:
+    if options.test is None and options.test_cache is not None:
+        parser.error("--test-cache is of the queries of --test; expected --test beside it")
+    if options.test is not None and (options.cache is None) != (options.test_cache is None):
+        parser.error("only one of --cache and --test-cache is given; expected both or neither with --test")
+    if options.states and options.cache is None:
+        parser.error("--states reads decoder states from --cache; expected --cache beside it")
+    if options.states and options.save is not None:
+        parser.error("--save keeps a policy for prediction files, which have no states; expected no --states")
+    for name, cache in (("train", options.cache), ("test", options.test_cache)):
+        if getattr(options, name) is not None and len(getattr(options, name)) < 2 and cache is None:
             parser.error(f"--{name} names one file; expected an annotation file and prediction files")
     try:
         config = DenseConfig(
@@ -190,13 +207,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     clips = Stores([FeatureStore(path) for path in options.clips])
     profile = get_profile(options.dataset)
-    learn = read_timelines(options.train, clips, options.paraphrases, options.no_evidence)
+    learn = read_timelines(
+        options.train, clips, options.paraphrases, options.no_evidence, options.cache, options.states
+    )
     if options.test is None:
         judge, parts = learn, _folds(learn, profile, options.folds)
     else:
-        judge = read_timelines(options.test, clips, [], options.no_evidence)
+        judge = read_timelines(
+            options.test, clips, [], options.no_evidence, options.test_cache, options.states
+        )
         parts = [(range(len(learn)), range(len(judge)))]
-    lists = {DETECTOR: judge.models[0], "vote over candidates": vote_answers(judge)}
+    published = len(options.test or options.train) > 1  # a cache's windows are not rounded yet
+    detector = judge.models[0] if published else rounded(judge.models[0], profile)
+    lists: dict[str, Sequence[Prediction]] = {DETECTOR: detector, "vote over candidates": vote_answers(judge)}
     if not options.no_evidence:
         lists["evidence alone"] = _ranked(judge, evidence_alone(judge))
     if options.ranker:
@@ -222,15 +245,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_timelines(
-    paths: Sequence[Path], clips: ClipFeatures, paraphrases: Sequence[Path], blind: bool = False
+    paths: Sequence[Path],
+    clips: ClipFeatures,
+    paraphrases: Sequence[Path],
+    blind: bool = False,
+    cache: Path | None = None,
+    states: bool = False,
 ) -> Timelines:
-    """Queries of an annotation file and the prediction files that follow it; blind ones without features."""
+    """Queries as detectors, clips and sentences show them.
+
+    Args:
+        paths: an annotation file and the prediction files of the models.
+        clips: features by vid.
+        paraphrases: as of `encode_queries`.
+        blind: without features.
+        cache: of a backbone, one more model.
+        states: show the cache's decoder states.
+    """
     annotations = read_annotations(paths[0], past_end="keep")
     models = [read_predictions(path, before_start="keep") for path in paths[1:]]
+    seen = None
+    if cache is not None:
+        opened = DecoderStateCache.open(cache)
+        models.append(cached_predictions(opened))
+        seen = cached_states(opened) if states else None
     if blind:
         zeros = {str(annotation.qid): np.zeros((1, clips.dim), np.float32) for annotation in annotations}
-        return Timelines(models, annotations, NoEvidence(clips.dim), zeros)
-    return Timelines(models, annotations, clips, encode_queries(annotations, paraphrases))
+        return Timelines(models, annotations, NoEvidence(clips.dim), zeros, states=seen)
+    queries = encode_queries(annotations, paraphrases)
+    return Timelines(models, annotations, clips, queries, states=seen)
 
 
 def _folds(

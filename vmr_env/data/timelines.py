@@ -7,7 +7,7 @@ clips become 72 of 14.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,17 @@ class Grid:
         return max(1, int(np.ceil(duration / (self.seconds * self.merged(duration)) - 1e-9)))
 
 
+class States(NamedTuple):
+    """Decoder states of one query's proposals, K of them."""
+
+    spans: Floats
+    """(K, 2), start and end of each proposal's reference as shares of the duration; any numbers."""
+    shares: NDArray[np.float64]
+    """(K,), `score_shares` of the proposals."""
+    vectors: Floats
+    """(K, E)."""
+
+
 Asked: TypeAlias = Annotation | Query
 """A query, with ground truth or without."""
 
@@ -98,6 +109,7 @@ class PaintedTimelines:
         features: ClipFeatures,
         queries: Mapping[str, Floats],
         grid: Grid | None = None,
+        states: Mapping[str, States] | None = None,
     ) -> None:
         """Join predictions, queries and features.
 
@@ -108,10 +120,11 @@ class PaintedTimelines:
             queries: by qid as text the query's vector, and below it those of its paraphrases, if any:
                 (1 + P, D).
             grid: how videos are cut.
+            states: decoder states by qid as text, for every query and all of one width; None: there are none.
 
         Raises:
-            DataError: no model or query, a query without a prediction or a vector, or vectors of another
-                width than the clips'.
+            DataError: no model or query, a query without a prediction, a vector or states, or vectors of
+                another width than the clips'.
         """
         self.grid = grid or Grid()
         self.annotations = list(annotations)
@@ -129,6 +142,9 @@ class PaintedTimelines:
                 shape = "missing" if found is None else f"of shape {found.shape}"
                 qid = shorten(annotation.qid)
                 raise _fail("queries", f"is {shape} for qid {qid}; expected (1 or more, {features.dim})")
+        if missing := [row.qid for row in self.annotations if str(row.qid) not in (states or {str(row.qid)})]:
+            raise _fail("states", f"is missing for qid {shorten(missing[0])}; expected every query's")
+        self._states = states
         durations = [annotation.duration for annotation in self.annotations]
         self.seconds = np.array([self.grid.seconds * self.grid.merged(d) for d in durations])
         self.clips = np.array([self.grid.count(d) for d in durations])
@@ -148,6 +164,20 @@ class PaintedTimelines:
     def dim(self) -> int:
         """Width D of clip and query vectors."""
         return self._features.dim
+
+    @property
+    def state_dim(self) -> int:
+        """Width E of the decoder states; 0 where there are none."""
+        return next(iter(self._states.values())).vectors.shape[1] if self._states else 0
+
+    def state_vectors(self, row: int) -> Floats:
+        """Decoder states painted on the grid (`paint_states`): (clips, E)."""
+        count = int(self.clips[row])
+        if self._states is None:
+            return np.zeros((count, 0), np.float32)
+        annotation = self.annotations[row]
+        spans, shares, vectors = self._states[str(annotation.qid)]
+        return paint_states(spans * (annotation.duration / self.seconds[row]), shares, vectors, count)
 
     def clip_vectors(self, row: int) -> Floats:
         """Features of a video on its grid: (clips, D). Where they end early, the last one goes on."""
@@ -212,7 +242,7 @@ def paint(windows: NDArray[np.float64], saliency: NDArray[Any] | None, clips: in
     """
     cells = np.arange(clips)[:, None]
     starts, ends, shares = windows.T
-    inside = (np.minimum(ends, cells + 1) - np.maximum(starts, cells)).clip(0, 1)  # (clips, K)
+    inside = _inside(windows, clips)
     squared = shares**2
     painted = np.zeros((clips, len(PAINTED)), np.float32)
     if saliency is not None:
@@ -226,6 +256,35 @@ def paint(windows: NDArray[np.float64], saliency: NDArray[Any] | None, clips: in
     painted[:, 4] = inside[:, 0]
     painted[:, 5] = inside[:, 0] * shares[0]
     return painted
+
+
+def paint_states(
+    spans: NDArray[Any], shares: NDArray[np.float64], vectors: NDArray[Any], clips: int
+) -> Floats:
+    """Decoder states on the timeline, each where its reference lies: (clips, E).
+
+    A clip has the sum of the states, brought to length 1, times the share of their score and the part of the
+    clip that they cover. (Large vectors are learnt by heart.)
+
+    Args:
+        spans: (K, 2), start and end in clips.
+        shares: (K,), shares of the score.
+        vectors: (K, E).
+        clips: length of the video.
+    """
+    wide = vectors.astype(np.float64)
+    units = wide / np.linalg.norm(wide, axis=1, keepdims=True).clip(min=1e-6)
+    painted: Floats = (_inside(spans, clips) @ (shares[:, None] * units)).astype(np.float32)
+    return painted
+
+
+def _inside(windows: NDArray[Any], clips: int) -> NDArray[np.float64]:
+    """The part of each clip that each window covers: (K, 2 or more), start and end in clips -> (clips, K)."""
+    cells = np.arange(clips)[:, None]
+    covered: NDArray[np.float64] = (
+        np.minimum(windows[:, 1], cells + 1) - np.maximum(windows[:, 0], cells)
+    ).clip(0, 1)
+    return covered
 
 
 def cosine_channels(clips: Floats, query: Floats) -> Floats:
