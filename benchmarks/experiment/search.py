@@ -34,7 +34,7 @@ from vmr_env.benchmarks.experiment.options import Execution, Options, execution_
 from vmr_env.benchmarks.experiment.results import figures, measures, table
 from vmr_env.benchmarks.experiment.run_folder import SETTINGS_FILE, make_folder, same_or_new
 from vmr_env.benchmarks.experiment.sweep import Sweep, row_options
-from vmr_env.benchmarks.report.files import submitted, truth_of
+from vmr_env.benchmarks.report.comparison import submitted, truth_of
 
 from vmr_env.errors import DataError, MissingExtra, Problem, shorten
 from vmr_env.files.text import write_text

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from vmr_env.agents.ensemble.cross_fitting import Selection
 from vmr_env.agents.health import HEALTH_FIGURES, mean_health
 from vmr_env.benchmarks.experiment.results import compared
+from vmr_env.benchmarks.report.comparison import FROM_POOL
 from vmr_env.benchmarks.report.figures import all_figures, stage_lengths
 from vmr_env.benchmarks.report.trajectories import Trajectory
 from vmr_env.benchmarks.report.verdicts import MEASURE, lines
@@ -31,7 +32,6 @@ from vmr_env.metrics.moments import per_query
 
 Page = dict[str, Any]
 
-FROM_POOL = "Δ mAP from the pool unlearnt"
 POOL_NOTE = (
     "Of a pool, the difference in mAP from the detector is mostly the other files' windows, which answers "
     "keep; what learning did to it is the difference from the pool unlearnt."

@@ -23,7 +23,7 @@ from vmr_env.benchmarks.experiment.experiment import Experiment
 from vmr_env.benchmarks.experiment.results import Difference, measures, table
 from vmr_env.benchmarks.report import plots
 from vmr_env.benchmarks.report.combine import combine, read_record
-from vmr_env.benchmarks.report.files import truth_of
+from vmr_env.benchmarks.report.comparison import truth_of
 from vmr_env.benchmarks.report.html import REPORT_FILE
 from vmr_env.benchmarks.report.verdicts import MEASURE
 
