@@ -1,6 +1,7 @@
 """The main job from the command line: results, resuming, interruption, bad arguments."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -418,6 +419,26 @@ def test_another_run_is_neither_overwritten_nor_mixed(
     # More seeds, or other processes, are the same run going on.
     assert main([*arguments, "--resume", "--seeds", "3"]) == 0
     assert _results(folder / "out")["agents"]["own_agent:MyAgent"]["seeds"] == [0, 1, 2]
+
+
+def test_a_run_goes_on_where_its_data_were_moved(
+    caches: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def arguments(data: Path) -> list[str]:
+        where = ["--cache", str(data / "train"), "--test-cache", str(data / "test")]
+        return [*where, "--agents", "--agent", "own_agent:MyAgent", *QUICK, "--out", "out"]
+
+    shutil.copytree(caches, folder / "first")
+    assert main(arguments(folder / "first")) == 0
+    before = _results(folder / "out")["agents"]
+    (folder / "first").rename(folder / "second")
+    assert main([*arguments(folder / "second"), "--resume"]) == 0
+    assert _results(folder / "out")["agents"] == before
+    # Data of the same name and other content are another run.
+    shutil.rmtree(folder / "second" / "test")
+    simulate(folder / "second" / "test", get_profile("charades"), "test", samples=29)
+    assert main([*arguments(folder / "second"), "--resume"]) == 1
+    assert "data: was" in capsys.readouterr().err
 
 
 def test_missing_packages_are_named(

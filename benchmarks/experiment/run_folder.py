@@ -20,6 +20,11 @@ SETTINGS_FILE = "settings.json"
 _REMEDY = "expected the settings of the run to resume; bring the file back, or take another --out"
 _MAY_CHANGE = ("out", "resume", "seeds", "jobs", "cluster", "cpus_per_run", "gpus_per_run")
 """Options that may have other values when a run goes on."""
+_BY_CONTENT = (
+    *("predictions", "annotations", "test_predictions", "test_annotations"),
+    *("cache", "test_cache", "select_cache", "weights"),
+)
+"""Options whose files may lie elsewhere when a run goes on: their content is compared, as `data`."""
 
 
 def make_folder(out: Path, mark: str, resume: bool) -> None:
@@ -52,8 +57,10 @@ def settle(options: Options, folds: Sequence[Fold]) -> None:
     Raises:
         DataError: the interrupted run was another.
     """
-    data = [cache.manifest["files"] for fold in folds for cache in (fold.train, fold.test)]
-    now = {name: _text(value) for name, value in sorted(asdict(options).items()) if name not in _MAY_CHANGE}
+    caches = [cache for fold in folds for cache in (fold.train, fold.test, fold.select) if cache is not None]
+    data = [{key: cache.manifest[key] for key in ("files", "backbone", "models")} for cache in caches]
+    given = {name: value for name, value in asdict(options).items() if name not in _MAY_CHANGE + _BY_CONTENT}
+    now: dict[str, Any] = {name: _text(value) for name, value in sorted(given.items())}
     now["data"] = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
     now["versions"] = f"vmr_env {vmr_env.__version__}, torch {torch.__version__}, numpy {np.__version__}"
     path = options.out / SETTINGS_FILE
