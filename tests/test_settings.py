@@ -123,8 +123,8 @@ def test_another_package_version_does_not_resume(tmp_path: Path, monkeypatch: py
 
     from vmr_env.errors import DataError
 
-    cache = SimpleNamespace(manifest={"files": {}})
-    fold: Any = SimpleNamespace(train=cache, test=cache)
+    cache = SimpleNamespace(manifest={"files": {}, "backbone": {}, "models": []})
+    fold: Any = SimpleNamespace(train=cache, test=cache, select=None)
     args = Options(out=tmp_path)
     settle(args, [fold])
     settle(args, [fold])
