@@ -8,6 +8,7 @@ import torch
 from test_dense import DIM, GRID, Rows, problem, slow_tiou
 from vmr_env.agents.dense.references import (
     CURVES,
+    OF_A_MODEL,
     SpanRanker,
     candidate_masks,
     candidates,
@@ -138,6 +139,48 @@ def test_facts_of_a_span_are_the_means_and_steps_of_the_curves() -> None:
                 *padded[end] - padded[end + 1],
             ]
             np.testing.assert_allclose(found[6:], expected, atol=1e-5)
+
+
+def test_facts_of_a_pool_are_what_each_model_says() -> None:
+    """Against plain Python over the windows and saliency of two models."""
+    one, other = problem(4, seed=1), problem(4, seed=5)
+    second = [
+        Prediction(
+            mine.qid,
+            mine.vid,
+            "query",
+            theirs.windows * [0.5, 0.5, 1] + [0.6, 0.9, 0],
+            np.arange(len(mine.saliency), dtype=np.float32) ** 2,
+        )
+        for mine, theirs in zip(one.models[0], other.models[0], strict=True)
+    ]
+    pool = Timelines([one.models[0], second], one.annotations, NoEvidence(DIM), one._queries, GRID)
+    facts = span_facts(pool, range(4)).numpy()[..., 9 + 4 * len(CURVES) :]
+    assert facts.shape[2] == 2 * OF_A_MODEL + 1
+    for row, count in enumerate(pool.clips.tolist()):
+        lists = [model[row].windows / [2, 2, 1] for model in pool.models]
+        agreed = slow_tiou(*(tuple(np.clip(windows[0, :2], 0, count)) for windows in lists))
+        for (start, end), found in zip(pool.spans.tolist(), facts[row], strict=True):
+            if end > count or end - start == count:
+                continue
+            expected = []
+            for model, windows in zip(pool.models, lists, strict=True):
+                shares = windows[:, 2] / windows[:, 2].sum()
+                overlaps = [slow_tiou((start, end), tuple(np.clip(w[:2], 0, count))) for w in windows]
+                numbers = [[o, *(1 / (1 + np.exp(-(o - t) / 0.05)) for t in (0.5, 0.7))] for o in overlaps]
+                for k in range(3):  # over all windows, then of the first
+                    expected.append(sum(share * n[k] for share, n in zip(shares, numbers, strict=True)))
+                expected += numbers[0]
+                for side, at in ((0, start), (1, end)):
+                    near = [max(0, 1 - abs(min(max(w[side], 0), count) - at)) for w in windows]
+                    expected.append(sum(share * n for share, n in zip(shares, near, strict=True)))
+                curve = np.array(model[row].saliency, float)
+                curve = (curve - curve.mean()) / curve.std()
+                beside = [0.0, *curve, 0.0]
+                expected += [curve[start:end].mean(), np.delete(curve, range(start, end)).mean()]
+                expected += [beside[start + 1] - beside[start], beside[end] - beside[end + 1]]
+            np.testing.assert_allclose(found[:-1], expected, atol=1e-4)
+            assert found[-1] == pytest.approx(agreed, abs=1e-5)
 
 
 def test_the_ranker_learns_what_evidence_tells() -> None:

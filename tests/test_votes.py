@@ -29,7 +29,7 @@ def tiou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def expected(cache: DecoderStateCache, sample: int, span: np.ndarray) -> list[float]:
-    """Votes by their definition, in double precision."""
+    """Votes by their definition, in double precision; a clip is a second."""
     count, votes = int(cache.counts[sample]), list[float]()
     for model in range(2):
         its = [p for p in range(count) if cache.models[sample, p] == model]
@@ -38,6 +38,10 @@ def expected(cache: DecoderStateCache, sample: int, span: np.ndarray) -> list[fl
         overlaps = np.array([tiou(span, cache.spans[sample, p].astype(float)) for p in its])
         hits = [float((shares * (overlaps >= threshold)).sum()) for threshold in (0.5, 0.7)]
         votes += [float(overlaps[0]) if its else 0.0, float((shares * overlaps).sum()), *hits]
+        windows, seconds = cache.spans[sample, its].astype(float), float(cache.durations[sample])
+        for side in (0, 1):
+            distances = (windows[:, side] - span[side]) * seconds
+            votes.append(float(sum(shares * np.exp(-(distances**2) / 2))))
     return votes
 
 
@@ -47,7 +51,7 @@ def test_votes_are_of_the_span_that_each_action_leads_to(cache: DecoderStateCach
     env.reset(seed=0, options={"sample": np.arange(N)})
     episodes, mode, checked = env.episodes, env.action_mode, 0
     votes = env.observer.split(episodes.observe())["votes"]
-    assert votes.shape == (*episodes.mask.shape, 8)
+    assert votes.shape == (*episodes.mask.shape, 12)
     for i, action in np.ndindex(*episodes.mask.shape):
         if not episodes.mask[i, action]:
             assert not votes[i, action].any()

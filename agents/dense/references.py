@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from vmr_env.agents.dense.decoding import pooled_saliency, suppress
-from vmr_env.agents.dense.spans import best_overlap, gain, span_numbers, span_tiou
+from vmr_env.agents.dense.spans import NUMBERS, best_overlap, gain, span_numbers, span_tiou
 from vmr_env.agents.dense.timeline import Timelines
+from vmr_env.agents.spans import tiou
 
 from vmr_env.arrays import Floats
 from vmr_env.data.predictions import Prediction
-from vmr_env.data.timelines import CHANNELS
+from vmr_env.data.timelines import CHANNELS, PAINTED
 
 MOVES = (-8, -4, -2, -1, 0, 1, 2, 4, 8)
 """Clips by which a boundary of a first window is moved."""
@@ -24,6 +25,9 @@ CROSSED = 5
 """First windows of each model whose starts and ends are crossed."""
 
 CURVES = ("cosine", "cosine z-score", "cosine smoothed", "saliency", "coverage", "starts", "ends")
+
+OF_A_MODEL = len(NUMBERS) + 6
+"""What is told of a span by one model."""
 
 
 def candidates(proposals: Sequence[NDArray[np.float64]], clips: int) -> NDArray[np.float64]:
@@ -98,8 +102,8 @@ class SpanRanker:
     """Gradient boosting that learns the gain of spans from the same facts as the policy (scikit-learn).
 
     Facts of a span are the detector's six numbers, its length and place, and of each curve of `CURVES` the
-    means inside and outside and the steps at both boundaries. It learns from the candidates of each query,
-    and judges all spans.
+    means inside and outside and the steps at both boundaries; the models of a pool also speak one by one
+    (`facts_of_models`). It learns from the candidates of each query, and judges all spans.
     """
 
     def __init__(self, timelines: Timelines, rows: Sequence[int] | None = None) -> None:
@@ -139,17 +143,58 @@ class SpanRanker:
 
 
 def span_facts(timelines: Timelines, rows: Sequence[int]) -> Tensor:
-    """Facts of every span, see `SpanRanker`: float32 (n, S, 9 + 4 * `CURVES`)."""
+    """Facts of every span, see `SpanRanker`: float32 (n, S, 9 + 4 * `CURVES`), of a pool more."""
     batch, spans = timelines.batch(rows), timelines.spans
     curves = batch.channels[..., [CHANNELS.index(name) for name in CURVES]]
-    inside, outside, lengths = _means(curves, spans, batch.clip_mask)
-    beside = torch.nn.functional.pad(curves, (0, 0, 1, 1))  # zeros before and after the grid
-    starts, ends = spans[:, 0], spans[:, 1]
-    rise = beside[:, starts + 1] - beside[:, starts]
-    fall = beside[:, ends] - beside[:, ends + 1]
     clips = batch.clip_mask.sum(dim=1, keepdim=True)
-    place = torch.stack([lengths / clips, starts / clips, ends / clips], dim=2)
-    return torch.cat([batch.numbers, place, inside, outside, rise, fall], dim=2)
+    place = torch.stack([(spans[:, 1] - spans[:, 0]) / clips, *(spans.T[:, None] / clips)], dim=2)
+    facts = [batch.numbers, place, *_profile(curves, spans, batch.clip_mask)]
+    if len(timelines.models) > 1:
+        facts.append(facts_of_models(timelines, rows, batch.clip_mask))
+    return torch.cat(facts, dim=2)
+
+
+def facts_of_models(timelines: Timelines, rows: Sequence[int], mask: Tensor) -> Tensor:
+    """What each of M models says of every span: float32 (n, S, M * `OF_A_MODEL` + 1).
+
+    Of each model its six numbers, the density of its starts at the span's start and of its ends at the end
+    (kernels of one clip, by score share), and of its saliency the means inside and outside and the steps at
+    both boundaries. The last fact is how far the models agree: the mean tIoU of any two first windows.
+
+    Args:
+        timelines: of a pool of two models or more.
+        rows: which queries.
+        mask: bool (n, L), clips in the video.
+    """
+    spans, count = timelines.spans, len(timelines.models)
+    saliency, starts, ends = (
+        torch.from_numpy(timelines.painted[list(rows)][..., PAINTED.index(name)])
+        for name in ("saliency", "starts", "ends")
+    )  # (n, M, L) each
+    facts = []
+    for m in range(count):
+        numbers = timelines.numbers(rows, [[m]] * len(rows))
+        densities = torch.stack([starts[:, m, spans[:, 0]], ends[:, m, spans[:, 1] - 1]], dim=2)
+        facts += [numbers, densities, *_profile(saliency[:, m, :, None], spans, mask)]
+    firsts = torch.from_numpy(
+        np.stack([[windows[0, :2] for windows in timelines.proposals[row]] for row in rows])
+    )
+    overlaps = tiou(firsts[:, :, None], firsts[:, None]).float()  # (n, M, M)
+    pairs = torch.triu_indices(count, count, 1)
+    agreement = overlaps[:, pairs[0], pairs[1]].mean(dim=1)
+    return torch.cat([*facts, agreement[:, None, None].expand(-1, len(spans), 1)], dim=2)
+
+
+def _profile(curves: Tensor, spans: Tensor, mask: Tensor) -> list[Tensor]:
+    """Of curves (n, L, C) the means inside and outside each span, the rise at its start, the fall at its end.
+
+    Before and after the grid they are zero. Four times (n, S, C).
+    """
+    inside, outside, _ = _means(curves, spans, mask)
+    beside = torch.nn.functional.pad(curves, (0, 0, 1, 1))
+    starts, ends = spans[:, 0], spans[:, 1]
+    rise, fall = beside[:, starts + 1] - beside[:, starts], beside[:, ends] - beside[:, ends + 1]
+    return [inside, outside, rise, fall]
 
 
 def _means(curves: Tensor, spans: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,6 +26,7 @@ from vmr_env.envs.timelines import (
     Workspace,
     build_timeline,
     cell_of,
+    exponential,
     inside_features,
     length_of,
     log_length,
@@ -81,9 +82,11 @@ _REMAINING, _VIDEO, _SPAN, _SOURCE, _OVERLAPS, _POSITIONS, _POINTS, _WHOLE, _INS
 _PROPOSALS, _MODELS, _DECODER_STATE, _TEXT, _POINT_CLIPS, _PROPOSAL_CLIPS, _ACTION_MASK = range(9, 16)
 _PROPOSAL_STATES, _RELEVANCE, _SPAN_EVIDENCE, _VOTES = range(16, 20)
 
-VOTES = ("tIoU with the first", "tIoU", "hits at 0.5", "hits at 0.7")
+VOTES = ("tIoU with the first", "tIoU", "hits at 0.5", "hits at 0.7", "start density", "end density")
 """What a model thinks of a span: its tIoU with the model's first proposal; and over all of its proposals,
-each weighted by its share of the model's scores, the tIoU, and whether it is at least 0.5 and 0.7."""
+each weighted by its share of the model's scores, the tIoU, whether it is at least 0.5 and 0.7, and how near
+their starts lie to the span's start, and their ends to its end: a Gaussian kernel, 1 at no distance, with a
+standard deviation of one clip."""
 
 
 TINY = np.float32(1e-6)
@@ -559,6 +562,13 @@ def observe_choices(tables: Tables, rules: Rules, episode: Record, mask: Bools, 
 
 
 @scalar
+def nearness(one: Number, other: Number, clip: Number) -> Number:
+    """Gaussian kernel of two positions: 1 where they are the same, with a standard deviation of one clip."""
+    distance = (one - other) / clip
+    return exponential(-_HALF * distance * distance)
+
+
+@scalar
 def observe_votes(tables: Tables, rules: Rules, episode: Record, mask: Bools, out: Floats) -> None:
     """What each model thinks of the span that each choice leads to: `VOTES`; zeros for impossible ones."""
     sample, width = episode.sample, _VOTES_WIDTH
@@ -576,6 +586,8 @@ def observe_votes(tables: Tables, rules: Rules, episode: Record, mask: Bools, ou
                 votes[1] += share * tiou
                 votes[2] += bonus(tiou, 0.5, share)
                 votes[3] += bonus(tiou, 0.7, share)
+                votes[4] += share * nearness(start, spans[p, 0], episode.clip_length)
+                votes[5] += share * nearness(end, spans[p, 1], episode.clip_length)
 
 
 @scalar

@@ -20,7 +20,7 @@
 | `proposal_clips` | (P, 5, C) | clip features of each proposal (`SPAN_PARTS`; caches with clips only) |
 | `relevance` | (A, 5) | relevance in and around the span each action leads to (caches with evidence only) |
 | `span_evidence` | (A, 7) | what the distribution of all spans says of it (caches with evidence only) |
-| `votes` | (A, 4M) | what each model thinks of that span (`VOTES`; where `components` names it only) |
+| `votes` | (A, 6M) | what each model thinks of that span (`VOTES`; where `components` names it only) |
 | `action_mask` | (A,) | 1 for each action that is possible, else 0 (where `components` names it only) |
 
 All values are finite float32 inside the declared bounds. The features are described in
