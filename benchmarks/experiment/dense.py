@@ -31,7 +31,7 @@ from vmr_env.agents.dense.trainer import Beliefs, DenseConfig, believe, train, v
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.features.text import SentenceCache, SentenceEncoder, read_sentences
 from vmr_env.benchmarks.experiment.results import differences, figures, query_scores, table
-from vmr_env.benchmarks.report.files import rounded
+from vmr_env.benchmarks.report.comparison import rounded
 
 from vmr_env.arrays import Floats
 from vmr_env.caches.reader import DecoderStateCache
