@@ -1,9 +1,16 @@
-"""Macros of the pages: `<!-- docstring NAME -->` and its like put docstrings, help texts and files there."""
+"""Macros of the pages: what stands between `<!-- KIND NAME -->` and `<!-- end -->` is made from the code.
+
+    python docs/macros.py        write it into all pages anew
+
+Pages in the repository have tables and help texts in full, and link to docstrings and other files; the site has
+these in full too.
+"""
 
 import importlib
 import inspect
 import re
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,18 +21,37 @@ from gymnasium.envs.registration import EnvSpec, registry
 from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config
 
 ROOT = Path(__file__).resolve().parents[1]
+Maker = Callable[[str], str]
 
 
 def docstring(name: str) -> str:
     """Docstring of `package.module.Object`, or of a module, as the API reference has it."""
-    try:
-        importlib.import_module(name)
-        kind = "module"
-    except ModuleNotFoundError:
+    kind = "module"
+    if not _is_module(name):
         module, _, member = name.rpartition(".")
         kind = "class" if inspect.isclass(getattr(importlib.import_module(module), member)) else "function"
     options = "" if kind == "function" else "   :no-members:\n"
     return f"```{{eval-rst}}\n.. auto{kind}:: {name}\n   :no-index:\n{options}```"
+
+
+def _is_module(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def link_to_docstring(name: str) -> str:
+    """Link to the module, in the repository, that a docstring is from."""
+    module = name if _is_module(name) else name.rpartition(".")[0]
+    source = Path(str(importlib.import_module(module).__file__)).resolve().relative_to(ROOT).as_posix()
+    return f"See the docstring of `{name}` in [{source}](../{source})."
+
+
+def link_to_file(path: str) -> str:
+    """Link to a file of the repository."""
+    return f"See [{path}](../{path})."
 
 
 def table(name: str) -> str:
@@ -134,20 +160,31 @@ def _arguments(spec: EnvSpec) -> dict[str, Any]:
     return {name: value for name, value in spec.kwargs.items() if name != "dataset"}
 
 
-MAKERS = {
-    "docstring": docstring,
-    "table": table,
-    "help": help_of,
-    "include": included,
-    "environments": environments,
-    "environment": environment,
-    "actions": actions,
-    "tprl_settings": tprl_settings,
+MAKERS: Mapping[str, tuple[Maker, Maker]] = {
+    "docstring": (docstring, link_to_docstring),
+    "table": (table, table),
+    "help": (help_of, help_of),
+    "include": (included, link_to_file),
+    "environments": (environments, environments),
+    "environment": (environment, environment),
+    "actions": (actions, actions),
+    "tprl_settings": (tprl_settings, tprl_settings),
 }
+"""By kind, what makes the text on the site and what makes that in the repository."""
+
+_MACRO = re.compile(rf"(<!-- ({'|'.join(MAKERS)})(?: (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def expand(markdown: str) -> str:
-    """Replace every macro of a page."""
-    return re.sub(
-        rf"<!-- ({'|'.join(MAKERS)})(?: (.+?))? -->", lambda found: MAKERS[found[1]](found[2]), markdown
-    )
+    """A page of the site: every macro replaced."""
+    return _MACRO.sub(lambda found: MAKERS[found[2]][0](found[3]), markdown)
+
+
+def renew(markdown: str) -> str:
+    """A page of the repository: what stands inside of every macro made anew."""
+    return _MACRO.sub(lambda found: f"{found[1]}\n{MAKERS[found[2]][1](found[3])}\n\n{found[4]}", markdown)
+
+
+if __name__ == "__main__":
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        page.write_text(renew(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -200,7 +200,14 @@ def test_a_file_of_the_repository_is_included_without_gaps_in_its_tables(
         "# Title\n\n## Part\n\n| a |\n|---|\n| 1 |\n\n| 2 |\n\n| b |\n|---|\n| 3 |\n"
     )
     wanted = "\n\n## Part\n\n| a |\n|---|\n| 1 |\n| 2 |\n\n| b |\n|---|\n| 3 |\n\n"
-    assert macros.expand("\n<!-- include some.md -->\n") == wanted
+    assert macros.expand("\n<!-- include some.md -->\nold\n<!-- end -->\n") == wanted
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_what_pages_say_of_the_code_is_so(page: Path) -> None:
+    """Tables and help texts in the repository are those that `python docs/macros.py` writes."""
+    text = page.read_text(encoding="utf-8")
+    assert _module("macros").renew(text) == text
 
 
 def test_every_public_module_has_its_place_in_the_reference(tmp_path: Path) -> None:
