@@ -2,8 +2,8 @@
 
     python docs/macros.py        write it into all pages anew
 
-Pages in the repository have tables and help texts in full, and link to docstrings and other files; the site has
-these in full too.
+Pages in the repository have tables and help texts in full, and link to docstrings and other files; the site
+has these in full too.
 """
 
 import importlib
