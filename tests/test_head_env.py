@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from backbone import Backbone, make_backbone
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
+from gymnasium.wrappers import TimeAwareObservation
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from test_tprl import new_head, same, write_states
@@ -51,6 +53,19 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.mark.filterwarnings("ignore:.*no cache given", "ignore:.*Box action space")
 def test_gymnasium_checks_it() -> None:
     check_env(gymnasium.make(ID).unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("form", [Path, str, DecoderStateCache])
+def test_its_specification_in_json_makes_the_same_environment(cache: DecoderStateCache, form: Any) -> None:
+    source = cache if form is DecoderStateCache else form(cache.path)
+    env = gymnasium.make(ID, source=source, samples=range(1, 4), stage=2)
+    assert env.spec is not None
+    again = gymnasium.make(EnvSpec.from_json(env.spec.to_json()))
+    np.testing.assert_equal(again.reset(seed=1), env.reset(seed=1))
+    assert (env.spec.max_episode_steps, again.unwrapped.stage) == (1, 2)
+    aware = TimeAwareObservation(env, flatten=False, normalize_time=True)
+    aware.reset(seed=0)
+    assert aware.step(np.full((5, 3), 0.5, np.float32))[0]["time"] == 1
 
 
 def overlap(span: np.ndarray, moments: np.ndarray, generalised: bool) -> float:

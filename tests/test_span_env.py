@@ -1,14 +1,18 @@
 """The environment whose actions are all spans of a video."""
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
+from gymnasium.wrappers import TimeAwareObservation
 
-from vmr_env.data.annotations import Annotation
-from vmr_env.data.predictions import Prediction
+from vmr_env.data.annotations import Annotation, annotation_row, write_annotations
+from vmr_env.data.predictions import Prediction, submission_row, write_predictions
 from vmr_env.envs.span_env import VMRSpanEnv
-from vmr_env.errors import DataError
+from vmr_env.errors import DataError, DataWarning
 
 D = 3
 
@@ -26,7 +30,7 @@ ANNOTATIONS = [
 ]
 DETECTOR = [
     Prediction(7, "a", "one", np.array([[0.0, 4.0, 0.6], [4.0, 10.0, 0.2]]), np.arange(5, dtype=np.float32)),
-    Prediction("x", "b", "two", np.array([[2.0, 4.0, 1.0]])),
+    Prediction("x", "b", "two", np.array([[2.0, 4.0, 1.0]]), np.zeros(4, np.float32)),
 ]
 QUERIES = {"7": np.array([[1.0, 0.0, -1.0]], np.float32), "x": np.ones((1, D), np.float32)}
 
@@ -136,6 +140,65 @@ def test_vector_environments_see_the_same_episodes() -> None:
         assert infos["qid"][slot] == info["qid"]
 
 
+@pytest.mark.parametrize("form", ["files", "one file", "rows", "dicts"])
+def test_a_specification_in_json_makes_the_same_environment(form: str, tmp_path: Path) -> None:
+    truth, answered = tmp_path / "truth.jsonl", tmp_path / "detector.jsonl"
+    write_annotations(truth, ANNOTATIONS)
+    write_predictions(answered, DETECTOR)
+    annotations, predictions = {
+        "files": (truth, [answered]),
+        "one file": (truth, answered),
+        "rows": (ANNOTATIONS, [DETECTOR]),
+        "dicts": ([annotation_row(row) for row in ANNOTATIONS], [[submission_row(row) for row in DETECTOR]]),
+    }[form]
+    clips = {key: Clips().read(key) for key in "ab"}
+    env = make(annotations=annotations, predictions=predictions, clips=clips)
+    assert env.spec is not None
+    again = gymnasium.make(EnvSpec.from_json(env.spec.to_json()))
+    plain = make()
+    for row in range(2):
+        begun = [one.reset(options={"sample": row}) for one in (plain, env, again)]
+        np.testing.assert_equal(begun[1:], begun[:1] * 2)
+        seen, *earned, _, info = zip(*(one.step(3) for one in (plain, env, again)), strict=True)
+        np.testing.assert_equal([seen[1:], info[1:]], [seen[:1] * 2, info[:1] * 2])
+        assert [set(value) for value in earned] == [{earned[0][0]}, {True}]
+
+
+def test_the_horizon_is_in_the_specification() -> None:
+    env = make()
+    assert env.spec is not None
+    assert env.spec.max_episode_steps == 1
+    aware = TimeAwareObservation(env, flatten=False, normalize_time=True)
+    assert aware.reset(seed=0)[0]["time"] == 0
+    assert aware.step(0)[0]["time"] == 1
+    vector = gymnasium.make_vec(
+        env.spec.id,
+        num_envs=2,
+        max_episode_steps=1,
+        annotations=ANNOTATIONS,
+        predictions=[DETECTOR],
+        grid_clips=5,
+    )
+    vector.reset(seed=0)
+    assert vector.step(np.zeros(2, np.int64))[2].all()
+
+
+def test_trainers_that_always_render_get_a_warning() -> None:
+    with pytest.warns(UserWarning, match="no render modes"):
+        assert make().unwrapped.render() is None
+
+
+def test_moments_beyond_their_video_follow_the_rule() -> None:
+    rows = [{**annotation_row(row), "relevant_windows": [[1.0, 20.0]]} for row in ANNOTATIONS]
+    with pytest.raises(DataError, match="past_end"):
+        make(annotations=rows)
+    with pytest.warns(DataWarning, match="2 moments that leave their video were cut"):
+        env = make(annotations=rows, past_end="clip")
+    env.reset(options={"qid": "x"})
+    spans = env.unwrapped.spans.tolist()
+    assert env.step(spans.index([0, 4]))[1] == pytest.approx(7 / 8)
+
+
 def test_what_is_asked_wrongly_is_told() -> None:
     env = VMRSpanEnv(annotations=ANNOTATIONS, predictions=[DETECTOR], grid_clips=5)
     with pytest.raises(gymnasium.error.ResetNeeded, match="reset first"):
@@ -144,9 +207,25 @@ def test_what_is_asked_wrongly_is_told() -> None:
         env.reset(options={"qid": 9})
     with pytest.raises(DataError, match=r"sample.*is 2; expected a row from 0 to 1"):
         env.reset(options={"sample": 2})
+    for options in ({"start": 1}, {"qid": 7, "sample": 0}):
+        with pytest.raises(ValueError, match="expected 'qid' or 'sample', or neither"):
+            env.reset(options=options)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match="action is 15"):
-        env.step(15)
+    for action in (15, True, 1.0, float("nan"), [3]):
+        with pytest.raises(ValueError, match=r"action is .*expected a whole number in Discrete\(15\)"):
+            env.step(action)
+    for clips in (0, True, "x"):
+        with pytest.raises(ValueError, match="grid_clips is"):
+            VMRSpanEnv(annotations=ANNOTATIONS, predictions=[DETECTOR], grid_clips=clips)
+    with pytest.raises(DataError, match=r"predictions\[0\]: is .*expected a prediction file, or the rows of"):
+        VMRSpanEnv(annotations=ANNOTATIONS, predictions=DETECTOR)
+    for features, message in (
+        ({}, "clips: is empty"),
+        ({"a": np.zeros((2, 3)), "b": np.zeros((2, 4))}, r"clips, 'b': has shape \(2, 4\)"),
+        ({"a": np.zeros((2, D))}, "clips: lacks 'b'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            make(clips=features).reset(options={"qid": "x"})
     with pytest.raises(ValueError, match="clips and queries are given together"):
         VMRSpanEnv(annotations=ANNOTATIONS, predictions=[DETECTOR], clips=Clips())
     with pytest.raises(DataError, match=r"models, qid: lacks 1 queries of the timelines, \['x'\]"):

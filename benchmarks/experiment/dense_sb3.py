@@ -55,6 +55,7 @@ def ppo_from(
             queries=queries,
             grid_clips=timelines.grid.clips,
             observation="dict",
+            past_end="keep",
         )
         return gymnasium.wrappers.TransformReward(env, lambda reward: gain_of(float(reward)))  # type: ignore[arg-type]
 

@@ -320,10 +320,11 @@ def write_annotations(path: PathLike, rows: Iterable[Annotation]) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    write_text(path, "".join(json.dumps(_fields(row), ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(annotation_row(row), ensure_ascii=False) + "\n" for row in rows))
 
 
-def _fields(row: Annotation) -> dict[str, Any]:
+def annotation_row(row: Annotation) -> dict[str, Any]:
+    """The fields of an annotation in a file."""
     fields: dict[str, Any] = {
         "qid": row.qid,
         "query": row.query,

@@ -127,6 +127,11 @@ class VMREnv(Specified, gymnasium.Env[Any, Any]):
         self._no_desktop = False
 
     @property
+    def horizon(self) -> int:
+        """Steps after which an episode ends at the latest."""
+        return self.action_mode.horizon
+
+    @property
     def stage(self) -> int:
         """Number of the curriculum's stage."""
         return self.episodes.stage

@@ -12,6 +12,7 @@ from vmr_env.envs.config import Source, opened, sample_rows
 from vmr_env.envs.curriculum import CURRICULA
 from vmr_env.envs.observations import STATE_BOUND
 from vmr_env.envs.rewards import potentials
+from vmr_env.envs.specification import Specified
 from vmr_env.errors import shorten
 from vmr_env.metrics.spans import from_cxw, to_cxw
 
@@ -19,7 +20,7 @@ Info = dict[str, Any]
 Observation = dict[str, NDArray[np.float32]]
 
 
-class VMRHeadEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
+class VMRHeadEnv(Specified, gymnasium.Env[Observation, NDArray[np.float32]]):
     """Say what a detection head says about the decoder states of one query: TPRL for any algorithm.
 
     ## Description
@@ -115,6 +116,11 @@ class VMRHeadEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         )
         self.observation_space = space  # of arrays by name, which Gymnasium's types do not say
         self.action_space = gymnasium.spaces.Box(0, 1, (count, 3), np.float32)
+
+    @property
+    def horizon(self) -> int:
+        """An episode is one step."""
+        return 1
 
     @property
     def stage(self) -> int:

@@ -9,20 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.arrays import Floats
-from vmr_env.data.annotations import Annotation, read_annotations
-from vmr_env.data.predictions import Prediction, read_predictions
+from vmr_env.data.annotations import Annotation, PastEnd, annotations_from, read_annotations
+from vmr_env.data.predictions import Prediction, predictions_from, read_predictions
 from vmr_env.data.profiles import get_profile
 from vmr_env.data.timelines import CHANNELS, ClipFeatures, Grid, NoEvidence, PaintedTimelines
-from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.envs.specification import Specified
+from vmr_env.errors import DataError, Problem, check_count, shorten
 from vmr_env.files.text import PathLike
 from vmr_env.metrics.spans import best_tiou
 
 Info = dict[str, Any]
 Observation: TypeAlias = NDArray[np.float32] | dict[str, NDArray[Any]]
 ObservationKind: TypeAlias = Literal["timeline", "dict"]
+AnnotationRows: TypeAlias = PathLike | Sequence[Annotation | Mapping[str, Any]]
+"""A file, or its rows as objects or dicts."""
+
+PredictionRows: TypeAlias = PathLike | Sequence[Prediction | Mapping[str, Any]]
+"""Likewise, of one model."""
 
 
-class VMRSpanEnv(gymnasium.Env[Observation, np.int64]):
+class VMRSpanEnv(Specified, gymnasium.Env[Observation, np.int64]):
     """Answer a query with any span of its video, seeing what is frozen about each clip.
 
     ## Description
@@ -59,10 +65,12 @@ class VMRSpanEnv(gymnasium.Env[Observation, np.int64]):
     ## Arguments
     dataset: name of the data set, which gives the length of a clip.
     annotations: annotation file or its rows.
-    predictions: of each model its prediction file or rows; several are a pool.
-    clips: clip features by vid, such as a feature store.
+    predictions: of each model its prediction file or rows; several are a pool. A single file may stand alone.
+    clips: clip features by vid: a mapping to (T, D), or a feature store, which `spec.to_json()` refuses.
     queries: by qid as text the query's vector (1, D); with `clips`, and without them neither.
     grid_clips: L.
+    past_end: rule for moments that do not lie within their video, see
+        `vmr_env.data.annotations.read_annotations`.
     observation: "timeline" or "dict".
 
     ## Version history
@@ -75,11 +83,12 @@ class VMRSpanEnv(gymnasium.Env[Observation, np.int64]):
         self,
         dataset: str = "qvhighlights",
         *,
-        annotations: PathLike | Sequence[Annotation],
-        predictions: Sequence[PathLike | Sequence[Prediction]],
-        clips: ClipFeatures | None = None,
-        queries: Mapping[str, Floats] | None = None,
+        annotations: AnnotationRows,
+        predictions: PathLike | Sequence[PredictionRows],
+        clips: ClipFeatures | Mapping[str, Any] | None = None,
+        queries: Mapping[str, Any] | None = None,
         grid_clips: int = 75,
+        past_end: PastEnd = "error",
         observation: ObservationKind = "timeline",
     ) -> None:
         if observation not in get_args(ObservationKind):
@@ -87,14 +96,19 @@ class VMRSpanEnv(gymnasium.Env[Observation, np.int64]):
             raise ValueError(f"observation is {shorten(observation)}, expected one of {kinds}")
         if (clips is None) != (queries is None):
             raise ValueError("clips and queries are given together or not at all; one of them is None")
-        rows = _annotations(annotations)
-        features = NoEvidence(0) if clips is None else clips
-        vectors = {str(row.qid): np.zeros((1, 0), np.float32) for row in rows} if queries is None else queries
+        check_count("grid_clips", grid_clips)
+        rows = _annotations(annotations, past_end)
+        if clips is None:
+            features: ClipFeatures = NoEvidence(0)
+        else:
+            features = FeatureArrays("clips", clips) if isinstance(clips, Mapping) else clips
+        if queries is None:
+            vectors = {str(row.qid): np.zeros((1, 0), np.float32) for row in rows}
+        else:
+            vectors = {str(qid): np.asarray(vector, np.float32) for qid, vector in queries.items()}
         grid = Grid(grid_clips, get_profile(dataset).clip_seconds)
         self._rows = rows
-        self._timelines = PaintedTimelines(
-            [_predictions(one) for one in predictions], rows, features, vectors, grid
-        )
+        self._timelines = PaintedTimelines(_models(predictions), rows, features, vectors, grid)
         starts, last = np.triu_indices(grid.clips)
         self.spans = np.column_stack([starts, last + 1])
         self.action_space = gymnasium.spaces.Discrete(len(self.spans))
@@ -112,11 +126,17 @@ class VMRSpanEnv(gymnasium.Env[Observation, np.int64]):
         self._sample: int | None = None
         self._over = True
 
+    @property
+    def horizon(self) -> int:
+        """An episode is one step."""
+        return 1
+
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
         """Begin an episode; see the class for `options`.
 
         Raises:
             DataError: there is no such query.
+            ValueError: there is another option.
         """
         super().reset(seed=seed)
         self._sample = self._chosen(options or {})
@@ -133,7 +153,7 @@ class VMRSpanEnv(gymnasium.Env[Observation, np.int64]):
         """
         if self._over or self._sample is None:
             raise gymnasium.error.ResetNeeded("step called on a finished episode, expected reset first")
-        if not self.action_space.contains(action):
+        if isinstance(action, (bool, np.bool_)) or not self.action_space.contains(action):
             raise ValueError(f"action is {shorten(action)}, expected a whole number in {self.action_space}")
         self._over = True
         seconds = self.spans[int(action)] * self._timelines.seconds[self._sample]
@@ -153,16 +173,23 @@ class VMRSpanEnv(gymnasium.Env[Observation, np.int64]):
         mask: NDArray[np.bool_] = self.spans[:, 1] <= self._timelines.clips[self._sample]
         return mask
 
+    def render(self) -> None:
+        """None, with a warning: there is nothing to be seen, but some trainers always ask."""
+        gymnasium.logger.warn("render called on an environment of all spans, which has no render modes")
+
     def _chosen(self, options: Info) -> int:
+        if set(options) - {"qid", "sample"} or len(options) > 1:
+            raise ValueError(f"options has {sorted(options)}, expected 'qid' or 'sample', or neither")
         if "qid" in options:
             for row, annotation in enumerate(self._rows):
                 if str(annotation.qid) == str(options["qid"]):
                     return row
             raise _fail("qid", f"is {shorten(options['qid'])}; expected a qid of the annotations")
         if "sample" in options:
-            row = options["sample"]
-            if not isinstance(row, (int, np.integer)) or not 0 <= row < len(self._rows):
-                raise _fail("sample", f"is {shorten(row)}; expected a row from 0 to {len(self._rows) - 1}")
+            row, count = options["sample"], len(self._rows)
+            whole = isinstance(row, int | np.integer) and not isinstance(row, bool)
+            if not whole or not 0 <= row < count:
+                raise _fail("sample", f"is {shorten(row)}; expected a row from 0 to {count - 1}")
             return int(row)
         return int(self.np_random.integers(len(self._rows)))
 
@@ -198,12 +225,65 @@ class VMRSpanEnv(gymnasium.Env[Observation, np.int64]):
         }
 
 
-def _annotations(given: PathLike | Sequence[Annotation]) -> list[Annotation]:
-    return read_annotations(given) if isinstance(given, (str, os.PathLike)) else list(given)
+class FeatureArrays:
+    """Clip features of a mapping.
+
+    Attributes:
+        dim: width D.
+    """
+
+    def __init__(self, where: str, arrays: Mapping[str, Any]) -> None:
+        """Look at all of them.
+
+        Args:
+            where: what the mapping is called in messages.
+            arrays: vid -> (T, D), arrays or lists.
+
+        Raises:
+            DataError: there is none, one is not of that form, or their widths differ.
+        """
+        self._where = where
+        self._arrays = {str(vid): np.asarray(rows, np.float32) for vid, rows in arrays.items()}
+        shapes = {vid: rows.shape for vid, rows in self._arrays.items()}
+        self.dim = next((shape[-1] for shape in shapes.values() if shape), 0)
+        problems = [
+            Problem(where, None, shorten(vid), f"has shape {shape}; expected (1 or more, {self.dim})")
+            for vid, shape in shapes.items()
+            if len(shape) != 2 or not shape[0] or shape[1] != self.dim
+        ]
+        if not shapes:
+            problems.append(Problem(where, None, None, "is empty; expected features of each video"))
+        if problems:
+            raise DataError(problems)
+
+    def read(self, key: str) -> Floats:
+        """Features of one video: (T, D)."""
+        if key not in self._arrays:
+            raise DataError(Problem(self._where, None, None, f"lacks {shorten(key)}; expected the video"))
+        return self._arrays[key]
 
 
-def _predictions(given: PathLike | Sequence[Prediction]) -> list[Prediction]:
-    return read_predictions(given) if isinstance(given, (str, os.PathLike)) else list(given)
+def _annotations(given: AnnotationRows, past_end: PastEnd) -> list[Annotation]:
+    if isinstance(given, (str, os.PathLike)):
+        return read_annotations(given, past_end=past_end)
+    return annotations_from(given, "annotations", past_end=past_end)
+
+
+def _models(given: PathLike | Sequence[PredictionRows]) -> list[list[Prediction]]:
+    """Rows of each model; what leaves a video is moved to its borders later, as in every cache."""
+    if isinstance(given, (str, os.PathLike)):
+        return [read_predictions(given, before_start="keep")]
+    models: list[list[Prediction]] = []
+    for number, model in enumerate(given):
+        where = f"predictions[{number}]"
+        if isinstance(model, (str, os.PathLike)):
+            models.append(read_predictions(model, before_start="keep"))
+        elif isinstance(model, (Prediction, Mapping)):
+            message = f"is {shorten(model)}; expected a prediction file, or the rows of one model"
+            raise DataError(Problem(where, None, None, message))
+        else:
+            models.append(predictions_from(model, where, before_start="keep"))
+    return models
 
 
 def _fail(option: str, message: str) -> DataError:

@@ -10,7 +10,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from vmr_env.caches.reader import DecoderStateCache
-from vmr_env.envs.actions import ActionMode
+from vmr_env.data.annotations import Annotation, annotation_row
+from vmr_env.data.predictions import Prediction, submission_row
 
 
 class Specified:
@@ -19,8 +20,12 @@ class Specified:
     `spec.max_episode_steps` is the horizon, where `make` was given no lower limit.
     """
 
-    action_mode: ActionMode
     _spec: EnvSpec | None = None
+
+    @property
+    def horizon(self) -> int:
+        """Steps after which an episode ends at the latest."""
+        raise NotImplementedError
 
     @property
     def spec(self) -> EnvSpec | None:
@@ -33,12 +38,17 @@ class Specified:
             spec = copy.copy(spec)
             spec.kwargs = json_value(spec.kwargs)
             if spec.max_episode_steps is None:
-                spec.max_episode_steps = self.action_mode.horizon
+                spec.max_episode_steps = self.horizon
         self._spec = spec
 
 
 def json_value(value: Any) -> Any:
-    """An argument of an environment as JSON has it: folders as text, rows as lists, a cache as its folder."""
+    """An argument of an environment as JSON has it: folders as text, rows as lists or objects, a cache as its
+    folder. What reads features is left as it is, and JSON refuses it."""
+    if isinstance(value, Annotation):
+        return annotation_row(value)
+    if isinstance(value, Prediction):
+        return submission_row(value)
     if isinstance(value, DecoderStateCache):
         return str(value.path)
     if isinstance(value, os.PathLike):

@@ -88,6 +88,11 @@ class VMRVectorEnv(Specified, VectorEnv[Any, Any, Any]):
         self._drawn = False
 
     @property
+    def horizon(self) -> int:
+        """Steps after which an episode ends at the latest."""
+        return self.action_mode.horizon
+
+    @property
     def stage(self) -> int:
         """Number of the curriculum's stage."""
         return self.episodes.stage
