@@ -330,6 +330,13 @@ def test_the_report_compares_policy_vote_and_detector() -> None:
     assert {"detector", "vote", "dense policy", "vote - detector", "dense policy - vote"} <= set(rows)
     assert rows["dense policy"].split("|")[2:] == rows["detector"].split("|")[2:]
     assert "+0.00" in rows["dense policy - detector"] or " 0.00" in rows["dense policy - detector"]
+    assert "one network" not in rows
+    text = report(lists, timelines.annotations, get_profile("qvhighlights"), [voted, timelines.models[0]])
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    cells = {name: float(rows[name].split("|")[4]) for name in ("vote", "detector", "one network")}
+    assert cells["one network"] == pytest.approx((cells["vote"] + cells["detector"]) / 2, abs=0.011)
+    half = float(rows["vote - detector"].split("|")[4].split("[")[0]) / 2
+    assert float(rows["one network - detector"].split("|")[4].split("[")[0]) == pytest.approx(half, abs=0.011)
 
 
 def test_a_training_sample_shows_a_random_few_of_the_models() -> None:

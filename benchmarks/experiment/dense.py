@@ -8,7 +8,8 @@ the models of a pool. A frozen backbone's `--cache` is one more of them; with `-
 states are seen where their references lie. Without `--test`, the training file is judged out of fold. Clip
 features are feature stores of vectors in the same space as the queries' sentence vectors: captions
 (`vmr_env.backbones.features.captions`). It prints official figures and differences from the detector (of a
-pool, its first model) and from the vote, with 95 % intervals over videos.
+pool, its first model) and from the vote, with 95 % intervals over videos; and, of each of several networks
+by itself, the mean, with an interval over videos and seeds.
 """
 
 import argparse
@@ -91,11 +92,14 @@ def encode_queries(
     return {qid: np.concatenate([known[text] for text in texts]) for qid, texts in sentences.items()}
 
 
-POLICY, DETECTOR = "dense policy", "detector"
+POLICY, ONE_NETWORK, DETECTOR = "dense policy", "one network", "detector"
 
 
 def report(
-    lists: Mapping[str, Sequence[Prediction]], annotations: Sequence[Annotation], profile: DatasetProfile
+    lists: Mapping[str, Sequence[Prediction]],
+    annotations: Sequence[Annotation],
+    profile: DatasetProfile,
+    alone: Sequence[Sequence[Prediction]] = (),
 ) -> str:
     """Official figures of each, and their differences, as Markdown tables.
 
@@ -104,25 +108,28 @@ def report(
             compared with the detector, the policy with all.
         annotations: the ground truth.
         profile: of the data set.
+        alone: answers of each of the policy's networks by itself: their mean figures are `ONE_NETWORK`, and
+            the interval of their difference from the detector is over videos and seeds.
     """
     scores = {name: query_scores(rows, annotations, profile) for name, rows in lists.items()}
-    shown = table(
-        {
-            name: {**figures(rows, annotations), **_highlights(rows, annotations)}
-            for name, rows in lists.items()
-        }
-    )
+    shown = {name: _figures(rows, annotations) for name, rows in lists.items()}
     pairs = [(name, DETECTOR) for name in lists if name not in (DETECTOR, POLICY)]
     pairs += [(POLICY, name) for name in lists if name != POLICY]
     gains = {f"{one} - {other}": differences([scores[one]], scores[other]) for one, other in pairs}
-    return f"{shown}\n\n{table(gains)}"
+    if alone:
+        each = [_figures(rows, annotations) for rows in alone]
+        shown[ONE_NETWORK] = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
+        seeds = [query_scores(rows, annotations, profile) for rows in alone]
+        gains[f"{ONE_NETWORK} - {DETECTOR}"] = differences(seeds, scores[DETECTOR])
+    return f"{table(shown)}\n\n{table(gains)}"
 
 
-def _highlights(rows: Sequence[Prediction], annotations: Sequence[Annotation]) -> dict[str, float]:
-    """Official figures of highlights where the data have them."""
+def _figures(rows: Sequence[Prediction], annotations: Sequence[Annotation]) -> dict[str, float]:
+    """Official figures, those of highlights where the data have them."""
     brief = evaluate(rows, annotations)["brief"]
     names = {"HL mAP": "HL-min-VeryGood-mAP", "HIT@1": "HL-min-VeryGood-Hit1"}
-    return {name: brief[official] for name, official in names.items() if official in brief}
+    highlights = {name: brief[official] for name, official in names.items() if official in brief}
+    return figures(rows, annotations) | highlights
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -228,18 +235,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ranked[list(held_out)] = SpanRanker(learn, rows).gains(judge, held_out).softmax(dim=1)
         lists["gradient boosting"] = _ranked(judge, ranked)
     lists["untrained policy"] = _ranked(judge, vote_distribution(judge))
-    beliefs = Beliefs(torch.zeros(len(judge), len(judge.spans)), torch.zeros(len(judge), judge.grid.clips))
+    each = [
+        Beliefs(torch.zeros(len(judge), len(judge.spans)), torch.zeros(len(judge), judge.grid.clips))
+        for _ in range(options.seeds)
+    ]
     for rows, held_out in parts:
         networks = tuple(_train(learn, seed, config, rows) for seed in range(options.seeds))
-        for whole, part in zip(beliefs, believe(networks, judge, held_out), strict=True):
-            whole[list(held_out)] = part
+        for network, beliefs in zip(networks, each, strict=True):
+            for whole, part in zip(beliefs, believe([network], judge, held_out), strict=True):
+                whole[list(held_out)] = part
     if options.save is not None:
         notes = {"train": [path.name for path in options.train], "config": asdict(config)}
         save_policy(options.save, DensePolicy(networks, learn.grid, config.channels), notes)
-    relevance = None if options.no_evidence else beliefs.relevance
-    lists[POLICY] = answers(judge, beliefs.probabilities, relevance=relevance)
+
+    def answered(beliefs: Sequence[Beliefs]) -> list[Prediction]:
+        relevance = None if options.no_evidence else torch.stack([one.relevance for one in beliefs]).mean(0)
+        probabilities = torch.stack([one.probabilities for one in beliefs]).mean(0)
+        return answers(judge, probabilities, relevance=relevance)
+
+    lists[POLICY] = answered(each)
+    alone = [answered([beliefs]) for beliefs in each] if options.seeds > 1 else []
     truth = read_annotations((options.test or options.train)[0], past_end="keep")
-    print(report(lists, truth, profile))
+    print(report(lists, truth, profile, alone))
     if options.out is not None:
         write_predictions(options.out, lists[POLICY])
 
