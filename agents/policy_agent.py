@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
@@ -23,12 +24,43 @@ _VISITS = 8  # random steps of every environment on whose states the features ar
 
 
 class Member(nn.Module):
-    """One network with its optimiser."""
+    """One network with its optimiser, which is made when it is first needed.
+
+    Making one loads torch's compiler, which takes seconds that an agent that only acts can save.
+    """
 
     def __init__(self, network: nn.Module, lr: float, weight_decay: float) -> None:
         super().__init__()
         self.network = network
-        self.optimiser = torch.optim.AdamW(network.parameters(), lr, weight_decay=weight_decay, fused=True)
+        self._lr, self._weight_decay = lr, weight_decay
+        self._loaded: Mapping[str, Any] | None = None
+
+    @cached_property
+    def optimiser(self) -> torch.optim.Optimizer:
+        """AdamW of the network's parameters, in the state that was loaded last."""
+        parameters = self.network.parameters()
+        made = torch.optim.AdamW(parameters, self._lr, weight_decay=self._weight_decay, fused=True)
+        if self._loaded is not None:
+            made.load_state_dict(dict(self._loaded))
+            self._loaded = None
+        return made
+
+    def optimiser_state(self) -> Mapping[str, Any]:
+        """State of the optimiser."""
+        return self.optimiser.state_dict() if self._loaded is None else self._loaded
+
+    def load_optimiser(self, state: Mapping[str, Any]) -> None:
+        """Take over what `optimiser_state` gave.
+
+        Raises:
+            ValueError: it is that of other parameters.
+        """
+        (group,) = state["param_groups"]
+        expected = sum(1 for _ in self.network.parameters())
+        if len(group["params"]) != expected:
+            raise ValueError(f"optimiser has {len(group['params'])} parameters, expected {expected}")
+        self.__dict__.pop("optimiser", None)
+        self._loaded = state
 
 
 def descend(loss: Tensor, optimiser: torch.optim.Optimizer, max_norm: float, **figures: Tensor) -> Tensor:
@@ -174,7 +206,7 @@ class PolicyAgent(Agent, Generic[ConfigT]):
         return {
             "round": self.round,
             "members": self.members.state_dict(),
-            "optimisers": [member.optimiser.state_dict() for member in self._members()],
+            "optimisers": [member.optimiser_state() for member in self._members()],
             "generator": self.generator.get_state(),
             "curriculum": curriculum_state(self.env),
         }
@@ -184,6 +216,6 @@ class PolicyAgent(Agent, Generic[ConfigT]):
         self.round = state["round"]
         self.members.load_state_dict(state["members"])
         for member, optimiser in zip(self._members(), state["optimisers"], strict=True):
-            member.optimiser.load_state_dict(optimiser)
+            member.load_optimiser(optimiser)
         self.generator.set_state(state["generator"])
         resume_curriculum(self.env, state["curriculum"])

@@ -22,26 +22,26 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
-from vmr_env.backbones.arguments import add_cluster_arguments, cluster_of, share
+from vmr_env.backbones.arguments import cluster_of
 from vmr_env.backbones.base import Detector, DetectorOutput, GirlDetrDetector
-from vmr_env.backbones.cross_fitted import Unseen, is_cross_fitted, open_cross_fitted
+from vmr_env.backbones.cross_fitted import is_cross_fitted, open_cross_fitted
 from vmr_env.backbones.dataset import MomentDataset
 from vmr_env.backbones.evidence import on_grid
 from vmr_env.backbones.features.sources import (
-    add_source_arguments,
     open_dataset,
     open_sources,
     read_samples,
 )
-from vmr_env.backbones.frozen import add_model_arguments, open_model
+from vmr_env.backbones.frozen import open_model
 from vmr_env.backbones.girl_detr.head import FOREGROUND
 from vmr_env.backbones.girl_detr.spans import cxw_to_span
+from vmr_env.backbones.parsers import checkpoint_parser
 from vmr_env.backbones.recipes import Recipe
 
 from vmr_env.caches.batch import CacheBatch
@@ -320,31 +320,7 @@ def open_detector(options: argparse.Namespace) -> tuple[Recipe, Detector]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: build a decoder-state cache from a trained or an official checkpoint."""
-    parser = argparse.ArgumentParser(prog="python -m vmr_env.backbones.cache", description=main.__doc__)
-    add_model_arguments(parser)
-    add_source_arguments(parser)
-    parser.add_argument("--split", required=True, help="name of the split")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the new cache")
-    parser.add_argument(
-        "--memory",
-        choices=("none", "refined", "encoded"),
-        default="refined",
-        help="clip features to keep, from before or after the transformer; environments show them to agents, "
-        "step-wise agents need the refined ones (default: refined)",
-    )
-    parser.add_argument(
-        "--unseen",
-        choices=get_args(Unseen),
-        default="one",
-        help="of cross-fitted backbones, what shows videos that all of them are new to: the mean of all, or "
-        "one, as for training videos (default: one)",
-    )
-    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the states")
-    parser.add_argument(
-        "--shard", type=share, default=(0, 1), metavar="I/N", help="do only the I-th of N shares of the work"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a cache that is there")
-    add_cluster_arguments(parser)
+    parser = checkpoint_parser()
     options = parser.parse_args(arguments)
     if options.cluster is not None and options.shard != (0, 1):
         parser.error("--cluster cuts the work itself: expected no --shard beside it")

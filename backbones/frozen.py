@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vmr_env.backbones.arguments import device, whole_number
 from vmr_env.backbones.girl_detr.checkpoint import (
     load_checkpoint,
     load_official,
@@ -27,25 +26,6 @@ from vmr_env.errors import DataError, Problem, shorten
 
 _RECIPES = {"hl": "qvhighlights", "charadesSTA": "charades", "tacos": "tacos"}
 """Official names of data sets, and the recipes of theirs."""
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that name a model and where it runs."""
-    parser.add_argument("weights", type=Path, help="folder of our weights, or an official .ckpt file")
-    parser.add_argument(
-        "--recipe",
-        help="recipe of an official checkpoint that names no data set: charades, qvhighlights or tacos",
-    )
-    parser.add_argument(
-        "--options", type=Path, help="opt.json of an official checkpoint, in place of the options inside it"
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=whole_number,
-        help="samples of a forward pass; official predictions depend on it (default: as the weights say)",
-    )
-    parser.add_argument("--device", type=device, default="cpu", help="torch device (default: cpu)")
-    parser.add_argument("--threads", type=whole_number, default=1, help="torch threads (default: 1)")
 
 
 def open_model(options: argparse.Namespace) -> tuple[Recipe, GirlDetr]:

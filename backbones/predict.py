@@ -4,24 +4,22 @@
         --text features/text --out val_preds.jsonl
 """
 
-import argparse
 import json
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 from vmr_env.backbones.dataset import MomentDataset
 from vmr_env.backbones.features.sources import (
-    add_source_arguments,
     open_dataset,
     open_sources,
     read_samples,
 )
-from vmr_env.backbones.frozen import add_model_arguments, open_model
+from vmr_env.backbones.frozen import open_model
 from vmr_env.backbones.girl_detr.inference import WindowSettings, saliency_curves, windows
 from vmr_env.backbones.girl_detr.model import GirlDetr, GirlDetrOutput
+from vmr_env.backbones.parsers import predict_parser
 
 from vmr_env.data.predictions import Prediction, write_predictions
 from vmr_env.errors import DataError
@@ -80,13 +78,7 @@ def predict(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: write a submission file and print its metrics."""
-    parser = argparse.ArgumentParser(prog="python -m vmr_env.backbones.predict", description=main.__doc__)
-    add_model_arguments(parser)
-    add_source_arguments(parser)
-    parser.add_argument(
-        "--out", type=Path, required=True, help="prediction file to write (.jsonl, .jsonl.gz)"
-    )
-    options = parser.parse_args(arguments)
+    options = predict_parser().parse_args(arguments)
     recipe, model = open_model(options)
     rows = read_samples(options.annotations, options.past_end)
     sources = open_sources(recipe, options, rows)

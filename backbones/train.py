@@ -30,11 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from vmr_env.backbones.arguments import device, whole_number
 from vmr_env.backbones.cross_fitted import cut_into_parts, member_folder, write_parts
 from vmr_env.backbones.dataset import FeatureBatch, MomentDataset
 from vmr_env.backbones.features.sources import (
-    add_source_arguments,
     open_dataset,
     open_sources,
     read_samples,
@@ -43,6 +41,7 @@ from vmr_env.backbones.girl_detr.checkpoint import save_checkpoint
 from vmr_env.backbones.girl_detr.losses import SupervisedCriterion
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.girl_detr.schedules import learning_rate
+from vmr_env.backbones.parsers import train_parser
 from vmr_env.backbones.predict import predict
 from vmr_env.backbones.processes import OneProcess, Processes, open_processes
 from vmr_env.backbones.recipes import Recipe, get_recipe
@@ -347,40 +346,7 @@ def tensorboard_log(folder: Path) -> Callable[[Mapping[str, float], int], None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: train a named recipe."""
-    parser = argparse.ArgumentParser(prog="python -m vmr_env.backbones.train", description=main.__doc__)
-    parser.add_argument("recipe", help="name of a recipe (vmr_env.backbones.recipes)")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="output folder; a run found there is continued"
-    )
-    add_source_arguments(parser)
-    parser.add_argument(
-        "--select-annotations", type=Path, help="selection samples (default: a tenth of the videos)"
-    )
-    parser.add_argument(
-        "--select-clips", type=Path, help="clip features of the selection videos (default: --clips)"
-    )
-    parser.add_argument(
-        "--select-text", type=Path, help="text features of the selection queries (default: --text)"
-    )
-    parser.add_argument(
-        "--cross-fit",
-        type=int,
-        metavar="K",
-        help="train K backbones, each on all source videos but a K-th (vmr_env.backbones.cross_fitted)",
-    )
-    parser.add_argument("--seed", type=int, help="seed (default: the recipe's)")
-    parser.add_argument(
-        "--behaviour",
-        choices=("official", "repaired"),
-        help="of model and losses (labels: --set official=true)",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="another value of an option, as JSON"
-    )
-    parser.add_argument("--device", type=device, default="cpu", help="torch device (default: cpu)")
-    parser.add_argument("--amp", action="store_true", help="forward passes in bfloat16")
-    parser.add_argument("--threads", type=whole_number, default=1, help="torch threads (default: 1)")
-    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard files")
+    parser = train_parser()
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     try:

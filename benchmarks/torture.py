@@ -1,18 +1,4 @@
-"""Attacks on everything that this package keeps on disk, and what came of them.
-
-    python benchmarks/torture.py             500 mutations, 100 kills, 100 full disks, 50 pairs of processes
-    python benchmarks/torture.py --quick     a tenth of each
-
-Each job below makes something in a folder, and can be begun again. Four attacks are made on each in turn:
-
-    mutation     a random change of a random file: it is refused in one error, or it has no effect
-    kill         SIGKILL at a random moment: the same command again ends with the same result
-    full disk    writes fail at a random size: one error and no temporary file, and with room the same result
-    pair         two processes at once: each ends well or with one error, and the result is the same
-
-A traceback, a signal, a wait without end, a temporary file that stays, or another result is a failure. Exit
-code 1 tells of failures, which are printed with the seed that repeats them.
-"""
+"""Attacks on everything that this package keeps on disk, and what came of them; see `Options`."""
 
 import hashlib
 import json
@@ -42,6 +28,7 @@ from vmr_env.backbones.recipes import get_recipe
 from vmr_env.backbones.simulated.features import write_simulated
 from vmr_env.backbones.train import Trainer, split_for_selection
 from vmr_env.benchmarks.experiment.main import main as main_job
+from vmr_env.benchmarks.experiment.progress import EVERY, minutes
 
 from vmr_env.caches.clip_sums import clip_sums_of
 from vmr_env.caches.reader import DecoderStateCache, Ragged, write_cache
@@ -49,7 +36,7 @@ from vmr_env.data.annotations import read_annotations
 from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.files.user_cache import VARIABLE
 from vmr_env.files.writing import only_writer
-from vmr_env.options import option, parse
+from vmr_env.options import option, parse_in_range
 from vmr_env.programs import plain_exit, run_program
 from vmr_env.simulation.config import CONFIGS
 from vmr_env.simulation.simulator import simulate, simulated_batch
@@ -75,11 +62,28 @@ _QUICK_JOB = ("--agents", "expected_gain", "--members", "2", "--evaluations", "1
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the command."""
+    """Attacks on everything that this package keeps on disk, and what came of them.
+
+        python benchmarks/torture.py             500 mutations, 100 kills, 100 full disks, 50 pairs of
+        processes python benchmarks/torture.py --quick     a tenth of each
+
+    Each job below makes something in a folder, and can be begun again. Four attacks are made on each in turn:
+
+        mutation     a random change of a random file: it is refused in one error, or it has no effect
+        kill         SIGKILL at a random moment: the same command again ends with the same result
+        full disk    writes fail at a random size: one error and no temporary file, and with room the same
+        result pair         two processes at once: each ends well or with one error, and the result is the
+        same
+
+    A traceback, a signal, a wait without end, a temporary file that stays, or another result is a failure.
+    Exit code 1 tells of failures, which are printed with the seed that repeats them.
+    """
 
     quick: bool = option(False, "a tenth of the attacks")
     seconds: int = option(1200, "begin no attack after so many", least=1)
     seed: int = option(0, "of all attacks", least=0)
+    only: str | None = option(None, "attacks of this kind alone", choices=tuple(ATTACKS))
+    skip: int = option(0, "attacks to leave out at the beginning, which were made before", least=0)
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,7 @@ class Attacker:
         self.counts: dict[tuple[str, str], list[int]] = {}
         self._good: dict[str, tuple[Path, str, float]] = {}
         for job in all_jobs:
+            print(f"making {job.name}", file=sys.stderr, flush=True)
             good = folder / "good" / job.name
             good.mkdir(parents=True)
             began = time.perf_counter()
@@ -243,7 +248,8 @@ class Attacker:
         count[0] += 1
         if fault:
             count[1] += 1
-            print(f"FAILURE: {kind} {number} of {job.name} (--seed {self._seed}): {fault}", flush=True)
+            again = f"--seed {self._seed} --only '{kind}' --skip {number}"
+            print(f"FAILURE: {kind} {number} of {job.name} ({again}): {fault}", flush=True)
 
     def _mutation(self, job: Job, place: Path, rng: np.random.Generator) -> str | None:
         good, expected, _ = self._good[job.name]
@@ -402,20 +408,46 @@ def mutate(path: Path, rng: np.random.Generator) -> str:
     return kind
 
 
+def attack_all(
+    attacker: Attacker,
+    attacks: Sequence[tuple[str, int]],
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Make attacks one after the other, and tell on standard error every half minute how far they are.
+
+    Args:
+        attacker: makes them.
+        attacks: kinds and numbers.
+        seconds: no attack begins after so many.
+        clock: tells the time in seconds.
+    """
+    began = told = clock()
+    for done, (kind, number) in enumerate(attacks):
+        now = clock()
+        if now - began > seconds:
+            print(f"stopped after {seconds} s and {done} of {len(attacks)} attacks")
+            break
+        if now - told >= EVERY:
+            told = now
+            failures = sum(failed for _, failed in attacker.counts.values())
+            line = f"{minutes(now - began)}: {done} of {len(attacks)} attacks made, {failures} failures"
+            print(line, file=sys.stderr, flush=True)
+        attacker.attack(kind, number)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the attacks, and print a table of them."""
-    options = parse(Options, arguments, str(__doc__), "python benchmarks/torture.py")
+    options = parse_in_range(Options, arguments, "python benchmarks/torture.py")
     torch.set_num_threads(1)
-    deadline = time.monotonic() + options.seconds
     wanted = {kind: times // 10 if options.quick else times for kind, times in ATTACKS.items()}
+    if options.only:
+        wanted = {options.only: wanted[options.only]}
     attacks = [(number / times, kind, number) for kind, times in wanted.items() for number in range(times)]
     with tempfile.TemporaryDirectory() as name:
         attacker = Attacker(Path(name), jobs(Path(name) / "data"), options.seed)
-        for done, (_, kind, number) in enumerate(sorted(attacks)):  # kinds in turn
-            if time.monotonic() > deadline:
-                print(f"stopped after {options.seconds} s and {done} of {len(attacks)} attacks")
-                break
-            attacker.attack(kind, number)
+        in_turn = [(kind, number) for _, kind, number in sorted(attacks)]
+        attack_all(attacker, in_turn[options.skip :], options.seconds)
     failures = 0
     print(f"{'attack':<12}{'on':<16}{'attempts':>9}{'failures':>9}")
     for (kind, job), (attempts, failed) in sorted(attacker.counts.items()):

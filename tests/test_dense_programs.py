@@ -9,9 +9,10 @@ import torch
 from caches import ARGUMENTS, make_cache
 from test_dense import problem
 from vmr_env.agents.dense.cached import cached_predictions, cached_states
+from vmr_env.agents.dense.objectives import OBJECTIVES
 from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.backbones.features.store import FeatureStoreWriter
-from vmr_env.benchmarks.experiment import dense, dense_sb3
+from vmr_env.benchmarks.experiment import dense, dense_sb3, parsers
 
 from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
 from vmr_env.data.predictions import read_predictions, write_predictions
@@ -68,6 +69,10 @@ def write_backbone_cache(path: Path, timelines: Timelines) -> None:
     write_cache(
         path, batch, **{**ARGUMENTS, "dataset": "qvhighlights", "models": ["one"], "clip_seconds": 2.0}
     )
+
+
+def test_the_parser_knows_all_gradients() -> None:
+    assert tuple(OBJECTIVES) == parsers.GRADIENTS
 
 
 def test_folds_are_judged_beside_all_references(

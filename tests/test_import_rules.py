@@ -119,6 +119,40 @@ def test_importing_the_package_stays_light() -> None:
     assert loaded.isdisjoint({"torch", "stable_baselines3", "pyarrow", "scipy", AGENTS, BACKBONES})
 
 
+def test_help_of_every_command_loads_nothing_heavy() -> None:
+    loaded = loaded_by(
+        "import click\n"
+        "from click.testing import CliRunner\n"
+        "from vmr_env.benchmarks.cli.main import main\n"
+        "def walk(command, words):\n"
+        "    told = CliRunner().invoke(main, [*words, '--help'], prog_name='vmr-env')\n"
+        "    assert told.exit_code == 0, told.output\n"
+        "    usage = told.output.split('[')[0].lower().split()\n"
+        "    assert usage == ['usage:', 'vmr-env', *words], usage\n"
+        "    for name, child in getattr(command, 'commands', {}).items():\n"
+        "        walk(child, [*words, name])\n"
+        "walk(main, [])"
+    )
+    assert {f"{BENCHMARKS}.speed.options", f"{BACKBONES}.parsers"} <= loaded  # it has come that far
+    heavy = {"torch", "numba", "stable_baselines3", "pandas", "pyarrow", "scipy", "ray", "optuna"}
+    assert loaded.isdisjoint(heavy)
+
+
+def test_an_agent_that_only_acts_leaves_the_compiler_of_torch_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading it, or pandas, takes longer than all that `vmr-env demo` does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+    loaded = loaded_by(
+        "from click.testing import CliRunner\n"
+        "from vmr_env.benchmarks.cli.main import main\n"
+        "told = CliRunner().invoke(main, ['demo'])\n"
+        "assert told.exit_code == 0, told.output\n"
+    )
+    assert {"torch", f"{AGENTS}.expected_gain"} <= loaded
+    assert loaded.isdisjoint({"torch._dynamo", "pandas"})
+
+
 def test_stepping_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
     source = make_cache(tmp_path / "cache")

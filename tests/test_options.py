@@ -7,11 +7,13 @@ import pytest
 from vmr_env.benchmarks.experiment.names import BACKBONE_AGENTS, DEFAULT_AGENTS
 from vmr_env.benchmarks.experiment.options import Options, check, resolved
 
-from vmr_env.options import argument, flags, option, out_of_range, parse
+from vmr_env.options import argument, option, out_of_range, parse, parse_in_range
 
 
 @dataclass(frozen=True)
 class Example:
+    """An example."""
+
     files: tuple[Path, ...] = argument("what to read")
     out: Path = option(MISSING, "where to write")
     seeds: int = option(2, "how many", group="learning", least=1)
@@ -25,7 +27,7 @@ class Example:
 
 
 def example(text: str) -> Example:
-    return parse(Example, text.split(), "An example.")
+    return parse(Example, text.split())
 
 
 def test_values_have_the_types_of_their_fields() -> None:
@@ -71,10 +73,34 @@ def test_help_tells_every_option_with_its_default(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         example("--help")
     told = capsys.readouterr().out
-    assert all(flag in told for flag in flags(Example))
+    for name in ("out", "seeds", "rounds", "names", "pair", "set", "kind", "keep-all", "cluster"):
+        assert f"  --{name}" in told
+    assert "An example." in told
     assert "how many (default: 2)" in told
     assert "of agents (default: a b)" in told
     assert told.index("learning:") < told.index("--seeds SEEDS ")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Repeated pairs."""
+
+    pair: tuple[tuple[Path, Path], ...] = option((), "two, again", repeated=True)
+    times: int = option(1, "how often", least=1)
+
+
+def test_a_pair_may_be_repeated() -> None:
+    given = parse(Pairs, ["--pair", "a", "b", "--pair", "c", "d"])
+    assert given.pair == ((Path("a"), Path("b")), (Path("c"), Path("d")))
+    assert parse(Pairs, []).pair == ()
+
+
+def test_small_numbers_are_wrong_where_nothing_else_checks_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_in_range(Pairs, ["--times", "1"]).times == 1
+    with pytest.raises(SystemExit) as left:
+        parse_in_range(Pairs, ["--times", "0"], "program")
+    assert left.value.code == 2
+    assert "program: error: --times: is 0, expected a whole number from 1" in capsys.readouterr().err
 
 
 def test_numbers_that_make_no_sense() -> None:

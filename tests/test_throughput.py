@@ -29,7 +29,7 @@ def test_scoring_of_a_file_is_timed(data: Path) -> None:
 def test_repeats_below_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         throughput.main(["--repeats", "0"])
-    assert "--repeats is 0, expected at least 1" in capsys.readouterr().err
+    assert "--repeats: is 0, expected a whole number from 1" in capsys.readouterr().err
 
 
 def test_the_interval_of_a_mean_is_student_s() -> None:

@@ -2,16 +2,20 @@
 
     @dataclass(frozen=True)
     class Options:
+        '''Read files.'''
+
         files: tuple[Path, ...] = argument("what to read")
         seeds: int = option(2, "runs of each agent", least=1)
 
-    options = parse(Options, ["a.jsonl", "--seeds", "3"], "Reads files.")
+    options = parse(Options, ["a.jsonl", "--seeds", "3"])
 
 A field's type says how its values are read: `bool` is a flag, `tuple[X, ...]` takes any number of values and
-`tuple[X, Y]` exactly two; `X | None` is an option that may be left out.
+`tuple[X, Y]` exactly two; `X | None` is an option that may be left out. A repeated
+option may be `tuple[tuple[X, Y], ...]`.
 """
 
 import argparse
+import inspect
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -72,21 +76,39 @@ def argument(help: str) -> Any:
     return field(metadata={"form": _Form(help, positional=True)})
 
 
-def parse(options: type[T], argv: Sequence[str] | None, description: str, prog: str | None = None) -> T:
+def parse(options: type[T], argv: Sequence[str] | None, prog: str | None = None) -> T:
     """Read a command line.
 
     Args:
         options: the dataclass.
         argv: the words of the command line; None for those of the process.
-        description: what the program does, for its help.
-        prog: its name, for its help.
+        prog: as for `parser_of`.
 
     Raises:
         SystemExit: with 2 where the command is wrong, with 0 after its help.
     """
+    given = vars(parser_of(options, prog).parse_args(argv))
+    return options(**{name: _frozen(value) for name, value in given.items()})
+
+
+def parse_in_range(options: type[T], argv: Sequence[str] | None, prog: str | None = None) -> T:
+    """As `parse`, and numbers that are smaller than makes sense are wrong, too."""
+    given = parse(options, argv, prog)
+    if problems := out_of_range(given):
+        parser_of(options, prog).error("; ".join(map(str, problems)))
+    return given
+
+
+def parser_of(options: type, prog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a command line.
+
+    Args:
+        options: the dataclass, whose docstring says what the program does.
+        prog: the program's name, for its help.
+    """
     parser = argparse.ArgumentParser(
         prog=prog,
-        description=description,
+        description=inspect.getdoc(options),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -97,8 +119,7 @@ def parse(options: type[T], argv: Sequence[str] | None, description: str, prog: 
             groups[form.group] = parser.add_argument_group(form.group)
         name = one.name if form.positional else _flag(one)
         groups[form.group].add_argument(name, **_arguments(one, kind, form))
-    given = vars(parser.parse_args(argv))
-    return options(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+    return parser
 
 
 def from_mapping(options: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -132,6 +153,11 @@ def from_mapping(options: type[T], values: Mapping[str, Any], where: str) -> T:
     return options(**read)
 
 
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, within lists too."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
 def _tuple(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
@@ -159,11 +185,6 @@ def _value(kind: Any, value: Any) -> Any:
 
 
 _EXPECTED: Mapping[Any, str] = {int: "a whole number", float: "a number", Path: "a path"}
-
-
-def flags(options: type) -> list[str]:
-    """All options, as they are written."""
-    return ["--help", *(_flag(one) for one, _, form in _forms(options) if not form.positional)]
 
 
 def out_of_range(options: Any) -> list[Problem]:
@@ -209,6 +230,8 @@ def _arguments(one: Field[Any], kind: Any, form: _Form) -> dict[str, Any]:
         arguments["type"] = of_one
         if form.repeated:
             arguments["action"] = "append"
+            if get_origin(of_one) is tuple:
+                arguments |= {"type": get_args(of_one)[0], "nargs": len(get_args(of_one))}
         else:
             arguments["nargs"] = ("*" if form.empty else "+") if others == [...] else 1 + len(others)
     if not form.positional and one.default is MISSING:

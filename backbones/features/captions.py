@@ -158,24 +158,33 @@ def _fail(path: Path, message: str) -> DataError:
     return DataError(Problem(str(path), None, None, message))
 
 
+def encode_parser() -> argparse.ArgumentParser:
+    """The parser of `vmr-env encode captions`."""
+    encode = argparse.ArgumentParser(
+        prog="vmr-env encode captions", description="Encode captions with a sentence encoder."
+    )
+    encode.add_argument("captions", type=Path, help="json lines with vid, clip_len and captions")
+    encode.add_argument("--clip-seconds", type=float, default=2.0, help="expected clip length (default: 2)")
+    encode.add_argument("--model", help="sentence-transformers model (default: offline MiniLM)")
+    encode.add_argument("--device", type=device, default="cpu", help="torch device (default: cpu)")
+    encode.add_argument("--cache", type=Path, help="folder of the sentence cache")
+    encode.add_argument("--out", type=Path, required=True, help="folder of the new feature store")
+    add_cluster_arguments(encode)
+    return encode
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: clip features from captions."""
     parser = argparse.ArgumentParser(
         prog="python -m vmr_env.backbones.features.captions", description=main.__doc__
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    encode = commands.add_parser("encode", help="encode captions with a sentence encoder")
-    encode.add_argument("captions", type=Path, help="json lines with vid, clip_len and captions")
-    encode.add_argument("--clip-seconds", type=float, default=2.0, help="expected clip length (default: 2)")
-    encode.add_argument("--model", help="sentence-transformers model (default: offline MiniLM)")
-    encode.add_argument("--device", type=device, default="cpu", help="torch device (default: cpu)")
-    encode.add_argument("--cache", type=Path, help="folder of the sentence cache")
-    add_cluster_arguments(encode)
+    told = "encode captions with a sentence encoder"
+    commands.add_parser("encode", help=told, parents=[encode_parser()], add_help=False)
     load = commands.add_parser("import", help="import caption embeddings stored in eight bits")
     load.add_argument("folder", type=Path, help=f"folder with {VALUES_FILE}, {SCALES_FILE} and {VIDEOS_FILE}")
     load.add_argument("--split", required=True, help="videos to take")
-    for command in (encode, load):
-        command.add_argument("--out", type=Path, required=True, help="folder of the new feature store")
+    load.add_argument("--out", type=Path, required=True, help="folder of the new feature store")
     options = parser.parse_args(arguments)
     if options.command == "encode":
         videos = read_captions(options.captions, options.clip_seconds)

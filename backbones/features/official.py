@@ -153,10 +153,11 @@ def _fail(path: PathLike, message: str) -> DataError:
     return DataError(Problem(str(path), None, None, message))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: copy feature files of the official layout into a feature store."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `vmr-env encode features`."""
     parser = argparse.ArgumentParser(
-        prog="python -m vmr_env.backbones.features.official", description=main.__doc__
+        prog="vmr-env encode features",
+        description="Copy feature files of the official layout into a feature store.",
     )
     parser.add_argument(
         "annotations", type=Path, nargs="+", help="json lines that name the videos and queries"
@@ -168,7 +169,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prefix", default=None, help="of text file names (default: qid; TACoS has none)")
     parser.add_argument("--array", default=None, help=f"array name (default: {VIDEO_ARRAY} or {TEXT_ARRAY})")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new feature store")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: copy feature files of the official layout into a feature store."""
+    options = make_parser().parse_args(arguments)
     rows = [row for path in options.annotations for row in read_annotations(path, past_end="keep")]
     text = options.kind == "text"
     features = OfficialFeatures(

@@ -10,7 +10,7 @@ from vmr_env.backbones.features.official import TEXT_ARRAY, OfficialFeatures
 from vmr_env.backbones.features.store import Features, FeatureStore
 from vmr_env.backbones.recipes import Recipe
 
-from vmr_env.data.annotations import PAST_END, Annotation, PastEnd, read_annotations
+from vmr_env.data.annotations import Annotation, PastEnd, read_annotations
 from vmr_env.errors import DataError, Problem
 
 
@@ -29,33 +29,6 @@ class Sources:
     text: Features
     kind: str
     names: tuple[str, ...]
-
-
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that name annotations and features."""
-    parser.add_argument(
-        "--annotations",
-        type=Path,
-        action="append",
-        required=True,
-        help="samples (.jsonl, .jsonl.gz); may repeat",
-    )
-    parser.add_argument(
-        "--past-end",
-        choices=PAST_END,
-        default="clip",
-        help="what to do with moments that do not lie within their video (default: clip)",
-    )
-    parser.add_argument(
-        "--short-features",
-        choices=("error", "drop"),
-        default="error",
-        help="what to do with videos whose features do not cover their length: refuse them (default), or "
-        "leave their samples out",
-    )
-    parser.add_argument("--clips", type=Path, help="feature store of clips (not for blind recipes)")
-    parser.add_argument("--text", type=Path, help="feature store of text tokens")
-    parser.add_argument("--features", type=Path, help="root of the official layout, instead of the stores")
 
 
 def read_samples(paths: Sequence[Path], past_end: PastEnd) -> list[Annotation]:

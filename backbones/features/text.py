@@ -307,10 +307,10 @@ def read_sentences(path: PathLike) -> dict[str, str]:
     return sentences
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: encode the queries of annotation files."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `vmr-env encode text`."""
     parser = argparse.ArgumentParser(
-        prog="python -m vmr_env.backbones.features.text", description=main.__doc__
+        prog="vmr-env encode text", description="Encode the queries of annotation files."
     )
     parser.add_argument(
         "files", nargs="+", type=Path, help="json lines with qid, query and maybe rephrased_query"
@@ -323,12 +323,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=whole_number, default=64, help="sentences in one forward pass")
     parser.add_argument("--cache", type=Path, help="folder of the sentence cache")
     add_cluster_arguments(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: encode the queries of annotation files."""
+    options = make_parser().parse_args(arguments)
     sentences: dict[str, str] = {}
     for path in options.files:
         found = read_sentences(path)
         if repeated := sorted(found.keys() & sentences.keys()):
-            parser.error(f"{path}: qid {repeated[0]} is also in an earlier file")
+            make_parser().error(f"{path}: qid {repeated[0]} is also in an earlier file")
         sentences |= found
     encoder = SentenceEncoder(options.model, device=options.device, batch_size=options.batch_size)
     store = build_text_store(

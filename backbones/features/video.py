@@ -8,7 +8,6 @@ one of the video where it ends before. A key is a file's name without its suffix
 by its content, so that an interrupted run goes on from there (extra ``[video]``).
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 from vmr_env.backbones.features.text import read_sentences
+from vmr_env.backbones.parsers import video_parser
 
 from vmr_env.caches.writer import sha256_of
 from vmr_env.data.annotations import NOISE_SECONDS
@@ -306,21 +306,7 @@ def _fail(path: PathLike, message: str) -> DataError:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: encode videos, and the queries about them, by a CLIP-like model."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vmr_env.backbones.features.video", description=main.__doc__
-    )
-    parser.add_argument("videos", type=Path, nargs="+", help="video files")
-    parser.add_argument("--model", required=True, help="name or folder of a CLIP-like model of transformers")
-    length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--dataset", choices=list(PROFILES), help="data set whose clip length is taken")
-    length.add_argument("--clip-seconds", type=float, help="length of a clip")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the new feature store")
-    parser.add_argument("--durations", type=Path, help="also write the videos' lengths here (.json)")
-    parser.add_argument("--queries", type=Path, help="annotations (.jsonl) whose sentences are encoded too")
-    parser.add_argument("--text-out", type=Path, help="folder of the feature store of --queries")
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures in one forward pass")
-    parser.add_argument("--cache", type=Path, help="folder that keeps features by content")
+    parser = video_parser()
     options = parser.parse_args(arguments)
     if (options.queries is None) != (options.text_out is None):
         parser.error("--queries and --text-out belong together")

@@ -132,6 +132,7 @@ cache.add_command(
     program(
         "checkpoint",
         "vmr_env.backbones.cache",
+        "vmr_env.backbones.parsers:checkpoint_parser",
         "From a trained or an official GIRL-DETR checkpoint and features.",
     )
 )

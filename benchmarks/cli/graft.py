@@ -11,10 +11,6 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from vmr_env.agents.tensors import read_tensors
-from vmr_env.backbones.base import open_detector
-from vmr_env.benchmarks.experiment.methods import KIND
-
 from vmr_env.errors import DataError, Problem
 from vmr_env.options import argument, option, parse
 from vmr_env.programs import run_program
@@ -31,6 +27,10 @@ def graft(weights: Path, head: Path, out: Path) -> str:
     Raises:
         DataError: A file cannot be read or written, or the head is none of this backbone's.
     """
+    from vmr_env.agents.tensors import read_tensors
+    from vmr_env.backbones.base import open_detector
+    from vmr_env.benchmarks.experiment.methods import KIND
+
     header, tensors = read_tensors(head, "head")
     detector = open_detector(header.get(KIND, "girl-detr"), weights)
     expected = {name: tuple(tensor.shape) for name, tensor in detector.head.state_dict().items()}
@@ -45,7 +45,7 @@ def graft(weights: Path, head: Path, out: Path) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the command."""
+    """Put a trained head back into its backbone."""
 
     weights: Path = argument("folder of the backbone's weights")
     head: Path = argument("the trained head (.safetensors)")
@@ -53,8 +53,8 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Put a trained head back into its backbone."""
-    options = parse(Options, arguments, str(main.__doc__), "vmr-env graft")
+    """Command line: graft a head."""
+    options = parse(Options, arguments, "vmr-env graft")
     print(f"{options.out}: sha256 {graft(options.weights, options.head, options.out)}")
 
 

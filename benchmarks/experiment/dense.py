@@ -12,7 +12,6 @@ pool, its first model) and from the vote, with 95 % intervals over videos; and, 
 by itself, the mean, with an interval over videos and seeds.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,13 +23,13 @@ from torch import Tensor
 from vmr_env.agents.dense.cached import cached_predictions, cached_states
 from vmr_env.agents.dense.decoding import answers
 from vmr_env.agents.dense.network import DenseNetwork
-from vmr_env.agents.dense.objectives import OBJECTIVES
 from vmr_env.agents.dense.policy import DensePolicy, save_policy
 from vmr_env.agents.dense.references import SpanRanker, evidence_alone, vote_answers
 from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.dense.trainer import Beliefs, DenseConfig, believe, train, vote_distribution
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.features.text import SentenceCache, SentenceEncoder, read_sentences
+from vmr_env.benchmarks.experiment.parsers import CONFIGURED, dense_parser
 from vmr_env.benchmarks.experiment.results import differences, figures, query_scores, table
 from vmr_env.benchmarks.report.comparison import rounded
 
@@ -38,7 +37,7 @@ from vmr_env.arrays import Floats
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
-from vmr_env.data.profiles import PROFILES, DatasetProfile, get_profile
+from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.data.splits import video_folds
 from vmr_env.data.timelines import Asked, ClipFeatures, NoEvidence
 from vmr_env.errors import DataError, Problem, shorten
@@ -134,57 +133,7 @@ def _figures(rows: Sequence[Prediction], annotations: Sequence[Annotation]) -> d
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: train the policy over all spans, and judge it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vmr_env.benchmarks.experiment.dense", description=main.__doc__
-    )
-    files = "annotation file, then prediction files of one detector or of a pool"
-    parser.add_argument("--train", nargs="+", type=Path, required=True, metavar="FILE", help=files)
-    parser.add_argument(
-        "--test", nargs="+", type=Path, metavar="FILE", help=f"{files}; default: folds of --train"
-    )
-    parser.add_argument(
-        "--cache", type=Path, metavar="FOLDER", help="a backbone's cache beside --train's files"
-    )
-    parser.add_argument("--test-cache", type=Path, metavar="FOLDER", help="its cache beside --test's files")
-    parser.add_argument("--states", action="store_true", help="see the decoder states of the caches too")
-    parser.add_argument("--dataset", choices=PROFILES, default="qvhighlights", help="default: qvhighlights")
-    parser.add_argument("--clips", nargs="+", type=Path, required=True, help="feature stores of the clips")
-    parser.add_argument("--paraphrases", nargs="*", type=Path, default=[], help="of the training queries")
-    parser.add_argument("--no-evidence", action="store_true", help="control: clips and queries are zero")
-    parser.add_argument("--seeds", type=int, default=3, help="networks whose probabilities are averaged")
-    parser.add_argument("--folds", type=int, default=5, help="folds by video where there is no --test")
-    parser.add_argument("--epochs", type=int, default=DenseConfig.epochs, help="passes over the queries")
-    parser.add_argument(
-        "--models-shown",
-        type=int,
-        default=DenseConfig.models_shown,
-        help="each training sample shows a random few of the models, at most so many, so that "
-        "the policy suits detectors that it never saw; 0 (default) shows all, a pool",
-    )
-    parser.add_argument(
-        "--evidence-dropout",
-        type=float,
-        default=DenseConfig.evidence_dropout,
-        help="share of training samples without clips and query, so that none are needed (default: 0)",
-    )
-    parser.add_argument(
-        "--foreign-evidence",
-        type=float,
-        default=DenseConfig.foreign_evidence,
-        help="share of training samples with the clips of another video, so that evidence is "
-        "trusted where it deserves it (default: 0)",
-    )
-    parser.add_argument(
-        "--gradient",
-        choices=OBJECTIVES,
-        default=DenseConfig.gradient,
-        help="of the expected gain: over all spans, over spans that are drawn, or none (default: exact)",
-    )
-    parser.add_argument(
-        "--ranker", action="store_true", help="compare with gradient boosting too; needs vmr-env[ranker]"
-    )
-    parser.add_argument("--out", type=Path, help="prediction file to write")
-    parser.add_argument("--save", type=Path, help="folder for the policy learnt on --train; needs --test")
+    parser = dense_parser()
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}; expected 1 or more")
@@ -202,13 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if getattr(options, name) is not None and len(getattr(options, name)) < 2 and cache is None:
             parser.error(f"--{name} names one file; expected an annotation file and prediction files")
     try:
-        config = DenseConfig(
-            epochs=options.epochs,
-            models_shown=options.models_shown,
-            evidence_dropout=options.evidence_dropout,
-            foreign_evidence=options.foreign_evidence,
-            gradient=options.gradient,
-        )
+        chosen = {name: getattr(options, name) for name in CONFIGURED if getattr(options, name) is not None}
+        config = DenseConfig(**chosen)
     except ValueError as error:
         parser.error(str(error))
     torch.set_num_threads(1)

@@ -1,19 +1,6 @@
 """The main job: from data to a table that says whether reinforcement learning improved the moments.
 
-    python benchmarks/run_tprl.py                                         TPRL and agents on a small GIRL-DETR
-    python benchmarks/run_tprl.py --dataset qvhighlights \\
-        --predictions val.moment_detr.jsonl --annotations val.jsonl       five folds by video over one file
-    python benchmarks/run_tprl.py --dataset qvhighlights \\
-        --predictions val.cg_detr.jsonl --annotations val.jsonl \\
-        --test-predictions test.cg_detr.jsonl --test-annotations test.jsonl
-    python benchmarks/run_tprl.py --agent my_package.my_module:MyAgent    an own algorithm among ours
-    python benchmarks/run_tprl.py --dataset qvhighlights --cache caches/train --test-cache caches/val \\
-        --weights runs/captions/best --agents tprl head_ppo head_grpo ppo  a backbone's head, and agents
-    python benchmarks/run_tprl.py --backbone charades-simulated           from features: GIRL-DETR and all
-    python benchmarks/run_tprl.py --backbone charades-simulated --ablate  what in TPRL does the work
-
-Several files after --predictions form a pool. Agents learn and are selected on training videos only; test
-videos are read once, at the end of a run. Ctrl-C leaves the table of what was done; --resume goes on.
+`Options` says what it can do.
 """
 
 import shlex
@@ -43,7 +30,7 @@ NOT_RUN = "Not run: head + last decoder layer, head + everything. They need feat
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    given = parse(Options, words, __doc__, "vmr-env tprl")
+    given = parse(Options, words, "vmr-env tprl")
     return ended(lambda: carry_out(given, words), given.out)
 
 

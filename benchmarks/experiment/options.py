@@ -21,7 +21,7 @@ from vmr_env.envs.actions import FREE
 from vmr_env.envs.curriculum import CURRICULA, Plateau, Progression, Rule, StepSchedule
 from vmr_env.envs.sources import simulated_source
 from vmr_env.errors import DataError, Problem, shorten
-from vmr_env.options import option, out_of_range
+from vmr_env.options import argument, option, out_of_range
 
 RECIPES = ("charades-simulated",)
 """Backbones that can be trained from nothing but seeds."""
@@ -61,7 +61,23 @@ class Execution:
 
 @dataclass(frozen=True)
 class Options(Execution):
-    """Options of the main job."""
+    """The main job: from data to a table that says whether reinforcement learning improved the moments.
+
+        python benchmarks/run_tprl.py                                         TPRL and agents on a small
+        GIRL-DETR python benchmarks/run_tprl.py --dataset qvhighlights \\
+            --predictions val.moment_detr.jsonl --annotations val.jsonl       five folds by video over one
+        file python benchmarks/run_tprl.py --dataset qvhighlights \\
+            --predictions val.cg_detr.jsonl --annotations val.jsonl \\
+            --test-predictions test.cg_detr.jsonl --test-annotations test.jsonl
+        python benchmarks/run_tprl.py --agent my_package.my_module:MyAgent    an own algorithm among ours
+        python benchmarks/run_tprl.py --dataset qvhighlights --cache caches/train --test-cache caches/val \\
+            --weights runs/captions/best --agents tprl head_ppo head_grpo ppo  a backbone's head, and agents
+        python benchmarks/run_tprl.py --backbone charades-simulated           from features: GIRL-DETR and all
+        python benchmarks/run_tprl.py --backbone charades-simulated --ablate  what in TPRL does the work
+
+    Several files after --predictions form a pool. Agents learn and are selected on training videos only; test
+    videos are read once, at the end of a run. Ctrl-C leaves the table of what was done; --resume goes on.
+    """
 
     dataset: str = option(EMBEDDED, "name of the data set", group="data")
     predictions: tuple[Path, ...] = option(
@@ -182,6 +198,65 @@ class Options(Execution):
     def chosen(self) -> tuple[str, ...]:
         """All agents, ours and own ones."""
         return (*(self.agents or ()), *self.agent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(Execution):
+    """Sweeps: a table of experiments, done as one, with one report over all of them.
+
+        vmr-env bench sweep sweep.yaml --out runs/sweep
+
+    The file says what is varied; every combination of data, detectors and settings is a row of the table, and
+    each row an experiment of the main job:
+
+        data:                                 names, each with options of `vmr-env tprl`
+          val: {dataset: qvhighlights, annotations: val.jsonl}
+        detectors: [cg_detr, eatr]            likewise; a list where there are no options
+        settings:
+          plain: {}
+          large: {members: 5, set: [ppo.epochs=4]}
+        methods: [expected_gain, ppo]         agents, ours by name and own ones as module:Class
+        seeds: 3
+        options:                              of all rows
+          predictions: val.{detector}.jsonl
+
+    `{data}` and `{detector}` in a text stand for the names of the row. Where an option is given several
+    times, the setting's value goes before the detector's, the data's, and that of all rows. Every row is
+    checked before anything is trained. `--resume` goes on, also with rows or seeds that were added to the
+    file.
+    """
+
+    file: Path = argument("the table, a YAML file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(Execution):
+    """Search of an agent's settings by Optuna, on held-out training videos alone.
+
+        vmr-env bench search search.yaml --trials 30 --out runs/search
+
+    The file names one agent, the settings to vary, and data to learn from, but none to be judged on:
+
+        method: ppo
+        settings:
+          lr: {low: 1.0e-4, high: 1.0e-2, log: true}
+          epochs: {low: 1, high: 8}
+          entropy: [0, 0.01, 0.1]
+        options: {dataset: qvhighlights, predictions: [val.cg_detr.jsonl], annotations: val.jsonl, folds: 3}
+
+    `options` are those of `vmr-env tprl`. A trial is an experiment of the main job: folds by video over the
+    data, each judged by what was learnt from the others. Its value is a figure over all of them, in the mean
+    over seeds. Trial 0 has the settings that the agent has by default. The best value of many is too good to
+    be true: only data that the search has not seen tell what the settings are worth.
+
+    Trials that are done are read again with `--resume`; the search then asks for the same ones, and goes on.
+    """
+
+    file: Path = argument("what to search, a YAML file")
+    trials: int = option(20, "trials, with those that are done", group="search", least=1)
+    together: int = option(1, "trials that are done side by side", group="search", least=1)
+    search_seed: int = option(0, "seed of the sampler", group="search", least=0)
+    measure: str = option("mIoU", "figure to be raised", group="search")
 
 
 def resolved(options: Options) -> Options:

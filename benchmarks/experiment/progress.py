@@ -102,9 +102,9 @@ class Watcher:
         self._told = now
         done = self._amount() - self._found
         seconds = now - self._began
-        left = "" if done <= 0 else f", about {_minutes(seconds * (self._runs - self._amount()) / done)} left"
+        left = "" if done <= 0 else f", about {minutes(seconds * (self._runs - self._amount()) / done)} left"
         states = "".join(f"; {self._state(run)}" for run in self._running)
-        line = f"{_minutes(seconds)}{left}: {self._done} of {self._runs} runs done{states}"
+        line = f"{minutes(seconds)}{left}: {self._done} of {self._runs} runs done{states}"
         print(line, file=self._stream, flush=True)
 
     def _amount(self) -> float:
@@ -122,6 +122,7 @@ class Watcher:
         return f"{run.name}{member} round {now.round} of {now.rounds}{gain}"
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
+    """A time as minutes:seconds."""
     whole = round(seconds)
     return f"{whole // 60}:{whole % 60:02}"

@@ -69,10 +69,11 @@ _OFF_POLICY: dict[str, Draw] = {
 SPACES: Mapping[str, Mapping[str, Draw]] = {
     "a2c": _ON_POLICY
     | {
-        "n_steps": one_of(4, 8, 16, 32),
-        "ent_coef": between(1e-3, 1e-1),
+        "n_steps": one_of(4, 8, 16),
+        "learning_rate": between(3e-4, 5e-3),
+        "ent_coef": between(1e-3, 5e-2),
         "normalize_advantage": one_of(False, True),
-        "use_rms_prop": one_of(False, True),
+        "use_rms_prop": one_of(False),
     },
     "dqn": _OFF_POLICY
     | {

@@ -1,23 +1,4 @@
-"""Search of an agent's settings by Optuna, on held-out training videos alone.
-
-    vmr-env bench search search.yaml --trials 30 --out runs/search
-
-The file names one agent, the settings to vary, and data to learn from, but none to be judged on:
-
-    method: ppo
-    settings:
-      lr: {low: 1.0e-4, high: 1.0e-2, log: true}
-      epochs: {low: 1, high: 8}
-      entropy: [0, 0.01, 0.1]
-    options: {dataset: qvhighlights, predictions: [val.cg_detr.jsonl], annotations: val.jsonl, folds: 3}
-
-`options` are those of `vmr-env tprl`. A trial is an experiment of the main job: folds by video over the data,
-each judged by what was learnt from the others. Its value is a figure over all of them, in the mean over
-seeds. Trial 0 has the settings that the agent has by default. The best value of many is too good to be true:
-only data that the search has not seen tell what the settings are worth.
-
-Trials that are done are read again with `--resume`; the search then asks for the same ones, and goes on.
-"""
+"""Search of an agent's settings by Optuna, on held-out training videos alone; see `SearchOptions`."""
 
 import json
 import sys
@@ -30,7 +11,12 @@ import numpy as np
 from vmr_env.benchmarks.experiment.chosen_methods import methods_of
 from vmr_env.benchmarks.experiment.experiment import Experiment
 from vmr_env.benchmarks.experiment.main import check_all, do_runs, ended, prepared
-from vmr_env.benchmarks.experiment.options import Execution, Options, execution_problems, resolved
+from vmr_env.benchmarks.experiment.options import (
+    Options,
+    SearchOptions,
+    execution_problems,
+    resolved,
+)
 from vmr_env.benchmarks.experiment.results import figures, measures, table
 from vmr_env.benchmarks.experiment.run_folder import SETTINGS_FILE, make_folder, same_or_new
 from vmr_env.benchmarks.experiment.sweep import Sweep, row_options
@@ -40,28 +26,16 @@ from vmr_env.errors import DataError, MissingExtra, Problem, shorten
 from vmr_env.files.text import write_text
 from vmr_env.files.writing import only_writer
 from vmr_env.files.yaml import read_yaml
-from vmr_env.options import argument, option, parse
+from vmr_env.options import parse
 from vmr_env.programs import run_program
 
 if TYPE_CHECKING:
     import optuna
 
-MEASURE = "mIoU"
 SEARCH_FILE = "search.json"
 BEST_FILE = "best.json"
 _TEST_DATA = ("test_predictions", "test_annotations", "test_cache", "select_cache")
 _RANGE = {"low", "high", "log"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchOptions(Execution):
-    """Options of a search."""
-
-    file: Path = argument("what to search, a YAML file")
-    trials: int = option(20, "trials, with those that are done", group="search", least=1)
-    together: int = option(1, "trials that are done side by side", group="search", least=1)
-    search_seed: int = option(0, "seed of the sampler", group="search", least=0)
-    measure: str = option(MEASURE, "figure to be raised", group="search")
 
 
 @dataclass(frozen=True)
@@ -298,7 +272,7 @@ def _report(given: SearchOptions, method: str, trials: Sequence[Trial]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: carry out a search."""
-    given = parse(SearchOptions, argv, __doc__, "vmr-env bench search")
+    given = parse(SearchOptions, argv, "vmr-env bench search")
     return ended(lambda: carry_out(given), given.out)
 
 

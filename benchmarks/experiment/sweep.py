@@ -1,25 +1,4 @@
-"""Sweeps: a table of experiments, done as one, with one report over all of them.
-
-    vmr-env bench sweep sweep.yaml --out runs/sweep
-
-The file says what is varied; every combination of data, detectors and settings is a row of the table, and
-each row an experiment of the main job:
-
-    data:                                 names, each with options of `vmr-env tprl`
-      val: {dataset: qvhighlights, annotations: val.jsonl}
-    detectors: [cg_detr, eatr]            likewise; a list where there are no options
-    settings:
-      plain: {}
-      large: {members: 5, set: [ppo.epochs=4]}
-    methods: [expected_gain, ppo]         agents, ours by name and own ones as module:Class
-    seeds: 3
-    options:                              of all rows
-      predictions: val.{detector}.jsonl
-
-`{data}` and `{detector}` in a text stand for the names of the row. Where an option is given several times,
-the setting's value goes before the detector's, the data's, and that of all rows. Every row is checked before
-anything is trained. `--resume` goes on, also with rows or seeds that were added to the file.
-"""
+"""Sweeps: a table of experiments, done as one, with one report over all of them; see `SweepOptions`."""
 
 import re
 import shlex
@@ -33,14 +12,20 @@ from typing import Any
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run
 from vmr_env.benchmarks.experiment.main import check_all, do_runs, ended, prepared, raise_failed, reported
 from vmr_env.benchmarks.experiment.names import AGENTS, BACKBONE_METHODS
-from vmr_env.benchmarks.experiment.options import Execution, Options, execution_problems, resolved
+from vmr_env.benchmarks.experiment.options import (
+    Execution,
+    Options,
+    SweepOptions,
+    execution_problems,
+    resolved,
+)
 from vmr_env.benchmarks.experiment.run_folder import SETTINGS_FILE, make_folder
 from vmr_env.benchmarks.report.sweeps import ReportedRow, report_sweep
 
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.writing import only_writer
 from vmr_env.files.yaml import read_yaml
-from vmr_env.options import argument, from_mapping, parse
+from vmr_env.options import from_mapping, parse
 from vmr_env.programs import run_program
 
 AXES = ("data", "detectors", "settings")
@@ -54,13 +39,6 @@ ROWS = "rows"
 
 _NAME = re.compile(r"\w[\w.+-]*")
 _NOT_OF_ROWS = ("agents", "agent", "backbone", "backbone_seed", *(one.name for one in fields(Execution)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepOptions(Execution):
-    """Options of a sweep."""
-
-    file: Path = argument("the table, a YAML file")
 
 
 @dataclass(frozen=True)
@@ -260,7 +238,7 @@ def _each(rows: Sequence[Row], do: Any) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: carry out a sweep."""
     words = list(sys.argv[1:] if argv is None else argv)
-    given = parse(SweepOptions, words, __doc__, "vmr-env bench sweep")
+    given = parse(SweepOptions, words, "vmr-env bench sweep")
     return ended(lambda: carry_out(given, words), given.out)
 
 

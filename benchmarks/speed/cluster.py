@@ -1,18 +1,5 @@
-"""What runs on a Ray cluster cost, on this machine.
+"""What a Ray cluster costs and gives; see `options.ClusterSpeed`."""
 
-    python benchmarks/speed/cluster.py [--runs 12] [--json FILE]
-
-Three questions, Ray's start apart:
-
-- overhead: wall seconds of a run that does nothing, with everything that is sent and written for it;
-- efficiency: wall seconds of independent runs on one worker over those on two;
-- cost model: a run costs a + b N seconds of processor time on N samples, and its results c + d N bytes. The
-  four numbers are fitted to the smallest and the largest size, and foretell the three between them.
-
-The load of the machine is printed beside them: on busy processors two workers are no faster than one.
-"""
-
-import argparse
 import importlib
 import json
 import os
@@ -33,10 +20,12 @@ from vmr_env.backbones.shipping import files_of
 from vmr_env.benchmarks.experiment.cluster import run_on_cluster
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run, train_test
 from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Fold, Method, MethodResult, Settings
+from vmr_env.benchmarks.speed.options import ClusterSpeed
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile
 from vmr_env.files.text import write_text
+from vmr_env.options import parse_in_range
 from vmr_env.programs import run_program
 from vmr_env.simulation.simulator import simulate
 
@@ -137,12 +126,7 @@ def measure(runs: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: print the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=int, default=12, help="independent runs (default: 12)")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    options = parser.parse_args(arguments)
+    options = parse_in_range(ClusterSpeed, arguments, "vmr-env bench cluster")
     figures = measure(options.runs)
     print(
         f"{figures['processors']} processors, load {figures['load']:.1f} to {figures['load at the end']:.1f}"

@@ -1,30 +1,22 @@
-"""Cost of GIRL-DETR on one CPU thread against the official implementation, and memory at TACoS lengths.
+"""Cost of GIRL-DETR, measured; see `options.GirlDetrSpeed`."""
 
-    python benchmarks/speed/girl_detr.py [--repeats 6] [--behaviour repaired] [--memory] [--json FILE]
-
-The official figures were measured once, on one thread of a 2-core machine: a supervised step (forward,
-losses, backward, clipping, AdamW) and an inference forward of its default configuration, batch 32, 75 clips,
-32 tokens.
-Ours are CPU time of the same work; ratios mean something on a similar, idle machine only.
-"""
-
-import argparse
 import json
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from vmr_env.backbones.girl_detr.config import REPAIRS, GirlDetrConfig
+from vmr_env.backbones.girl_detr.config import GirlDetrConfig
 from vmr_env.backbones.girl_detr.losses import SupervisedCriterion
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.girl_detr.targets import Targets
+from vmr_env.benchmarks.speed.options import GirlDetrSpeed
 
+from vmr_env.options import parse_in_range
 from vmr_env.programs import run_program
 
 OFFICIAL_SECONDS = {"step": 2.8, "inference": 0.75}
@@ -111,33 +103,25 @@ def tacos_gigabytes(config: GirlDetrConfig) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write JSON if asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=6)
-    parser.add_argument("--behaviour", choices=["official", "repaired"], default="repaired")
-    parser.add_argument("--without", nargs="+", choices=REPAIRS, default=[], help="repairs to leave out")
-    parser.add_argument("--memory", action="store_true", help="also a training step of 1,000 clips")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    options = parse_in_range(GirlDetrSpeed, arguments, "vmr-env bench girl-detr")
     torch.set_num_threads(1)
-    config = GirlDetrConfig(behaviour=arguments.behaviour)
-    config = replace(config, repairs=config.active_repairs - set(arguments.without))
-    results: dict[str, object] = {"behaviour": arguments.behaviour, "without": arguments.without}
-    for name, row in measure(config, arguments.repeats).items():
+    config = GirlDetrConfig(behaviour=options.behaviour)
+    config = replace(config, repairs=config.active_repairs - set(options.without))
+    results: dict[str, object] = {"behaviour": options.behaviour, "without": options.without}
+    for name, row in measure(config, options.repeats).items():
         results[name] = row
         print(
             f"{name}: {row['median_seconds']:.2f} s CPU (least {row['least_seconds']:.2f}), "
             f"official {row['official_seconds']:.2f} s, ratio {row['ratio']:.2f}, "
             f"required {row['required_ratio']:.1f}"
         )
-    if arguments.memory:
+    if options.memory:
         results["tacos_gigabytes"] = gigabytes = tacos_gigabytes(config)
         print(f"TACoS lengths: {gigabytes:.1f} GB at most, allowed {TACOS_GIGABYTES:.0f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,5 @@
-"""What one accelerator is worth: a table in less than five minutes.
+"""What one accelerator is worth; see `options.GpuSpeed`."""
 
-    python benchmarks/speed/gpu.py [--seconds 10] [--json FILE]
-
-Wall seconds on this machine, on the processor (one thread) and on the GPU where there is one:
-
-supervised steps/s   GIRL-DETR's training step, batch 32, 75 clips, 32 tokens
-cached samples/s     its frozen pass over simulated samples, until the decoder-state cache stands on the disk
-TPRL steps/s         the head on cached states, batch 32, third stage
-PPO frames/s         our PPO in the native vector environment
-
-The last two run on the processor alone: heads and policies are small, and the environments are there.
-"""
-
-import argparse
 import json
 import tempfile
 import time
@@ -31,6 +18,7 @@ from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.recipes import get_recipe
 from vmr_env.backbones.simulated.features import write_simulated
 from vmr_env.benchmarks.speed.girl_detr import CLIPS, training_step
+from vmr_env.benchmarks.speed.options import GpuSpeed
 from vmr_env.benchmarks.speed.tprl import BATCH, FEW, stage_three, tprl_speed, write_states
 
 from vmr_env.data.annotations import read_annotations
@@ -38,6 +26,7 @@ from vmr_env.data.profiles import get_profile
 from vmr_env.envs.sources import simulated_source
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.files.text import write_text
+from vmr_env.options import parse_in_range
 from vmr_env.programs import run_program
 
 SAMPLES = 500
@@ -110,12 +99,7 @@ def measure(seconds: float) -> dict[str, dict[str, float]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default: 10)")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    options = parser.parse_args(arguments)
+    options = parse_in_range(GpuSpeed, arguments, "vmr-env bench gpu")
     torch.set_num_threads(1)
     figures = measure(options.seconds)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU was seen"

@@ -1,26 +1,5 @@
-"""Speed, as ratios measured in one run on one machine, one thread.
+"""Speed of environments, of our PPO and of metrics, as ratios; see `options.Throughput`."""
 
-    python benchmarks/speed/throughput.py [--repeats N] [--evaluate PREDICTIONS GROUND_TRUTH]... [--json FILE]
-
-Prints, over a simulated QVHighlights cache:
-
-- the native vector environment against Gymnasium's `SyncVectorEnv` over the same single environments, and
-  against only gathering as many observation rows (N rows of the same width and type, out of a table with a
-  row for each sample and step, into a fresh array, as a step returns them), once more with observations in
-  one array that every step overwrites (`copy=False`), and against completing its observations alone;
-- steps per second of a single environment of `gymnasium.make`, resets included;
-- frames per second of our PPO against Stable-Baselines3's, with the same networks (two perceptrons of two
-  hidden layers) and rollouts, and the returns that they reach after the same number of frames, means over
-  seeds with 95 % intervals (Student's t): ours with 8 passes over a rollout against SB3's with the passes,
-  minibatches and learning rate that it has by default (10 passes in minibatches of 64), and both with all of
-  these alike (4 passes in minibatches of 256);
-- with --evaluate, seconds of `vmr_env.metrics.moments.evaluate` on a prediction file, reading included.
-
-What is compared takes turns, and figures are medians over the turns: what else the machine does falls on
-both. Times are processor time.
-"""
-
-import argparse
 import json
 import statistics
 import time
@@ -37,6 +16,7 @@ from scipy import stats
 from vmr_env.agents.base import Agent
 from vmr_env.agents.ppo import PPO, PPOConfig
 from vmr_env.agents.sb3.vec_env import SB3PPO
+from vmr_env.benchmarks.speed.options import Throughput
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile
@@ -47,6 +27,7 @@ from vmr_env.envs.sources import simulated_source
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.files.text import write_text
 from vmr_env.metrics.moments import evaluate
+from vmr_env.options import parse_in_range
 from vmr_env.programs import run_program
 
 Work = Callable[[], object]
@@ -226,41 +207,25 @@ def evaluate_figures(predictions: Path, ground_truth: Path, turns: int) -> dict[
     return {name: statistics.median(took[name])}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=9, help="turns of each comparison (default: 9)")
-    parser.add_argument(
-        "--evaluate",
-        type=Path,
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("PREDICTIONS", "GROUND_TRUTH"),
-        help="also time the scoring of this file; may be repeated",
-    )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    args = parser.parse_args(argv)
-    if args.repeats < 1:
-        parser.error(f"--repeats is {args.repeats}, expected at least 1")
+    options = parse_in_range(Throughput, arguments, "vmr-env bench throughput")
     torch.set_num_threads(1)
     cache = DecoderStateCache.open(simulated_source("qvhighlights", "test"))
     figures: dict[str, float] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for n in (64, 1024, 4096):
-            figures |= vector_figures(cache, n, args.repeats)
-            figures |= thread_figures(cache, n, args.repeats)
-        figures |= single_figures(cache, args.repeats)
+            figures |= vector_figures(cache, n, options.repeats)
+            figures |= thread_figures(cache, n, options.repeats)
+        figures |= single_figures(cache, options.repeats)
         figures |= ppo_figures(cache)
-        for predictions, ground_truth in args.evaluate:
-            figures |= evaluate_figures(predictions, ground_truth, args.repeats)
+        for predictions, ground_truth in options.evaluate:
+            figures |= evaluate_figures(predictions, ground_truth, options.repeats)
     for name, figure in figures.items():
         print(f"{name:70} {figure:12,.3f}" if abs(figure) < 10 else f"{name:70} {figure:12,.0f}")
-    if args.json:
-        write_text(args.json, json.dumps(figures, indent=1))
+    if options.json:
+        write_text(options.json, json.dumps(figures, indent=1))
     return 0
 
 

@@ -1,15 +1,5 @@
-"""Speed of TPRL's third stage on cached decoder states, one thread.
+"""Speed of TPRL, measured; see `options.TprlSpeed`."""
 
-    python benchmarks/speed/tprl.py [--json FILE]
-
-The official step (batch 32, default config: width 256, 10 queries, 75 clips, 32 tokens) cost 1.12 to 1.22 s
-of processor time when it was measured once on a 2-core machine: at most 28 samples/s, 97 % of it the forward
-pass of the frozen model, run twice. Ours runs the same head, the same batch and the published losses on
-states from a memory-mapped cache; reading them is part of the figure. Memory is that of a batch: the most
-that is allocated while training on few and on many samples is printed beside it.
-"""
-
-import argparse
 import itertools
 import json
 import tempfile
@@ -25,9 +15,11 @@ from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config,
 from vmr_env.agents.tprl.data import StateBatches
 from vmr_env.agents.tprl.trainer import TprlTrainer
 from vmr_env.backbones.girl_detr.head import DetectionHead
+from vmr_env.benchmarks.speed.options import TprlSpeed
 
 from vmr_env.caches.reader import CacheBatch, CacheWriter, DecoderStateCache, Ragged
 from vmr_env.files.text import write_text
+from vmr_env.options import parse_in_range
 from vmr_env.programs import run_program
 
 OFFICIAL = 28.0
@@ -128,11 +120,7 @@ def measure() -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: print the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    options = parser.parse_args(arguments)
+    options = parse_in_range(TprlSpeed, arguments, "vmr-env bench tprl")
     torch.set_num_threads(1)
     figures = measure()
     print(f"official step, measured once: {OFFICIAL:g} samples/s")
