@@ -17,6 +17,7 @@ from walks import recorded, varied_actions
 import vmr_env
 from vmr_env.envs import kernel
 from vmr_env.envs.env import VMREnv
+from vmr_env.envs.timelines import find_timelines
 from vmr_env.envs.vector_env import VMRVectorEnv
 
 MODES = ("discrete", "multidiscrete", "continuous", "candidates")
@@ -83,8 +84,20 @@ def test_the_kernel_is_compiled_for_one_set_of_types(source: str) -> None:
     recorded(source)
     VMRVectorEnv(2, source=source, samples=[1], components=["span"], proposals=1).reset(seed=0)
     VMREnv(source=source).reset(seed=0)
-    entries = kernel.advance, kernel.draw, kernel.find_timelines
+    entries = kernel.advance, kernel.draw, find_timelines
     assert [len(entry.overloads) for entry in entries] == [1, 1, 1]
+
+
+def test_components_that_are_not_shown_are_not_compiled(source: str) -> None:
+    code = f"""
+from vmr_env.envs.components import write_clips, write_votes
+from vmr_env.envs.env import VMREnv
+for name in ("positions", "votes"):
+    VMREnv(source={source!r}, components=["span", name])
+    print(len(write_clips.overloads), len(write_votes.overloads))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["0 0", "0 1"]
 
 
 def test_an_installation_that_is_read_only_compiles_into_the_users_folder(tmp_path: Path) -> None:

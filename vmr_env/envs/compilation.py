@@ -6,7 +6,7 @@
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,9 @@ import numba
 import numpy as np
 from llvmlite import binding
 from numba import njit
+from numpy.typing import DTypeLike
 
+from vmr_env.arrays import Array
 from vmr_env.files.user_cache import user_cache_folder
 
 if sys.platform != "win32":
@@ -35,7 +37,7 @@ _CONFIG: Any = numba.config
 COMPILES: bool = not _CONFIG.DISABLE_JIT
 """Whether anything is compiled here."""
 
-_READY = False
+_READY: set[Any] = set()
 _DIRECT: dict[Any, Any] = {}
 
 
@@ -94,25 +96,31 @@ def _folder() -> Path:
     return (Path(chosen) if chosen else user_cache_folder() / "compiled") / digest.hexdigest()[:32]
 
 
+def fixed(array: Array | None, dtype: DTypeLike, axes: int) -> Array:
+    """A read-only C-contiguous view or copy, so that compiled code meets one type; an empty one for None."""
+    found = np.ascontiguousarray(np.empty((0,) * axes) if array is None else array, dtype).view()
+    found.flags.writeable = False
+    return found
+
+
 @contextmanager
-def first_call() -> Iterator[None]:
+def first_call(functions: Collection[Callable[..., Any]]) -> Iterator[None]:
     """Hold this around the first call of compiled functions.
 
-    Where nothing is compiled yet it says so. Of many processes that begin at once one compiles; the others
+    Where one is not compiled yet it says so. Of many processes that begin at once one compiles; the others
     wait, and load what it made.
     """
-    global _READY
-    if _READY or not COMPILES:
+    if not COMPILES or _READY.issuperset(functions):
         yield
         return
     folder = _folder()
     with _locked(folder):
-        if not any(folder.rglob("*.nbi")):
+        if not all(any(folder.rglob(f"*.{function.__name__}-*.nbi")) for function in functions):
             logging.getLogger("vmr_env").warning(
                 "vmr_env: compiling the environments, once, for some seconds (kept in %s)", folder
             )
         yield
-    _READY = True
+    _READY.update(functions)
 
 
 @contextmanager

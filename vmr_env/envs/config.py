@@ -3,26 +3,24 @@
 import difflib
 import os
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
-from vmr_env.arrays import Array, Floats, Ints
-from vmr_env.caches.clip_sums import clip_sums_of
-from vmr_env.caches.evidence import evidence_of
+from vmr_env.arrays import Array, Ints
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs import kernel
 from vmr_env.envs.actions import FREE, free_groups, get_action_mode
-from vmr_env.envs.compilation import COMPILES, direct
+from vmr_env.envs.compilation import COMPILES, direct, fixed
+from vmr_env.envs.components import groups_of
 from vmr_env.envs.curriculum import CURRICULA
 from vmr_env.envs.observations import Observer
 from vmr_env.envs.rewards import BUILT_IN, POTENTIALS, Reward
 from vmr_env.envs.sources import check_split, open_source
-from vmr_env.envs.timelines import Timelines, empty_timelines, timeline_bytes, workspace
+from vmr_env.envs.timelines import Timelines, empty_timelines, find_timelines, timeline_bytes, workspace
 from vmr_env.errors import DataError, Problem, check_count
 
 Source = str | os.PathLike[str] | DecoderStateCache | None
@@ -83,6 +81,8 @@ class Task:
         observation_space: of one episode.
         action_space: of one episode.
         tables: for `vmr_env.envs.kernel`.
+        groups: of components that the kernel does not write, see `vmr_env.envs.components`.
+        samples: rows of the cache to draw from, empty for all.
 
     Raises:
         ValueError: an argument is none of those expected.
@@ -102,16 +102,16 @@ class Task:
         self.flat = config.observation == "flat"
         self.observation_space = self.observer.space(self.flat)
         self.action_space = self.mode.space
-        self._samples = (
-            np.empty(0, np.int64) if config.samples is None else sample_rows(config.samples, len(cache))
-        )
+        rows = None if config.samples is None else sample_rows(config.samples, len(cache))
+        self.samples = fixed(rows, np.int64, 1)
         self._free = free_groups(config.free, self.mode)
         self.curriculum = CURRICULA.get(config.curriculum)
         for number in self.curriculum.numbers:  # a fault of a later stage is told now, not in mid-training
             self.reward(number)
             self._free_in(number)
         cache.require_sound()
-        self.tables = _tables(cache, self.observer.shapes)
+        self.tables = _tables(cache)
+        self.groups = groups_of(cache, self.observer.shapes)
         longest = 0 if cache.saliency is None else int(cache.saliency.lengths.max())
         self._workspace = workspace(cache.manifest["proposals"], longest)
 
@@ -140,9 +140,11 @@ class Task:
 
     def find_timelines(self, samples: Ints, rows: Ints, timelines: Timelines) -> None:
         """Write the timelines of samples (K,) to rows (K,)."""
-        clip_seconds = np.float32(self.cache.manifest["clip_seconds"])
-        find = direct(kernel.find_timelines)
-        find(self.tables, clip_seconds, samples, rows, timelines, self._workspace)
+        of, saliency = self.tables, self.cache.saliency
+        scores = fixed(self.cache.scores, np.float32, 2)
+        curves = fixed(None if saliency is None else saliency.values, np.float32, 1)
+        find, work = direct(find_timelines), self._workspace
+        find(of.samples, of.spans, scores, of.models, curves, samples, rows, timelines, work)
 
     def reward(self, stage: int) -> Reward:
         """The reward of a stage.
@@ -175,16 +177,15 @@ class Task:
             horizon=self.mode.horizon,
             proposals=self.proposals,
             models=len(self.cache.manifest["models"]),
+            candidates=self.mode.probes,
             potential=BUILT_IN.index(reward) if reward in BUILT_IN else kernel.TIOU,
             moves=int("move" in free),
             switches=int("switch" in free),
             start_k=self.curriculum[number].start_k,
-            clip_seconds=np.float32(self.cache.manifest["clip_seconds"]),
             longest=offsets.max(),
-            offsets=_fixed(offsets, np.float32, 2),
-            choices=_fixed(self.mode.choices, np.uint32, 2),
-            samples=_fixed(self._samples, np.int64, 1),
-            columns=_fixed(self.observer.columns(kernel.COMPONENTS), np.int64, 1),
+            offsets=fixed(offsets, np.float32, 2),
+            choices=fixed(self.mode.choices, np.uint32, 2),
+            columns=fixed(self.observer.columns(kernel.COMPONENTS), np.int64, 1),
         )
 
     def formed(self, flat: Array) -> Any:
@@ -237,65 +238,17 @@ _SHARED: weakref.WeakKeyDictionary[DecoderStateCache, Timelines] = weakref.WeakK
 """Timelines of all samples of the caches that are open."""
 
 
-def _tables(cache: DecoderStateCache, components: Collection[str]) -> kernel.Tables:
-    """The arrays of a cache and those derived from it; clip sums, a large table, where they are shown."""
-    clips = None if {"point_clips", "proposal_clips"}.isdisjoint(components) else clip_sums_of(cache)
-    states, half_states = _by_precision(cache.states, 3)
-    text, half_text = _by_precision(cache.text, 2)
-    evidence = None if {"relevance", "span_evidence"}.isdisjoint(components) else evidence_of(cache)
-    saliency = cache.saliency
-    no_saliency = np.zeros(len(cache) + 1, np.int64)
-    return kernel.Tables(
-        spans=_fixed(cache.spans, np.float32, 3),
-        scores=_fixed(cache.scores, np.float32, 2),
-        counts=_fixed(cache.counts, np.int32, 1),
-        models=_fixed(cache.models, np.uint8, 2),
-        durations=_fixed(cache.durations, np.float32, 1),
-        moments=_fixed(cache.moments.values, np.float32, 2),
-        moment_offsets=_fixed(cache.moments.offsets, np.int64, 1),
-        saliency=_fixed(None if saliency is None else saliency.values, np.float32, 1),
-        saliency_offsets=_fixed(no_saliency if saliency is None else saliency.offsets, np.int64, 1),
-        states=states,
-        half_states=half_states,
-        text=text,
-        half_text=half_text,
-        clip_sums=_fixed(None if clips is None else clips.sums, np.float32, 2),
-        clip_firsts=_fixed(None if clips is None else clips.firsts, np.int64, 1),
-        clip_counts=_fixed(None if clips is None else clips.counts, np.int64, 1),
-        score_shares=_fixed(_shares(cache) if "votes" in components else None, np.float32, 2),
-        evidence=_fixed(None if evidence is None else evidence.spans.view(np.uint16), np.uint16, 2),
-        evidence_points=_fixed(None if evidence is None else evidence.points, np.float32, 2),
-        entropies=_fixed(None if evidence is None else evidence.entropies, np.float32, 1),
-        evidence_cells=_fixed(None if evidence is None else evidence.cells, np.int64, 1),
-        evidence_firsts=_fixed(None if evidence is None else evidence.span_firsts, np.int64, 1),
-        evidence_point_firsts=_fixed(None if evidence is None else evidence.point_firsts, np.int64, 1),
-    )
-
-
-def _shares(cache: DecoderStateCache) -> Floats:
-    """Share of each proposal in the sum of its model's scores; equal shares where all are 0: (S, Q)."""
-    shares = np.zeros(cache.scores.shape, np.float32)
-    present = np.arange(cache.scores.shape[1]) < np.asarray(cache.counts)[:, None]
-    for model in range(len(cache.manifest["models"])):
-        its = present & (cache.models == model)
-        scores = np.where(its, cache.scores, 0)
-        total = scores.sum(axis=1, keepdims=True)
-        equal = its / np.maximum(its.sum(axis=1, keepdims=True), 1)
-        shares += np.where(total > 0, scores / np.where(total > 0, total, 1), equal)
-    return shares
-
-
-def _by_precision(array: Array | None, axes: int) -> tuple[Array, Array]:
-    """An array as float32, and as the bits of float16: one of them is empty."""
-    half = array.view(np.uint16) if array is not None and array.dtype == np.float16 else None
-    return _fixed(array if half is None else None, np.float32, axes), _fixed(half, np.uint16, axes)
-
-
-def _fixed(array: Array | None, dtype: DTypeLike, axes: int) -> Array:
-    """A read-only C-contiguous view or copy, so that compiled code meets one type; an empty one for None."""
-    fixed = np.ascontiguousarray(np.empty((0,) * axes) if array is None else array, dtype).view()
-    fixed.flags.writeable = False
-    return fixed
+def _tables(cache: DecoderStateCache) -> kernel.Tables:
+    """What the kernel knows of a cache."""
+    samples = np.zeros(len(cache), kernel.SAMPLE)
+    samples["count"], samples["duration"] = cache.counts, cache.durations
+    samples["clip_length"] = np.float32(cache.manifest["clip_seconds"]) / samples["duration"]
+    samples["first_moment"], samples["last_moment"] = cache.moments.offsets[:-1], cache.moments.offsets[1:]
+    if cache.saliency is not None:
+        offsets = cache.saliency.offsets
+        samples["first_saliency"], samples["last_saliency"] = offsets[:-1], offsets[1:]
+    spans, models = fixed(cache.spans, np.float32, 3), fixed(cache.models, np.uint8, 2)
+    return kernel.Tables(samples, spans, models, fixed(cache.moments.values, np.float32, 2))
 
 
 def sample_rows(samples: Sequence[int] | Array, count: int) -> Ints:

@@ -12,6 +12,7 @@ from vmr_env.arrays import Array, Bools, Floats, Ints
 from vmr_env.envs import kernel
 from vmr_env.envs.compilation import direct, first_call
 from vmr_env.envs.config import Task
+from vmr_env.envs.timelines import find_timelines
 
 
 class Outcome(NamedTuple):
@@ -73,9 +74,11 @@ class Episodes:
         self._potentials: Array = np.zeros(n)
         self._older: list[tuple[kernel.Rules, Bools]] = []
         self._set_rules(len(task.curriculum) if task.config.stage is None else task.config.stage)
-        with first_call():
+        compiled = find_timelines, kernel.advance, kernel.draw, kernel.tell
+        with first_call([*compiled, *(write for write, _ in task.groups)]):
             self._own = task.own_timelines(n if task.timelines is None else 0)
             self.advance(np.full(n, kernel.BEGIN, np.uint8), self._none)
+            self._write_groups(self.rules, np.zeros(n, np.uint8), self._none, 0, 0)
             self.draw(np.zeros(n, np.uint8))
             self.told()
 
@@ -111,7 +114,7 @@ class Episodes:
     def draw(self, orders: NDArray[np.uint8]) -> None:
         """Choose sample and proposal of the episodes that are ordered to BEGIN, each by its own stream."""
         draw = direct(kernel.draw)
-        draw(self.task.tables.counts, self.rules, self.state, orders, self.streams)
+        draw(self.task.tables.samples, self.task.samples, self.rules, self.state, orders, self.streams)
 
     def choose(self, rows: Ints, options: dict[str, Any]) -> None:
         """Let a reset's options choose sample and proposal of the episodes `rows` (K,), which were drawn.
@@ -178,6 +181,8 @@ class Episodes:
     def _lead_on(self, rules: kernel.Rules, orders: NDArray[np.uint8], outcome: Outcome, part: int) -> None:
         """Carry out orders (N,) under one stage's rules, those to the episodes of one thread."""
         n, parts = len(self.state), len(self._candidates)
+        first, last = part * n // parts, (part + 1) * n // parts
+        observations = outcome.observations
         advance = direct(kernel.advance)
         advance(
             self.task.tables,
@@ -189,12 +194,23 @@ class Episodes:
             orders,
             self._numbers,
             self._shares,
-            outcome.observations,
+            observations,
             outcome.rewards,
             outcome.ended,
-            part * n // parts,
-            (part + 1) * n // parts,
+            first,
+            last,
         )
+        if len(observations):
+            self._write_groups(rules, orders, observations, first, last)
+
+    def _write_groups(
+        self, rules: kernel.Rules, orders: NDArray[np.uint8], observations: Floats, first: int, last: int
+    ) -> None:
+        """Write the components that the kernel does not, see `vmr_env.envs.components`."""
+        for write, group in self.task.groups:
+            direct(write)(
+                group, self.task.tables, rules, self.state, self.mask, orders, observations, first, last
+            )
 
     def observe(self) -> Floats:
         """Flat observations of all episodes as they are now: (N, width), fresh."""
@@ -229,7 +245,7 @@ class Episodes:
         """What infos tell of every episode, in fresh arrays."""
         n = len(self.state)
         told = Told(np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n), np.empty((n, 2)))
-        direct(kernel.tell)(self.task.tables.durations, self.state, *told)
+        direct(kernel.tell)(self.task.tables, self.state, *told)
         return told
 
     def seconds(self) -> NDArray[np.float64]:

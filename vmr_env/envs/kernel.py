@@ -18,15 +18,10 @@ from numpy.typing import NDArray
 
 from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.caches.boundary_features import CELLS, INTEGRALS, POINT_FEATURES, SPAN_FEATURES
-from vmr_env.caches.clip_sums import EDGE_CLIPS
-from vmr_env.caches.evidence import RELEVANCE, SPAN_EVIDENCE
 from vmr_env.envs.compilation import entry, scalar
 from vmr_env.envs.timelines import (
     Timelines,
-    Workspace,
-    build_timeline,
     cell_of,
-    exponential,
     inside_features,
     length_of,
     log_length,
@@ -37,30 +32,48 @@ from vmr_env.metrics import spans
 Integers = NDArray[np.int64]
 Number = Any
 """A float32; NumPy's types cannot say that operators keep it."""
+Whole = int | np.int64
 Record = Any
 """One `EPISODE`."""
 
-EPISODE = np.dtype(
-    (
-        np.record,
-        np.dtype(
-            [
-                ("sample", np.int64),  # row of the cache
-                ("source", np.int64),  # number of the proposal that the span came from
-                ("step", np.int64),  # steps taken
-                ("start", np.float32),  # of the current span
-                ("end", np.float32),
-                ("clip_length", np.float32),  # as a share of the video
-                ("tiou", np.float32),  # highest of the span with any moment
-                ("potential", np.float32),
-            ]
-        ),
-    )
+
+def _record(fields: list[tuple[str, Any]]) -> np.dtype[Any]:
+    """A type of records whose fields are attributes, compiled or not."""
+    return np.dtype((np.record, np.dtype(fields)))
+
+
+SAMPLE = _record(
+    [
+        ("count", np.int64),  # proposals that there are
+        ("duration", np.float32),  # seconds
+        ("clip_length", np.float32),  # as a share of the video
+        ("first_moment", np.int64),
+        ("last_moment", np.int64),  # the one after the last
+        ("first_saliency", np.int64),
+        ("last_saliency", np.int64),
+    ]
+)
+"""What is frozen of a sample, a number each."""
+
+EPISODE = _record(
+    [
+        ("sample", np.int64),  # row of the cache
+        ("source", np.int64),  # number of the proposal that the span came from
+        ("step", np.int64),  # steps taken
+        ("start", np.float32),  # of the current span
+        ("end", np.float32),
+        ("clip_length", np.float32),  # as a share of the video
+        ("tiou", np.float32),  # highest of the span with any moment
+        ("potential", np.float32),
+    ]
 )
 """The state of an episode."""
 
 SKIP, LOOK, BEGIN, STEP = range(4)
 """Orders to an episode: nothing, look again (rules may be new), begin where the record says, take a step."""
+
+START, END = np.int64(0), np.int64(1)
+"""Sides of a span; NumPy's numbers, as Numba compiles functions anew for each plain number that they get."""
 
 LISTED, PAIRED, CONTINUOUS = range(3)
 """Forms of actions: the number of a choice; numbers of two offsets; two shares of the longest offset."""
@@ -73,21 +86,14 @@ TIOU, GIOU, STEPS, TIOU_AND_STEPS = range(4)
 
 COMPONENTS = (
     *("remaining", "video", "span", "source", "overlaps", "positions", "points", "whole", "inside"),
-    *("proposals", "models", "decoder_state", "text", "point_clips", "proposal_clips", "action_mask"),
-    *("proposal_states", "relevance", "span_evidence", "votes"),
+    *("proposals", "models", "action_mask"),
+    *("decoder_state", "proposal_states", "text", "point_clips", "proposal_clips", "relevance"),
+    *("span_evidence", "votes"),
 )
 """Components of an observation, see `vmr_env.envs.observations`."""
 
 _REMAINING, _VIDEO, _SPAN, _SOURCE, _OVERLAPS, _POSITIONS, _POINTS, _WHOLE, _INSIDE = range(9)
-_PROPOSALS, _MODELS, _DECODER_STATE, _TEXT, _POINT_CLIPS, _PROPOSAL_CLIPS, _ACTION_MASK = range(9, 16)
-_PROPOSAL_STATES, _RELEVANCE, _SPAN_EVIDENCE, _VOTES = range(16, 20)
-
-VOTES = ("tIoU with the first", "tIoU", "hits at 0.5", "hits at 0.7", "start density", "end density")
-"""What a model thinks of a span: its tIoU with the model's first proposal; and over all of its proposals,
-each weighted by its share of the model's scores, the tIoU, whether it is at least 0.5 and 0.7, and how near
-their starts lie to the span's start, and their ends to its end: a Gaussian kernel, 1 at no distance, with a
-standard deviation of one clip."""
-
+_PROPOSALS, _MODELS, _ACTION_MASK = range(9, 12)
 
 TINY = np.float32(1e-6)
 """Below any difference that data sets annotate, above float32 rounding."""
@@ -97,66 +103,22 @@ _ALMOST_ONE = _ONE - TINY
 _EMPTY = np.float32(1e-9)
 _HALF = np.float32(0.5)
 _BONUSES = tuple(np.float32(bonus) for bonus in (0.1, 0.2, 0.3))
-_CELLS = np.float32(CELLS)
 _INTEGRALS, _POINT_WIDTH, _SPAN_WIDTH = INTEGRALS.start, len(POINT_FEATURES), len(SPAN_FEATURES)
-_RELEVANCE_WIDTH, _EVIDENCE_WIDTH, _VOTES_WIDTH = len(RELEVANCE), len(SPAN_EVIDENCE), len(VOTES)
-_HALF_FLOAT = np.float32(2.0**112)
 
 _reaches = scalar(spans.reaches)
 
 
 class Tables(NamedTuple):
-    """What is frozen of all S samples: a cache's arrays and derived tables; empty where it has none.
+    """What is frozen of all S samples. Arrays are C-contiguous, so that they are compiled for once."""
 
-    Arrays are read-only and C-contiguous, always of these types, so that they are compiled for once.
-    """
-
+    samples: Array
+    """(S,) `SAMPLE`."""
     spans: Floats
     """(S, Q, 2) float32."""
-    scores: Floats
-    """(S, Q) float32."""
-    counts: NDArray[np.int32]
-    """(S,), proposals that there are."""
     models: NDArray[np.uint8]
     """(S, Q)."""
-    durations: Floats
-    """(S,) float32, seconds."""
     moments: Floats
-    """(T, 2) float32; those of a sample from its offset to the next."""
-    moment_offsets: Integers
-    """(S + 1,)."""
-    saliency: Floats
-    """(V,) float32; values of a sample from its offset to the next."""
-    saliency_offsets: Integers
-    """(S + 1,)."""
-    states: Floats
-    """(S, Q, D) float32, decoder states."""
-    half_states: NDArray[np.uint16]
-    """(S, Q, D), decoder states that the cache has in float16: their bits."""
-    text: Floats
-    """(S, X) float32."""
-    half_text: NDArray[np.uint16]
-    """(S, X), bits of float16."""
-    clip_sums: Floats
-    """(K, C) float32, see `vmr_env.caches.clip_sums`."""
-    clip_firsts: Integers
-    """(S,)."""
-    clip_counts: Integers
-    """(S,)."""
-    score_shares: Floats
-    """(S, Q) float32, share of each proposal in the scores of its model; empty where no votes are shown."""
-    evidence: NDArray[np.uint16]
-    """(K, 4), bits of float16; this and the following as in `vmr_env.caches.evidence.EvidenceTables`."""
-    evidence_points: Floats
-    """(M, 5) float32."""
-    entropies: Floats
-    """(S,) float32."""
-    evidence_cells: Integers
-    """(S,)."""
-    evidence_firsts: Integers
-    """(S,), row where each sample's spans begin."""
-    evidence_point_firsts: Integers
-    """(S,), row where each sample's boundaries begin."""
+    """(T, 2) float32, those of a sample one after the other."""
 
 
 class Rules(NamedTuple):
@@ -170,6 +132,8 @@ class Rules(NamedTuple):
     """P, proposals that take part."""
     models: int
     """Models that the proposals come from."""
+    candidates: int
+    """K, of one boundary."""
     potential: int
     """TIOU, GIOU, STEPS or TIOU_AND_STEPS."""
     moves: int
@@ -178,8 +142,6 @@ class Rules(NamedTuple):
     """1 where switches are free, else 0."""
     start_k: int
     """An episode starts at one of so many best proposals."""
-    clip_seconds: Number
-    """Length of a clip."""
     longest: Number
     """The longest offset."""
     offsets: Floats
@@ -188,8 +150,6 @@ class Rules(NamedTuple):
     choices: NDArray[np.uint32]
     """(A, 3), of each entry of the mask: a MOVE and its offsets' numbers for start and end, a SWITCH and the
     proposal's number, or STOP. Unsigned: Numba tests signed indices for negative ones."""
-    samples: Integers
-    """Rows of the cache to draw from; empty for all."""
     columns: Integers
     """(`COMPONENTS`,), where each component begins in a flat observation; -1 where it is left out."""
 
@@ -256,8 +216,8 @@ def potential_of(kind: int, tiou: Number, start: Number, end: Number, moments: F
 @scalar
 def judge(tables: Tables, rules: Rules, episode: Record) -> None:
     """Compare the current span with the moments."""
-    first, last = tables.moment_offsets[episode.sample], tables.moment_offsets[episode.sample + 1]
-    moments = tables.moments[first:last]
+    sample = tables.samples[episode.sample]
+    moments = tables.moments[sample.first_moment : sample.last_moment]
     episode.tiou = best_overlap(episode.start, episode.end, moments)
     episode.potential = potential_of(rules.potential, episode.tiou, episode.start, episode.end, moments)
 
@@ -266,11 +226,11 @@ def judge(tables: Tables, rules: Rules, episode: Record) -> None:
 
 
 @scalar
-def begin(tables: Tables, rules: Rules, episode: Record) -> None:
+def begin(tables: Tables, episode: Record) -> None:
     """Start at the proposal `source` of `sample`."""
     episode.start = tables.spans[episode.sample, episode.source, 0]
     episode.end = tables.spans[episode.sample, episode.source, 1]
-    episode.clip_length = rules.clip_seconds / tables.durations[episode.sample]
+    episode.clip_length = tables.samples[episode.sample].clip_length
     episode.step = 0
 
 
@@ -303,45 +263,41 @@ def end_candidate(episode: Record, shift: Number) -> tuple[Number, bool]:
 
 
 @scalar
-def shift_of(rules: Rules, episode: Record, number: int) -> Number:
+def shift_of(rules: Rules, episode: Record, number: Whole) -> Number:
     """The shift that the offset of that number is at the episode's step."""
     return rules.offsets[min(episode.step, len(rules.offsets) - 1), number] * episode.clip_length
 
 
 @scalar
-def borrowed(tables: Tables, episode: Record, proposal: int, side: int, here: Number) -> tuple[Number, bool]:
-    """The start (side 0) or end (1) of a proposal, and whether there is one elsewhere; else where it is."""
-    if proposal >= tables.counts[episode.sample]:
+def borrowed(tables: Tables, episode: Record, proposal: Whole, side: Whole) -> tuple[Number, bool]:
+    """The start or end of a proposal, and whether there is one elsewhere; else where it is."""
+    here = episode.start if side == START else episode.end
+    if proposal >= tables.samples[episode.sample].count:
         return here, False
     there = tables.spans[episode.sample, proposal, side]
     return there, abs(there - here) > TINY
 
 
 @scalar
-def start_at(tables: Tables, rules: Rules, episode: Record, number: int) -> tuple[Number, bool]:
-    """The candidate of that number for the start, and whether it can go there."""
+def candidate(
+    tables: Tables, rules: Rules, episode: Record, side: Whole, number: Whole
+) -> tuple[Number, bool]:
+    """The candidate of that number for one side, and whether it can go there."""
     offsets = rules.offsets.shape[1]
-    if number < offsets:
+    if number >= offsets:
+        return borrowed(tables, episode, number - offsets, side)
+    if side == START:
         return start_candidate(episode, shift_of(rules, episode, number))
-    return borrowed(tables, episode, number - offsets, 0, episode.start)
-
-
-@scalar
-def end_at(tables: Tables, rules: Rules, episode: Record, number: int) -> tuple[Number, bool]:
-    """The same for the end."""
-    offsets = rules.offsets.shape[1]
-    if number < offsets:
-        return end_candidate(episode, shift_of(rules, episode, number))
-    return borrowed(tables, episode, number - offsets, 1, episode.end)
+    return end_candidate(episode, shift_of(rules, episode, number))
 
 
 @scalar
 def find_candidates(tables: Tables, rules: Rules, episode: Record, candidates: Candidates) -> None:
     """Where each boundary can go, by an offset while the other stays."""
     positions, reached = candidates
-    for k in range(positions.shape[1]):
-        positions[0, k], reached[0, k] = start_at(tables, rules, episode, k)
-        positions[1, k], reached[1, k] = end_at(tables, rules, episode, k)
+    for side in (START, END):
+        for k in range(rules.candidates):
+            positions[side, k], reached[side, k] = candidate(tables, rules, episode, side, k)
 
 
 @scalar
@@ -353,7 +309,7 @@ def find_possible(tables: Tables, rules: Rules, episode: Record, candidates: Can
     positions, reached = candidates
     start, end, least = episode.start, episode.end, least_width(episode)
     moves, switches = rules.moves == 1, rules.switches == 1
-    proposals = min(tables.counts[episode.sample], rules.proposals)
+    proposals = min(tables.samples[episode.sample].count, rules.proposals)
     for a in range(len(mask)):
         kind, first, second = rules.choices[a, 0], rules.choices[a, 1], rules.choices[a, 2]
         if kind == MOVE:
@@ -374,8 +330,8 @@ def chosen_span(tables: Tables, rules: Rules, episode: Record, choice: int) -> t
     if kind == SWITCH:
         start, end = tables.spans[episode.sample, first, 0], tables.spans[episode.sample, first, 1]
     elif kind == MOVE:
-        start, _ = start_at(tables, rules, episode, first)
-        end, _ = end_at(tables, rules, episode, second)
+        start, _ = candidate(tables, rules, episode, START, np.int64(first))
+        end, _ = candidate(tables, rules, episode, END, np.int64(second))
     return start, end
 
 
@@ -406,8 +362,8 @@ def apply(
                 episode.source = rules.choices[choice, 1]
     else:
         if rules.form == PAIRED:
-            start, _ = start_at(tables, rules, episode, numbers[0])
-            end, _ = end_at(tables, rules, episode, numbers[1])
+            start, _ = candidate(tables, rules, episode, START, numbers[0])
+            end, _ = candidate(tables, rules, episode, END, numbers[1])
         else:
             unit = rules.longest * episode.clip_length
             start = min(max(start + shares[0] * unit, _ZERO), _ONE)
@@ -430,164 +386,11 @@ def copy(row: Floats, out: Floats) -> None:
 
 
 @scalar
-def copy_half(bits: NDArray[np.uint16], out: Floats) -> None:
-    """Write a row (K,) of finite float16 numbers, given as bits: sign, exponent (5), fraction (10).
-
-    As a float32 the same exponent means 2**112 times less.
-    """
-    for k in range(len(bits)):
-        size = np.uint32(np.uint32(bits[k] & 0x7FFF) << 13).view(np.float32) * _HALF_FLOAT
-        out[k] = -size if bits[k] >> 15 else size
-
-
-@scalar
-def copy_state(tables: Tables, sample: int, proposal: int, out: Floats) -> None:
-    """Write the decoder state (D,) of a proposal."""
-    if tables.half_states.size > 0:
-        copy_half(tables.half_states[sample, proposal], out)
-    else:
-        copy(tables.states[sample, proposal], out)
-
-
-@scalar
-def clip_at(sums: Floats, cell: int) -> int:
-    """The boundary of clips nearest to a point, from 0 to the number of clips."""
-    return int(np.rint(cell * ((len(sums) - 1) / CELLS)))
-
-
-@scalar
-def clip_mean(sums: Floats, low: int, high: int, out: Floats) -> None:
-    """Mean of the clips (C,) from one boundary to another, cut to the video; 0 where there are none."""
-    count = len(sums) - 1
-    low, high = max(low, 0), min(high, count)
-    scale = np.float32(count / max(high - low, 1))
-    for k in range(sums.shape[1]):
-        out[k] = (sums[high, k] - sums[low, k]) * scale
-
-
-@scalar
-def edge_means(sums: Floats, clip: int, out: Floats) -> None:
-    """Means of the clips before and after a boundary of clips: (2 * C,)."""
-    clip_mean(sums, clip - EDGE_CLIPS, clip, out)
-    clip_mean(sums, clip, clip + EDGE_CLIPS, out[sums.shape[1] :])
-
-
-@scalar
-def observe_point_clips(sums: Floats, positions: Floats, out: Floats) -> None:
-    """Clip features at every candidate: `POINT_PARTS`."""
-    width = sums.shape[1]
-    for side in range(2):
-        for k in range(positions.shape[1]):
-            clip = clip_at(sums, cell_of(positions[side, k]))
-            edge_means(sums, clip, out)
-            copy(sums[clip], out[2 * width :])
-            out = out[3 * width :]
-
-
-@scalar
-def observe_proposal_clips(sums: Floats, spans: Floats, count: int, out: Floats) -> None:
-    """Clip features of the proposals (P, 2): `SPAN_PARTS`; zeros beyond `count`."""
-    width = sums.shape[1]
-    for p in range(len(spans)):
-        if p < count:
-            low, high = cell_of(spans[p, 0]), cell_of(spans[p, 1])
-            start, end = clip_at(sums, low), clip_at(sums, high)
-            edge_means(sums, start, out)
-            edge_means(sums, end, out[2 * width :])
-            scale = _CELLS / np.float32(max(high - low, 1))
-            for k in range(width):
-                out[4 * width + k] = (sums[end, k] - sums[start, k]) * scale
-        else:
-            for k in range(5 * width):
-                out[k] = _ZERO
-        out = out[5 * width :]
-
-
-@scalar
 def observe_models(models: NDArray[np.uint8], count: int, among: int, out: Floats) -> None:
     """Which of the models each proposal (P,) came from, one-hot; zeros beyond `count`."""
     for p in range(len(models)):
         for m in range(among):
             out[p * among + m] = _ONE if p < count and models[p] == m else _ZERO
-
-
-@scalar
-def evidence_cells(cells: int, start: Number, end: Number) -> tuple[int, int]:
-    """The boundaries of cells nearest to those of a span, at least one cell apart."""
-    first, last = int(np.rint(start * cells)), int(np.rint(end * cells))
-    first = min(first, cells - 1)
-    return first, max(last, first + 1)
-
-
-@scalar
-def observe_relevance(points: Floats, first: int, last: int, out: Floats) -> None:
-    """Mean relevance inside a span and on either side of its boundaries: `RELEVANCE`."""
-    cells = len(points) - 1
-    out[0] = (points[last, 2] - points[first, 2]) * np.float32(cells / (last - first))
-    out[1], out[2] = points[first, 0], points[first, 1]
-    out[3], out[4] = points[last, 0], points[last, 1]
-
-
-@scalar
-def observe_evidence(tables: Tables, sample: int, points: Floats, first: int, last: int, out: Floats) -> None:
-    """What is known of a span under the distribution of all: `SPAN_EVIDENCE`."""
-    before = first * (2 * (len(points) - 1) - first + 1) // 2  # spans that start earlier
-    copy_half(tables.evidence[tables.evidence_firsts[sample] + before + last - first - 1], out)
-    out[4], out[5], out[6] = points[first, 3], points[last, 4], tables.entropies[sample]
-
-
-@scalar
-def observe_choices(tables: Tables, rules: Rules, episode: Record, mask: Bools, out: Floats) -> None:
-    """`relevance` and `span_evidence` of the span that each choice leads to; zeros for impossible ones."""
-    at, sample = rules.columns, episode.sample
-    cells, begin_at = tables.evidence_cells[sample], tables.evidence_point_firsts[sample]
-    points = tables.evidence_points[begin_at : begin_at + cells + 1]
-    for a in range(len(mask)):
-        start, end = chosen_span(tables, rules, episode, a)
-        first, last = evidence_cells(cells, start, end)
-        if at[_RELEVANCE] >= 0:
-            part = out[at[_RELEVANCE] + a * _RELEVANCE_WIDTH :]
-            if mask[a]:
-                observe_relevance(points, first, last, part)
-            else:
-                for k in range(_RELEVANCE_WIDTH):
-                    part[k] = _ZERO
-        if at[_SPAN_EVIDENCE] >= 0:
-            part = out[at[_SPAN_EVIDENCE] + a * _EVIDENCE_WIDTH :]
-            if mask[a]:
-                observe_evidence(tables, sample, points, first, last, part)
-            else:
-                for k in range(_EVIDENCE_WIDTH):
-                    part[k] = _ZERO
-
-
-@scalar
-def nearness(one: Number, other: Number, clip: Number) -> Number:
-    """Gaussian kernel of two positions: 1 where they are the same, with a standard deviation of one clip."""
-    distance = (one - other) / clip
-    return exponential(-_HALF * distance * distance)
-
-
-@scalar
-def observe_votes(tables: Tables, rules: Rules, episode: Record, mask: Bools, out: Floats) -> None:
-    """What each model thinks of the span that each choice leads to: `VOTES`; zeros for impossible ones."""
-    sample, width = episode.sample, _VOTES_WIDTH
-    spans, models = tables.spans[sample], tables.models[sample]
-    for a in range(len(mask)):
-        part = out[a * rules.models * width : (a + 1) * rules.models * width]
-        for k in range(len(part)):
-            part[k] = _ZERO
-        if mask[a]:
-            start, end = chosen_span(tables, rules, episode, a)
-            for p in range(tables.counts[sample] - 1, -1, -1):  # backwards: the first of a model stays
-                tiou, share = overlap(start, end, spans[p, 0], spans[p, 1]), tables.score_shares[sample, p]
-                votes = part[models[p] * width :]
-                votes[0] = tiou
-                votes[1] += share * tiou
-                votes[2] += bonus(tiou, 0.5, share)
-                votes[3] += bonus(tiou, 0.7, share)
-                votes[4] += share * nearness(start, spans[p, 0], episode.clip_length)
-                votes[5] += share * nearness(end, spans[p, 1], episode.clip_length)
 
 
 @scalar
@@ -607,7 +410,7 @@ def observe(
     points, proposals, count = (
         timelines.points[row],
         tables.spans[sample, : rules.proposals],
-        tables.counts[sample],
+        tables.samples[sample].count,
     )
     if at[_REMAINING] >= 0:
         out[at[_REMAINING]] = max(rules.horizon - episode.step, 0) / rules.horizon
@@ -644,29 +447,6 @@ def observe(
         copy(timelines.proposals[row, : rules.proposals * _SPAN_WIDTH], out[at[_PROPOSALS] :])
     if at[_MODELS] >= 0:
         observe_models(tables.models[sample, : rules.proposals], count, rules.models, out[at[_MODELS] :])
-    if at[_DECODER_STATE] >= 0:
-        copy_state(tables, sample, episode.source, out[at[_DECODER_STATE] :])
-    if at[_PROPOSAL_STATES] >= 0:
-        part = out[at[_PROPOSAL_STATES] :]
-        for p in range(len(proposals)):  # a state that there is none of is 0 in the cache
-            copy_state(tables, sample, p, part)
-            part = part[max(tables.states.shape[2], tables.half_states.shape[2]) :]
-    if at[_TEXT] >= 0:
-        if tables.half_text.size > 0:
-            copy_half(tables.half_text[sample], out[at[_TEXT] :])
-        else:
-            copy(tables.text[sample], out[at[_TEXT] :])
-    if at[_POINT_CLIPS] >= 0 or at[_PROPOSAL_CLIPS] >= 0:
-        sums_at = tables.clip_firsts[sample]
-        sums = tables.clip_sums[sums_at : sums_at + tables.clip_counts[sample] + 1]
-        if at[_POINT_CLIPS] >= 0:
-            observe_point_clips(sums, positions, out[at[_POINT_CLIPS] :])
-        if at[_PROPOSAL_CLIPS] >= 0:
-            observe_proposal_clips(sums, proposals, count, out[at[_PROPOSAL_CLIPS] :])
-    if at[_RELEVANCE] >= 0 or at[_SPAN_EVIDENCE] >= 0:
-        observe_choices(tables, rules, episode, mask, out)
-    if at[_VOTES] >= 0:
-        observe_votes(tables, rules, episode, mask, out[at[_VOTES] :])
     if at[_ACTION_MASK] >= 0:
         part = out[at[_ACTION_MASK] :]
         for a in range(len(mask)):
@@ -674,32 +454,6 @@ def observe(
 
 
 # What Python calls
-
-
-@entry
-def find_timelines(
-    tables: Tables,
-    clip_seconds: Number,
-    samples: Integers,
-    rows: Integers,
-    timelines: Timelines,
-    work: Workspace,
-) -> None:
-    """Write the timelines of samples (K,) to rows (K,)."""
-    for i in range(len(samples)):
-        sample = samples[i]
-        first, last = tables.saliency_offsets[sample], tables.saliency_offsets[sample + 1]
-        build_timeline(
-            tables.spans[sample],
-            tables.scores[sample],
-            tables.counts[sample],
-            tables.models[sample],
-            clip_seconds / tables.durations[sample],
-            tables.saliency[first:last],
-            work,
-            timelines.points[rows[i]],
-            timelines.proposals[rows[i]],
-        )
 
 
 @entry
@@ -745,7 +499,7 @@ def advance(
         ended[i] = steps and apply(tables, rules, episode, mask, numbers[i], shares[i])
         row = episode.sample if timelines.shared else i
         if orders[i] == BEGIN:
-            begin(tables, rules, episode)
+            begin(tables, episode)
         judge(tables, rules, episode)
         rewards[i] = episode.potential - before if steps else _ZERO
         find_candidates(tables, rules, episode, candidates)
@@ -756,7 +510,8 @@ def advance(
 
 @entry
 def draw(
-    counts: NDArray[np.int32],
+    samples: Array,
+    rows: Integers,
     rules: Rules,
     episodes: Array,
     orders: NDArray[np.uint8],
@@ -768,13 +523,14 @@ def draw(
     thousands.
 
     Args:
-        counts: (S,), as `Tables` has them.
+        samples: (S,) SAMPLE.
+        rows: those of them to draw from; empty for all.
         rules: see there.
         episodes: (N,) EPISODE, changed.
         orders: (N,).
         streams: (N,), changed.
     """
-    n = np.uint64(len(rules.samples) if len(rules.samples) > 0 else len(counts))
+    n = np.uint64(len(rows) if len(rows) > 0 else len(samples))
     for i in range(len(episodes)):
         if orders[i] == BEGIN:
             streams[i] += np.uint64(0x9E3779B97F4A7C15)
@@ -783,16 +539,16 @@ def draw(
             z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             z ^= z >> np.uint64(31)
             sample = np.int64(z % n)
-            if len(rules.samples) > 0:
-                sample = rules.samples[sample]
-            starts = min(counts[sample], rules.proposals, rules.start_k)
+            if len(rows) > 0:
+                sample = rows[sample]
+            starts = min(samples[sample].count, rules.proposals, rules.start_k)
             episodes[i].sample = sample
             episodes[i].source = np.int64(z // n % np.uint64(starts))
 
 
 @entry
 def tell(
-    durations: Floats,
+    tables: Tables,
     episodes: Array,
     samples: Integers,
     sources: Integers,
@@ -803,7 +559,7 @@ def tell(
     for i in range(len(episodes)):
         episode = episodes[i]
         samples[i], sources[i], tiou[i] = episode.sample, episode.source, episode.tiou
-        duration = np.float64(durations[episode.sample])
+        duration = np.float64(tables.samples[episode.sample].duration)
         seconds[i, 0], seconds[i, 1] = episode.start * duration, episode.end * duration
 
 
@@ -812,12 +568,13 @@ def gains(tables: Tables, rules: Rules, episodes: Array, masks: Bools, out: Floa
     """Change of tIoU by each choice (N, A) float32, written; 0 where it is not possible."""
     for i in range(len(episodes)):
         episode = episodes[i]
-        first, last = tables.moment_offsets[episode.sample], tables.moment_offsets[episode.sample + 1]
+        sample = tables.samples[episode.sample]
+        moments = tables.moments[sample.first_moment : sample.last_moment]
         for a in range(masks.shape[1]):
             out[i, a] = _ZERO
             if masks[i, a]:
                 start, end = chosen_span(tables, rules, episode, a)
-                out[i, a] = best_overlap(start, end, tables.moments[first:last]) - episode.tiou
+                out[i, a] = best_overlap(start, end, moments) - episode.tiou
 
 
 @entry

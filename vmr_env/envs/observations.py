@@ -25,7 +25,7 @@
 
 All values are finite float32 inside the declared bounds. The features are described in
 `vmr_env.caches.boundary_features`, `vmr_env.caches.clip_sums` and `vmr_env.caches.evidence`;
-`vmr_env.envs.kernel` writes them.
+`vmr_env.envs.kernel` and `vmr_env.envs.components` write them.
 `register_component` adds one of your own. Clip features are worth having, and make observations wide: 23,552
 numbers of C = 256 channels and P = 10 proposals. Naming the other components leaves them out.
 """
@@ -45,7 +45,7 @@ from vmr_env.caches.clip_sums import POINT_PARTS, SPAN_PARTS
 from vmr_env.caches.evidence import RELEVANCE, SPAN_EVIDENCE
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.actions import ActionMode
-from vmr_env.envs.kernel import VOTES
+from vmr_env.envs.components import VOTES
 from vmr_env.envs.lookup import Registry
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.arrays import Floats
+from vmr_env.arrays import Array, Floats
 from vmr_env.caches import boundary_features
 from vmr_env.caches.boundary_features import (
     CELLS,
@@ -23,7 +23,7 @@ from vmr_env.caches.boundary_features import (
     SHORTEST,
     SPAN_FEATURES,
 )
-from vmr_env.envs.compilation import scalar
+from vmr_env.envs.compilation import entry, scalar
 
 Number = Any
 """A float32; NumPy's types cannot say that operators keep it."""
@@ -69,7 +69,7 @@ class Workspace(NamedTuple):
     """Memory that is used for one timeline after the other."""
 
     weights: Floats
-    """(3, Q) float32: share of each proposal by score, by its root, and among the first of the models."""
+    """(Q, 3) float32: share of each proposal by score, by its root, and among the first of the models."""
     columns: Floats
     """(`POINT_FEATURES`, CELLS + 1) float32: the points, a feature after the other."""
     saliency: Floats
@@ -78,7 +78,7 @@ class Workspace(NamedTuple):
 
 def workspace(proposals: int, longest: int) -> Workspace:
     """Memory for timelines of samples with so many proposals and values of saliency at most."""
-    sizes = ((3, proposals), (_N_POINT, CELLS + 1), (longest,))
+    sizes = ((proposals, 3), (_N_POINT, CELLS + 1), (longest,))
     return Workspace(*(np.zeros(size, np.float32) for size in sizes))
 
 
@@ -147,57 +147,61 @@ def exponential(x: Number) -> Number:
     return series * np.int32((rounded.view(np.int32) << np.int32(23)) + _ONE_BITS).view(np.float32)
 
 
-@scalar
-def build_timeline(
+@entry
+def find_timelines(
+    samples: Array,
     spans: Floats,
     scores: Floats,
-    count: int,
     models: NDArray[np.uint8],
-    clip: Number,
     saliency: Floats,
+    chosen: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    timelines: Timelines,
     work: Workspace,
-    points: Floats,
-    proposals: Floats,
 ) -> None:
-    """The timeline of a sample.
+    """Write the timelines of some samples.
 
     Args:
-        spans: (Q, 2), proposals normalised to [0, 1].
-        scores: (Q,), in [0, 1].
-        count: how many proposals there are.
-        models: (Q,), number of the model that made the proposal.
-        clip: length of a clip as a share of the video.
-        saliency: (clips,), any scale; empty where there is none.
+        samples: (S,) `vmr_env.envs.kernel.SAMPLE`.
+        spans: (S, Q, 2) float32, proposals normalised to [0, 1].
+        scores: (S, Q) float32, in [0, 1].
+        models: (S, Q), number of the model that made each proposal.
+        saliency: (V,) float32, curves of the samples that have one, any scale.
+        chosen: (K,), the samples.
+        rows: (K,), where they are written.
+        timelines: written.
         work: memory, of its own for every thread.
-        points: (CELLS + 1, `POINT_FEATURES`), written.
-        proposals: (Q * `SPAN_FEATURES`), written.
     """
     columns, weights = work.columns, work.weights
-    for column in range(_N_POINT):
-        for point in range(CELLS + 1):
-            columns[column, point] = _ZERO
-    weigh(scores, count, models, weights)
-    for q in range(count):
-        for side in range(2):
-            add_densities(spans[q, side], clip, weights[:, q], columns[4 * side : 4 * side + 4])
-        add_coverage(spans[q, 0], spans[q, 1], weights[:, q], columns[_CURVES:])
-    if len(saliency) > 0:
-        draw_saliency(saliency, work.saliency, columns[_CURVES + _SALIENCY])
-    for column in range(_CURVES, _N_POINT):
-        integrate(columns[column])
-    edge_means(columns[_CURVES + _SALIENCY], clip, columns[_EDGES], columns[_EDGES + 1])
-    for column in range(_N_POINT):
-        bound(columns[column])
-    for point in range(CELLS + 1):
+    for i in range(len(rows)):
+        sample, points, row = samples[chosen[i]], timelines.points[rows[i]], chosen[i]
+        clip = sample.clip_length
         for column in range(_N_POINT):
-            points[point, column] = columns[column, point]
-    for q in range(len(spans)):
-        out = proposals[q * _N_SPAN : (q + 1) * _N_SPAN]
-        if q < count:
-            describe(spans[q, 0], spans[q, 1], scores[q], q, clip, points, out)
-        else:
-            for k in range(_N_SPAN):
-                out[k] = _ZERO
+            for point in range(CELLS + 1):
+                columns[column, point] = _ZERO
+        weigh(scores[row], sample.count, models[row], weights)
+        for q in range(sample.count):
+            for side in range(2):
+                add_densities(spans[row, q, side], clip, weights[q], columns[4 * side : 4 * side + 4])
+            add_coverage(spans[row, q, 0], spans[row, q, 1], weights[q], columns[_CURVES:])
+        curve = saliency[sample.first_saliency : sample.last_saliency]
+        if len(curve) > 0:
+            draw_saliency(curve, work.saliency, columns[_CURVES + _SALIENCY])
+        for column in range(_CURVES, _N_POINT):
+            integrate(columns[column])
+        edge_means(columns[_CURVES + _SALIENCY], clip, columns[_EDGES], columns[_EDGES + 1])
+        for column in range(_N_POINT):
+            bound(columns[column])
+        for point in range(CELLS + 1):
+            for column in range(_N_POINT):
+                points[point, column] = columns[column, point]
+        for q in range(spans.shape[1]):
+            out = timelines.proposals[rows[i], q * _N_SPAN : (q + 1) * _N_SPAN]
+            if q < sample.count:
+                describe(spans[row, q, 0], spans[row, q, 1], scores[row, q], q, clip, points, out)
+            else:
+                for k in range(_N_SPAN):
+                    out[k] = _ZERO
 
 
 @scalar
@@ -210,22 +214,22 @@ def bound(values: Floats) -> None:
 
 @scalar
 def weigh(scores: Floats, count: int, models: NDArray[np.uint8], weights: Floats) -> None:
-    """Shares of the proposals (3, Q): by score, by its root, and among the first of the models.
+    """Shares of the proposals (Q, 3): by score, by its root, and among the first of the models.
 
     Each of the three sums to 1, or to 0 where all scores are 0.
     """
     for q in range(count):
-        weights[0, q], weights[1, q], weights[2, q] = scores[q], np.sqrt(scores[q]), _ONE
+        weights[q, 0], weights[q, 1], weights[q, 2] = scores[q], np.sqrt(scores[q]), _ONE
         for earlier in range(q):
             if models[earlier] == models[q]:
-                weights[2, q] = _ZERO
-    for row in range(3):
+                weights[q, 2] = _ZERO
+    for kind in range(3):
         total = _ZERO
         for q in range(count):
-            total += weights[row, q]
+            total += weights[q, kind]
         if total > _ZERO:
             for q in range(count):
-                weights[row, q] /= total
+                weights[q, kind] /= total
 
 
 @scalar
@@ -271,7 +275,7 @@ def draw_saliency(values: Floats, squashed: Floats, curve: Floats) -> None:
         total += values[i]  # in float64: sums of equal float32 numbers are exact, so they have no deviation
     mean = total / n
     for i in range(n):
-        squares += (values[i] - mean) ** 2
+        squares += (values[i] - mean) * (values[i] - mean)
     per_deviation = 1 / np.sqrt(squares / n) if squares > 0 else 0.0
     for i in range(n):
         z = np.float32((values[i] - mean) * per_deviation)
@@ -282,7 +286,7 @@ def draw_saliency(values: Floats, squashed: Floats, curve: Floats) -> None:
         at = (cell + 0.5) * n / CELLS - 0.5
         left = min(max(int(np.floor(at)), 0), n - 1)
         right = min(left + 1, n - 1)
-        share = np.float32(min(max(at - left, 0.0), 1.0))
+        share = min(max(np.float32(at - left), _ZERO), _ONE)
         curve[cell + 1] = squashed[left] + share * (squashed[right] - squashed[left])
 
 
