@@ -41,7 +41,8 @@ def test_without_a_terminal_there_is_a_line_every_30_seconds() -> None:
         watcher.progress(RUNS[1], at(10))
         watcher.progress(RUNS[1], at(10, member=1, gain=-0.02))  # 62 s
         watcher.finished(RUNS[1])  # 95 s
-    told = stream.getvalue().splitlines()
+    first, *told = stream.getvalue().splitlines()
+    assert first.startswith("0:00: 1 of 4 runs done (held-out gain: mean of mIoU, R1@0.5 and R1@0.7 against")
     # A quarter of the second run took 31 s; two and three quarters are left.
     assert told == [
         "0:31, about 5:41 left: 1 of 4 runs done; ppo-seed1-fold0 member 1 of 2, round 5 of 10, "
@@ -49,6 +50,18 @@ def test_without_a_terminal_there_is_a_line_every_30_seconds() -> None:
         "1:02, about 2:04 left: 1 of 4 runs done; ppo-seed1-fold0 member 2 of 2, round 10 of 10, "
         "held-out gain -2.00 points",
         "1:35, about 3:10 left: 2 of 4 runs done",
+    ]
+
+
+def test_the_first_rounds_foretell_nothing() -> None:
+    stream = StringIO()
+    with watched(stream, [0, 40, 80]) as watcher:
+        watcher.progress(RUNS[1], at(1))  # a twentieth of the run, and all that was compiled
+        watcher.progress(RUNS[1], at(2))
+    _, *told = stream.getvalue().splitlines()
+    assert told == [
+        "0:40: 1 of 4 runs done; ppo-seed1-fold0 member 1 of 2, round 1 of 10",
+        "1:20, about 38:40 left: 1 of 4 runs done; ppo-seed1-fold0 member 1 of 2, round 2 of 10",
     ]
 
 

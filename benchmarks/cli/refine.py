@@ -41,7 +41,8 @@ def refine(
     of PREDICTIONS; its provenance is written beside it.
 
     \b
-      vmr-env refine my_model.jsonl queries.jsonl --agent runs/tprl/ensemble.safetensors --out refined.jsonl
+      vmr-env refine my_model.jsonl queries.jsonl --agent runs/tprl/runs/ppo-seed0-fold0.safetensors \\
+          --out refined.jsonl
       vmr-env refine my_model.jsonl queries.jsonl --agent policy --clips features/clips --out refined.jsonl
     """
     from vmr_env.agents.dense import Evidence
