@@ -1,8 +1,8 @@
 """Progress of runs, shown while they run and logged.
 
 On a terminal a bar, with the time that is left from the first round on; elsewhere, as in the log of a job,
-lines: the first at the beginning, the next every 30 seconds. Both tell what the running agents gain on samples
-that are held out from them.
+lines: the first at the beginning, the next every 30 seconds. Both tell what the running agents gain on
+samples that are held out from them.
 """
 
 import sys
