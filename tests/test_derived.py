@@ -50,7 +50,7 @@ def test_every_file_and_parameter_of_a_cache_names_its_tables(tmp_path: Path, fo
 
     def made(parameters: list[int]) -> int:
         cache = DecoderStateCache.open(path)
-        derived_tables("kind", cache, [], parameters, lambda part: {"a": np.ones((1, 2), np.float32)})
+        derived_tables("kind", cache, [], parameters, 0, lambda part: {"a": np.ones((1, 2), np.float32)})
         return len(os.listdir(folder / "kind"))
 
     assert [made([1]), made([1]), made([2])] == [1, 1, 2]
@@ -133,6 +133,21 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path, folder: Pat
         sums_of(cache)
     assert len(caught.value.problems) == 1
     assert names(folder / "clip-sums") == []
+    np.testing.assert_allclose(sums_of(cache), expected(cache), atol=1e-6)
+
+
+def test_tables_that_the_disk_has_no_room_for_are_not_begun(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = DecoderStateCache.open(make_cache(tmp_path / "c", n=200, full=True))
+    size = expected(cache).size * 4
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
+    says = rf"has {size - 1:,} bytes of room, clip-sums takes {size:,}; .*VMR_ENV_CACHE chooses"
+    with pytest.raises(DataError, match=says):
+        sums_of(cache)
+    assert names(folder) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size))
     np.testing.assert_allclose(sums_of(cache), expected(cache), atol=1e-6)
 
 

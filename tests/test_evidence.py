@@ -17,10 +17,11 @@ from vmr_env.backbones.evidence import on_grid
 from vmr_env.backbones.features.store import FeatureStoreWriter
 from vmr_env.benchmarks.cli.main import main
 
-from vmr_env.caches.evidence import LOG_SCALE, evidence_of, two_levels
+from vmr_env.caches.evidence import LOG_SCALE, bytes_kept, evidence_of, two_levels
 from vmr_env.caches.format import MOST_CELLS, Ragged, cells_of, merged, spans_of
 from vmr_env.caches.reader import DecoderStateCache, write_cache
 from vmr_env.errors import DataError
+from vmr_env.files.user_cache import user_cache_folder
 
 N = 12
 LONG = 200
@@ -118,6 +119,18 @@ def expected(
         entropy,
     ]
     return [mean(*here), *near], said
+
+
+def test_tables_take_the_bytes_that_are_foretold(cache: DecoderStateCache) -> None:
+    """A bound for any cache: no sample has more cells than the longest here."""
+    assert evidence_of(cache) is not None
+    folders = [path for path in (user_cache_folder() / "evidence").iterdir() if path.name[0] != "."]
+    cells = cells_of(cache.n_clips)
+    sizes = {sum(path.stat().st_size - 128 for path in folder.glob("*.npy")) for folder in folders}
+    assert sizes == {bytes_kept(cells)}
+    assert bytes_kept(np.array([MOST_CELLS])) == 24_324
+    for clips in (1, 2, 30, 75, 76, 10**6):
+        assert bytes_kept(cells_of(np.array([clips]))) <= 24_324
 
 
 @pytest.mark.parametrize("actions", ["discrete", "multidiscrete", "continuous"])

@@ -80,6 +80,7 @@ def clip_sums_of(cache: DecoderStateCache) -> ClipSums | None:
         cache,
         ("clips.values", "clips.offsets"),
         [_VERSION],
+        4 * (len(clips.values) + len(cache)) * clips.values.shape[1],
         lambda part: {"sums": _sums(clips, part)},
     )
     offsets = np.asarray(clips.offsets)

@@ -10,6 +10,7 @@ was touched since is hashed again when it is opened, and made anew where it does
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from functools import lru_cache
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from vmr_env.caches.format import broken
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.caches.writer import sha256_of
-from vmr_env.errors import DataError
+from vmr_env.errors import DataError, Problem
 from vmr_env.files.npy import NpyWriter
 from vmr_env.files.objects import read_state, write_state
 from vmr_env.files.user_cache import VARIABLE, user_cache_folder
@@ -42,6 +43,7 @@ def derived_tables(
     cache: DecoderStateCache,
     sources: Iterable[str],
     parameters: Sequence[Any],
+    size: int,
     block: Callable[[slice], Tables],
 ) -> Tables:
     """The tables by name, memory-mapped; made if they are not there, or are damaged.
@@ -51,10 +53,11 @@ def derived_tables(
         cache: what they are made from; the hashes of all of its files name the folder.
         sources: names of its arrays that are read for them.
         parameters: all else that their content depends on, JSON values.
+        size: bytes that they will take, but for headers; they are not begun where the disk has less room.
         block: rows of every table for a range of the cache's samples; the ranges follow each other.
 
     Raises:
-        DataError: the cache is damaged, or the user's cache folder cannot be written.
+        DataError: the cache is damaged, or the user's cache folder cannot be written or has too little room.
     """
     identity = json.dumps([list(parameters), cache.manifest["clip_seconds"], cache.fingerprint])
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -64,8 +67,18 @@ def derived_tables(
             return _open(folder)
         except (DataError, OSError):
             cache.verify_files([f"{source}.npy" for source in sources])
+            _require_room(folder, kind, size)
             _make(folder, f"{kind} of {cache.path.name}", len(cache), block)
     return _open(folder)
+
+
+def _require_room(folder: Path, kind: str, size: int) -> None:
+    """Refuse tables that the disk has no room for, before minutes go into them."""
+    there = next(parent for parent in folder.parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        message = f"has {free:,} bytes of room, {kind} takes {size:,}; `vmr-env cache prune` makes some"
+        raise DataError(Problem(str(there), None, None, f"{message}, {VARIABLE} chooses another folder"))
 
 
 def _make(folder: Path, what: str, samples: int, block: Callable[[slice], Tables]) -> None:
@@ -77,14 +90,15 @@ def _make(folder: Path, what: str, samples: int, block: Callable[[slice], Tables
         with NewFolder(folder) as made, writing_errors(folder), ExitStack() as files:
             writers: dict[str, NpyWriter] = {}
             # Shown only where it takes a while.
-            for low in tqdm(
-                range(0, samples, BLOCK_SAMPLES), what, unit_scale=BLOCK_SAMPLES, unit=" samples", delay=2
-            ):
-                for name, rows in block(slice(low, min(low + BLOCK_SAMPLES, samples))).items():
+            bar = files.enter_context(tqdm(total=samples, desc=what, unit=" samples", delay=2))
+            for low in range(0, samples, BLOCK_SAMPLES):
+                part = slice(low, min(low + BLOCK_SAMPLES, samples))
+                for name, rows in block(part).items():
                     if name not in writers:
                         writer = NpyWriter(made.path / f"{name}.npy", rows)
                         writers[name] = files.enter_context(closing(writer))
                     writers[name].append(rows)
+                bar.update(part.stop - part.start)
             for writer in writers.values():
                 writer.finish()
             paths = [made.path / f"{name}.npy" for name in writers]
