@@ -14,7 +14,7 @@ from typing import Any
 from vmr_env.agents.ensemble.files import ensemble_run
 
 import vmr_env
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, MissingExtra, Problem
 from vmr_env.files.text import PathLike, write_text
 from vmr_env.files.writing import write_bytes
 
@@ -85,7 +85,7 @@ def push_to_hub(folder: PathLike, repository: str, *, private: bool = True) -> s
 
     Raises:
         DataError: the folder is no model's.
-        ImportError: huggingface_hub is not installed.
+        MissingExtra: huggingface_hub is not installed.
     """
     lacking = [name for name in (MODEL, CONFIG, CARD) if not (Path(folder) / name).is_file()]
     if lacking:
@@ -108,7 +108,7 @@ def load_from_hub(repository: str, *, revision: str) -> Path:
 
     Raises:
         DataError: the revision is no hash, or what is there is no ensemble.
-        ImportError: huggingface_hub is not installed.
+        MissingExtra: huggingface_hub is not installed.
     """
     if not _REVISION.fullmatch(revision):
         message = f"is {revision!r}; expected the hash of a commit, 40 hexadecimal digits"
@@ -122,5 +122,5 @@ def _hub() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ImportError("the Hub needs huggingface_hub: pip install 'vmr-env[hub]'") from error
+        raise MissingExtra("the Hub needs huggingface_hub: pip install 'vmr-env[hub]'") from error
     return huggingface_hub

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vmr_env.arrays import Bools, Floats
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.vector_env import VMRVectorEnv
-from vmr_env.errors import check_count
+from vmr_env.errors import MissingExtra, check_count
 from vmr_env.files.text import PathLike
 
 if TYPE_CHECKING:
@@ -85,13 +85,13 @@ def export_episodes(
         The dataset, which `minari.load_dataset(dataset_id)` finds again.
 
     Raises:
-        ImportError: Minari is not installed.
+        MissingExtra: Minari is not installed.
         ValueError: a number is none, or the actions are no numbers.
     """
     try:
         import minari
     except ImportError as error:
-        raise ImportError("exporting episodes needs Minari: pip install 'vmr-env[offline]'") from error
+        raise MissingExtra("exporting episodes needs Minari: pip install 'vmr-env[offline]'") from error
     check_count("episodes", episodes)
     arguments = {
         "split": split,

@@ -27,14 +27,22 @@ from vmr_env.arrays import Bools, Floats
 from vmr_env.caches.from_predictions import build_prediction_cache, without_moments
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.caches.writer import sha256_of
-from vmr_env.data.predictions import Prediction, predictions_from, read_predictions, write_predictions
+from vmr_env.data.predictions import (
+    Prediction,
+    by_score,
+    predictions_from,
+    read_predictions,
+    write_predictions,
+)
 from vmr_env.data.profiles import get_profile
 from vmr_env.data.queries import Query, read_queries
 from vmr_env.data.records import Rows, name_rows, pair_by_qid
 from vmr_env.data.timelines import Grid, NoEvidence
+from vmr_env.data.validation import warn_of_suspicions
 from vmr_env.envs.config import PROPOSALS
 from vmr_env.errors import DataError, DataWarning, Problem, shorten
 from vmr_env.files.text import PathLike, write_text
+from vmr_env.files.writing import check_place
 
 BATCH = 1024
 """Queries that are refined side by side."""
@@ -59,6 +67,7 @@ def refine(
     *,
     agent: PathLike,
     evidence: Evidence | None = None,
+    sort: bool = False,
     out: PathLike | None = None,
 ) -> list[Prediction]:
     """Refined predictions of a detector, or of a pool of detectors, for queries without ground truth.
@@ -76,6 +85,7 @@ def refine(
             trained policy over all spans; or `VOTE`, the training-free rule for pools.
         evidence: clip and query vectors for a policy over all spans, of the kind that it learnt with; without
             them only the predictions speak.
+        sort: bring the windows of each row by falling score first; the first is taken for the answer.
         out: file that the result is written to, with its provenance beside it (`<out>.provenance.json`:
             hashes of agent, predictions and queries, how the agent was trained, version, numbers).
 
@@ -87,7 +97,13 @@ def refine(
             predictions do not fit together.
     """
     sources, models = _read_models(predictions)
+    if sort:
+        models = [[by_score(row) for row in rows] for rows in models]
     asked = _asked(models[0], sources[0].name, queries)
+    for source, rows in zip(sources, models, strict=True):
+        warn_of_suspicions(source.name, rows, asked, 1.0)  # whether they are counted in clips nobody knows
+    if out is not None:
+        check_place(Path(out))
     aligned = [
         pair_by_qid(source.name, rows, models[0], of=sources[0].name, more=True)
         for rows, source in zip(models, sources, strict=True)
@@ -181,6 +197,12 @@ def _refiner(agent: PathLike, evidence: Evidence | None, models: Models) -> _Ref
         raise DataError(Problem("evidence", None, None, message))
     if os.fspath(agent) == VOTE:
         return _Refiner(_voted, {"name": VOTE})
+    if not path.exists():
+        message = (
+            "cannot be read (there is no such file); expected a kept ensemble, the folder of a policy over "
+            f"all spans, or {VOTE!r}, which needs no training"
+        )
+        raise DataError(Problem(os.fspath(agent), None, None, message))
     run = ensemble_run(path)
     described = {"file": path.name, "sha256": sha256_of(path), "run": run}
     return _Refiner(_EnsembleAnswers(path, run, models), described)

@@ -29,6 +29,7 @@ from vmr_env.backbones.girl_detr.targets import Targets
 
 from vmr_env.arrays import Floats, Ints64
 from vmr_env.data.annotations import Annotation
+from vmr_env.data.durations import covers
 from vmr_env.errors import DataError, DataWarning, Problem
 
 
@@ -264,8 +265,7 @@ class MomentDataset:
         return f"{row.qid}#{draw.randint(1, settings.paraphrases)}"
 
     def _covers(self, rows: int, duration: float) -> bool:
-        seconds = rows * self.settings.clip_seconds
-        return abs(seconds - duration) <= max(2 * self.settings.clip_seconds, 0.1 * duration)
+        return covers(rows, self.settings.clip_seconds, duration)
 
     def _coverage_problem(self, rows: int, duration: float) -> str | None:
         if self._covers(rows, duration):

@@ -23,6 +23,7 @@ from vmr_env.backbones.parsers import predict_parser
 
 from vmr_env.data.predictions import Prediction, write_predictions
 from vmr_env.errors import DataError
+from vmr_env.files.writing import check_place
 from vmr_env.metrics.moments import evaluate
 from vmr_env.programs import run_program
 
@@ -79,6 +80,7 @@ def predict(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: write a submission file and print its metrics."""
     options = predict_parser().parse_args(arguments)
+    check_place(options.out)
     recipe, model = open_model(options)
     rows = read_samples(options.annotations, options.past_end)
     sources = open_sources(recipe, options, rows)

@@ -12,7 +12,7 @@ import torch
 from vmr_env.agents.dense import DensePolicy, Evidence, load_policy, refine_rows, save_policy
 from vmr_env.agents.dense.decoding import answers, best_utility, with_relevance
 from vmr_env.agents.dense.network import DenseNetwork
-from vmr_env.agents.dense.objectives import Gradient, expected_gain
+from vmr_env.agents.dense.objectives import Gradient, Reinforce, expected_gain
 from vmr_env.agents.dense.spans import all_spans, best_overlap, gain, span_numbers
 from vmr_env.agents.dense.timeline import Draw, Timelines
 from vmr_env.agents.dense.trainer import (
@@ -404,6 +404,11 @@ def test_a_damaged_or_unsuitable_policy_is_one_clear_error(tmp_path: Path) -> No
     wide.dim = 5
     with pytest.raises(DataError, match="width 5; expected 12"):
         policy.answer(timelines.models, timelines.annotations, Evidence(wide, {}))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"mine: is there already and no policy"):
+        save_policy(tmp_path / "mine", policy)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
     save_policy(tmp_path / "policy", policy)
     described = json.loads((tmp_path / "policy" / "policy.json").read_text())
     (tmp_path / "policy" / "policy.json").write_text(json.dumps({**described, "channels": 8}))
@@ -427,6 +432,29 @@ def test_a_loss_that_is_not_finite_stops_training(monkeypatch: pytest.MonkeyPatc
         FloatingPointError, match="dense policy, step 1 of 1: loss is nan, expected a finite number"
     ):
         train(problem(4), 0, DenseConfig(channels=16, epochs=1))
+
+
+def test_gains_count_the_hits_that_the_metrics_count() -> None:
+    """Float32 spans may give 0.49999 for 6 s of 12 s."""
+    shown = torch.tensor([0.49999, 0.4998, 0.69999, 0.6998])
+    hits = (3 * gain(shown) - shown).round()
+    judged = sum(metric_spans.reaches(shown.numpy(), threshold).astype(float) for threshold in (0.5, 0.7))
+    np.testing.assert_array_equal(hits, judged)
+    assert hits.tolist() == [1, 0, 2, 1]
+
+
+def test_spans_are_drawn_from_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    class Watched(Reinforce):
+        def __init__(self, samples: int, generator: torch.Generator) -> None:
+            super().__init__(samples, generator)
+            seeds.append(generator.initial_seed())
+
+    monkeypatch.setattr("vmr_env.agents.dense.trainer.OBJECTIVES", {"reinforce": Watched})
+    for seed in (0, 1):
+        train(problem(4), seed, DenseConfig(channels=16, epochs=1, gradient="reinforce"))
+    assert len({0, 1, *seeds}) == 4  # weights and dropout are drawn from the seed itself
 
 
 def test_relevance_moves_saliency_by_its_clip() -> None:

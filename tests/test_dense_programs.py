@@ -1,6 +1,8 @@
 """The programs that train and judge policies over all spans, on small files."""
 
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +10,23 @@ import pytest
 import torch
 from caches import ARGUMENTS, make_cache
 from test_dense import problem
+from vmr_env.agents.dense import DensePolicy, Evidence
 from vmr_env.agents.dense.cached import cached_predictions, cached_states
+from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.objectives import OBJECTIVES
 from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.backbones.features.store import FeatureStoreWriter
 from vmr_env.benchmarks.experiment import dense, dense_sb3, parsers
 
 from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
-from vmr_env.data.predictions import read_predictions, write_predictions
-from vmr_env.errors import DataError
+from vmr_env.data.predictions import by_score, read_predictions, write_predictions
+from vmr_env.data.profiles import get_profile
+from vmr_env.data.timelines import Grid
+from vmr_env.errors import DataError, DataWarning
+
+PROFILE = get_profile("qvhighlights")
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*rows are not by falling score")  # of `problem`
 
 
 @pytest.fixture
@@ -108,6 +118,7 @@ def test_a_wrong_call_is_one_line(files: list[str], capsys: pytest.CaptureFixtur
         (dense_sb3.main, [*files, "--test", files[1]], "--test names one file"),
         (dense_sb3.main, [*files, "--test", *files[1:3], "--steps", "0"], "--steps is 0"),
         (dense.main, [*files, "--seeds", "0"], "--seeds is 0"),
+        (dense.main, [*files, "--folds", "1"], "--folds is 1"),
     ):
         with pytest.raises(SystemExit):
             program(options)
@@ -116,10 +127,100 @@ def test_a_wrong_call_is_one_line(files: list[str], capsys: pytest.CaptureFixtur
 
 def test_features_of_the_folder_reach_the_timelines(files: list[str]) -> None:
     clips = dense.Stores([dense.FeatureStore(Path(files[-1]))])
-    timelines = dense.read_timelines([Path(path) for path in files[1:3]], clips, [])
+    timelines = dense.read_timelines([Path(path) for path in files[1:3]], clips, PROFILE)
     np.testing.assert_allclose(timelines.clip_vectors(3), problem(20).clip_vectors(3), atol=2e-3)
-    blind = dense.read_timelines([Path(path) for path in files[1:3]], clips, [], blind=True)
+    blind = dense.read_timelines([Path(path) for path in files[1:3]], clips, PROFILE, blind=True)
     assert not blind.clip_vectors(3).any()
+
+
+def test_clips_are_those_of_the_data_set_and_features_of_whole_videos(files: list[str]) -> None:
+    """Of Charades-STA a row is a second: rows of two seconds show half of each video as if it were all."""
+    clips = dense.Stores([dense.FeatureStore(Path(files[-1]))])
+    paths = [Path(path) for path in files[1:3]]
+    with pytest.raises(DataError, match=r"of 'video0' are 12 rows, 12 s at 1 s a row; expected 24 s"):
+        dense.read_timelines(paths, clips, get_profile("charades"))
+    blind = dense.read_timelines(paths, clips, get_profile("charades"), blind=True)
+    np.testing.assert_array_equal(blind.seconds, 1)
+    np.testing.assert_array_equal(blind.clips, [row.duration for row in blind.annotations])
+    policy = DensePolicy((DenseNetwork(clips.dim, 75),), Grid(seconds=1.0), 64)
+    queries = {str(row.qid): np.zeros((1, clips.dim), np.float32) for row in blind.annotations}
+    with pytest.raises(DataError, match=r"evidence: of 'video0' are 12 rows"):
+        policy.answer(blind.models, blind.annotations, Evidence(clips, queries))
+
+
+def test_the_detector_of_a_pool_is_the_best_where_the_policy_learns(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the order of the files: here one that knows all moments, named second or first."""
+    truth = problem(20)
+    right = [
+        replace(row, windows=np.array([[*annotation.moments[0], 1.0]]))
+        for row, annotation in zip(truth.models[0], truth.annotations, strict=True)
+    ]
+    write_predictions(tmp_path / "right.jsonl", right)
+    queries, worse, better = files[1], files[2], str(tmp_path / "right.jsonl")
+    short = ["--folds", "2", "--seeds", "1", "--epochs", "1"]
+    for pool in ([worse, better], [better, worse]):
+        dense.main(["--train", queries, *pool, *files[-2:], *short])
+        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| detector |")]
+        assert rows[0].split("|")[2:5] == [" 100.00 "] * 3
+    # Each fold chooses without its own queries: of the two, each is right on one half.
+    first, second = right[:10] + truth.models[0][10:], truth.models[0][:10] + right[10:]
+    pool = Timelines([first, second], truth.annotations, truth._features, truth._queries, truth.grid)
+    parts = [(range(10), range(10, 20)), (range(10, 20), range(10))]
+    assert dense.detectors(pool, pool.models, parts, ["a", "b"]) == truth.models[0]
+
+
+def test_folds_and_seeds_have_streams_of_their_own(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    trained = dense.train
+
+    def train(timelines: Timelines, seed: int, *rest: object) -> DenseNetwork:
+        asked.append(seed)
+        return trained(timelines, seed, *rest)
+
+    monkeypatch.setattr(dense, "train", train)
+    dense.main([*files, "--folds", "2", "--seeds", "2", "--epochs", "1"])
+    assert len(set(asked)) == len(asked) == 4
+    asked.clear()
+    dense.main([*files, "--test", *files[1:3], "--seeds", "2", "--epochs", "1"])
+    assert asked == [0, 1]
+
+
+def test_windows_that_are_not_by_score_are_told_and_sorted_on_request(
+    files: list[str], tmp_path: Path
+) -> None:
+    turned = [replace(row, windows=row.windows[::-1]) for row in problem(20).models[0]]
+    write_predictions(tmp_path / "turned.jsonl", turned)
+    paths = [Path(files[1]), tmp_path / "turned.jsonl"]
+    clips = dense.Stores([dense.FeatureStore(Path(files[-1]))])
+    with pytest.warns(DataWarning, match=r"turned\.jsonl: pred_relevant_windows of \d+ of 20 rows are not"):
+        dense.read_timelines(paths, clips, PROFILE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        timelines = dense.read_timelines(paths, clips, PROFILE, sort=True)
+    for row, expected in zip(timelines.models[0], problem(20).models[0], strict=True):
+        np.testing.assert_array_equal(row.windows, by_score(expected).windows)
+
+
+def test_places_are_tried_before_anything_is_learnt(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense, "train", lambda *_: pytest.fail("training began"))
+    test = ["--test", *files[1:3]]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    for options, message in (
+        (["--out", str(tmp_path / "no" / "out.jsonl")], "cannot be written"),
+        (["--out", str(other)], "cannot be written"),
+        ([*test, "--save", str(other)], "is there already and no policy"),
+        ([*test, "--save", files[1]], "is there already and no policy"),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(DataError, match=message):
+            dense.main([*files, *options])
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_cache_is_a_detector_alone_or_beside_files(

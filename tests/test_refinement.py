@@ -245,6 +245,29 @@ def test_a_policy_over_all_spans_refines_by_the_command(
         np.testing.assert_allclose(row.windows, whole[row.qid].windows, atol=1e-5)
 
 
+def test_windows_that_are_not_by_score_are_told_and_sorted_on_request(made: Path) -> None:
+    rows = read_predictions(made / "predictions.jsonl")
+    turned = [replace(row, windows=row.windows[::-1]) for row in rows]
+    queries = made / "queries.jsonl"
+    expected = vmr_env.refine(rows, queries, agent=made / "agent.safetensors")
+    with pytest.warns(DataWarning, match=r"rows are not by falling score"):
+        told = vmr_env.refine(turned, queries, agent=made / "agent.safetensors")
+    sorted_ = vmr_env.refine(turned, queries, agent=made / "agent.safetensors", sort=True)
+    for got, want in zip(sorted_, expected, strict=True):
+        np.testing.assert_array_equal(got.windows, want.windows)
+    assert [row.windows.tolist() for row in told] != [row.windows.tolist() for row in expected]
+
+
+def test_the_place_of_the_result_is_tried_first(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be written"):
+        vmr_env.refine(
+            made / "predictions.jsonl",
+            made / "queries.jsonl",
+            agent="x",
+            out=tmp_path / "no" / "out.jsonl",
+        )
+
+
 def test_what_does_not_fit_together_is_told(made: Path, tmp_path: Path) -> None:
     evidence = Evidence(NoEvidence(3), {})
     for agent in ("vote", made / "agent.safetensors"):
@@ -260,7 +283,7 @@ def test_what_does_not_fit_together_is_told(made: Path, tmp_path: Path) -> None:
         vmr_env.refine(
             [made / "predictions.jsonl", tmp_path / "fewer.jsonl"], made / "queries.jsonl", agent="vote"
         )
-    with pytest.raises(DataError, match="nothing_here: cannot be read"):
+    with pytest.raises(DataError, match=r"nothing_here: cannot be read .* or 'vote', which needs no"):
         vmr_env.refine(made / "predictions.jsonl", made / "queries.jsonl", agent="nothing_here")
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match=r"policy\.json"):

@@ -23,7 +23,7 @@ from vmr_env.arrays import Floats
 from vmr_env.data.predictions import Prediction, read_predictions
 from vmr_env.data.queries import read_queries
 from vmr_env.data.records import Rows
-from vmr_env.data.timelines import Asked, ClipFeatures, Grid, NoEvidence
+from vmr_env.data.timelines import Asked, ClipFeatures, Grid, NoEvidence, check_features
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.objects import read_object
 from vmr_env.files.text import PathLike, write_text
@@ -87,6 +87,7 @@ class DensePolicy:
             message = f"has features of width {evidence.clips.dim}; expected {self.dim}, as the policy learnt"
             raise DataError(Problem("evidence", None, None, message))
         else:
+            check_features("evidence", evidence.clips, queries, self.grid.seconds)
             evidence_or_none = evidence
         timelines = Timelines(models, queries, *evidence_or_none, self.grid)
         beliefs = believe(self.networks, timelines)
@@ -113,6 +114,18 @@ def refine_rows(
     return policy.answer(models, asked, stores)
 
 
+def check_policy_place(folder: PathLike) -> None:
+    """Find out before training that a policy could not be kept.
+
+    Raises:
+        DataError: the folder cannot be written, or holds anything but a policy.
+    """
+    path = Path(folder)
+    if path.exists() and not (path / POLICY_FILE).exists() and (path.is_file() or any(path.iterdir())):
+        raise _bad(path, "is there already and no policy; expected a new folder, or that of a policy")
+    NewFolder(path).drop()
+
+
 def save_policy(folder: PathLike, policy: DensePolicy, notes: Mapping[str, Any] | None = None) -> None:
     """Write a policy; the folder is replaced whole or left as it was.
 
@@ -122,8 +135,9 @@ def save_policy(folder: PathLike, policy: DensePolicy, notes: Mapping[str, Any] 
         notes: anything of JSON worth keeping: files, settings, seeds.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: it cannot be written, or the folder holds something else.
     """
+    check_policy_place(folder)
     weights = save(
         {
             f"{number}.{name}": tensor.detach().contiguous()

@@ -17,6 +17,7 @@ from vmr_env.agents.spans import tiou
 from vmr_env.arrays import Floats
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.timelines import CHANNELS, PAINTED
+from vmr_env.errors import MissingExtra
 
 MOVES = (-8, -4, -2, -1, 0, 1, 2, 4, 8)
 """Clips by which a boundary of a first window is moved."""
@@ -110,12 +111,12 @@ class SpanRanker:
         """Learn from some queries, all by default.
 
         Raises:
-            ImportError: scikit-learn is missing; the extra `ranker` has it.
+            MissingExtra: scikit-learn is missing; the extra `ranker` has it.
         """
         try:
             from sklearn.ensemble import HistGradientBoostingRegressor
         except ImportError as error:
-            raise ImportError("the ranker needs scikit-learn: pip install 'vmr-env[ranker]'") from error
+            raise MissingExtra("the ranker needs scikit-learn: pip install 'vmr-env[ranker]'") from error
         chosen = list(range(len(timelines))) if rows is None else list(rows)
         facts, gains = [], []
         for part in _parts(len(chosen)):

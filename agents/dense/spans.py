@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from vmr_env.agents.spans import tiou
 
+from vmr_env.metrics.spans import ROUNDING
+
 NUMBERS = (
     "expected tIoU",
     "expected hit at 0.5",
@@ -80,8 +82,8 @@ def best_overlap(spans: Tensor, moments: Tensor) -> Tensor:
 
 
 def gain(overlaps: Tensor) -> Tensor:
-    """Value of an answer: mean of tIoU and of the hits at 0.5 and 0.7, any shape."""
-    hits = [(overlaps >= threshold).float() for threshold in HITS]
+    """Value of an answer: mean of tIoU and of the hits at 0.5 and 0.7 as metrics judge them, any shape."""
+    hits = [(overlaps >= threshold - float(ROUNDING)).float() for threshold in HITS]
     return (overlaps + hits[0] + hits[1]) / 3
 
 

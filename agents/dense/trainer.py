@@ -14,6 +14,8 @@ from vmr_env.agents.dense.timeline import Draw, Timelines
 from vmr_env.agents.policy_agent import descend
 from vmr_env.agents.settings import BELOW_1, COUNT_OR_0, Range, Settings
 
+from vmr_env.seeding import derived
+
 TARGET_TEMPERATURE = 0.08
 MAX_NORM = 1.0
 """Norm of the gradient above which it is scaled down."""
@@ -100,7 +102,8 @@ def train(
     """
     config = config or DenseConfig()
     order = np.arange(len(timelines)) if rows is None else np.asarray(rows)
-    objective = OBJECTIVES[config.gradient](config.samples, torch.Generator().manual_seed(seed))
+    spans = torch.Generator().manual_seed(derived(seed, "spans"))
+    objective = OBJECTIVES[config.gradient](config.samples, spans)
     visits, batches = -(-config.epochs // objective.passes), -(-len(order) // config.batch_size)
     steps = visits * batches * objective.passes
     rng = np.random.default_rng(seed)

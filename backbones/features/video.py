@@ -29,7 +29,7 @@ from vmr_env.backbones.parsers import video_parser
 from vmr_env.caches.writer import sha256_of
 from vmr_env.data.annotations import NOISE_SECONDS
 from vmr_env.data.profiles import PROFILES
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, MissingExtra, Problem
 from vmr_env.files.text import PathLike, write_text
 from vmr_env.files.user_cache import user_cache_folder
 from vmr_env.files.writing import write_bytes
@@ -62,7 +62,7 @@ def read_clips(path: PathLike, clip_seconds: float) -> Clips:
 
     Raises:
         DataError: it is no video, or has no picture.
-        ImportError: the extra ``[video]`` is not installed.
+        MissingExtra: the extra ``[video]`` is not installed.
     """
     pictures: list[Picture] = []
     shown, end = None, 0.0
@@ -83,7 +83,7 @@ def _frames(path: Path) -> Iterator[tuple[float, float, Any]]:
     try:
         import av
     except ImportError as error:
-        raise ImportError(f"{error}; videos need `pip install vmr-env[video]`") from error
+        raise MissingExtra(f"{error}; videos need `pip install vmr-env[video]`") from error
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -132,7 +132,7 @@ class ClipModel:
         batch_size: pictures, or sentences, in one forward pass.
 
     Raises:
-        ImportError: the extra ``[video]`` is not installed.
+        MissingExtra: the extra ``[video]`` is not installed.
         DataError: there is no such model, or it has no pictures.
     """
 
@@ -140,7 +140,7 @@ class ClipModel:
         try:
             import transformers
         except ImportError as error:
-            raise ImportError(f"{error}; videos need `pip install vmr-env[video]`") from error
+            raise MissingExtra(f"{error}; videos need `pip install vmr-env[video]`") from error
         self.name = Path(model).name if Path(model).is_dir() else model
         library: Any = transformers  # half of it has no types
         try:

@@ -25,6 +25,7 @@ from vmr_env.benchmarks.cli.common import FILE, FOLDER, NEW, problems_exit_with_
 @click.option(
     "--model", help="Sentence encoder of the queries, as the policy learnt with. Default: offline MiniLM."
 )
+@click.option("--sort", is_flag=True, help="Bring the windows of each row by falling score first.")
 @click.option("--out", type=NEW, required=True, help="File of the refined predictions.")
 @problems_exit_with_1
 def refine(
@@ -33,6 +34,7 @@ def refine(
     agent: Path,
     clips: tuple[Path, ...],
     model: str | None,
+    sort: bool,
     out: Path,
 ) -> None:
     """Refine predictions for queries without ground truth. Several files of PREDICTIONS are a pool.
@@ -57,5 +59,5 @@ def refine(
 
         stores = Stores([FeatureStore(path) for path in clips])
         evidence = Evidence(stores, encode_queries(read_queries(queries), [], model))
-    rows = refine_predictions(predictions, queries, agent=agent, evidence=evidence, out=out)
+    rows = refine_predictions(predictions, queries, agent=agent, evidence=evidence, sort=sort, out=out)
     click.echo(f"{len(rows)} predictions refined: {out}")

@@ -8,14 +8,16 @@ the models of a pool. A frozen backbone's `--cache` is one more of them; with `-
 states are seen where their references lie. Without `--test`, the training file is judged out of fold. Clip
 features are feature stores of vectors in the same space as the queries' sentence vectors: captions
 (`vmr_env.backbones.features.captions`). It prints official figures and differences from the detector (of a
-pool, its first model) and from the vote, with 95 % intervals over videos; and, of each of several networks
+pool, its best model where the policy learns) and from the vote, with 95 % intervals over videos; and, of each of several networks
 by itself, the mean, with an interval over videos and seeds.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,10 +25,11 @@ from torch import Tensor
 from vmr_env.agents.dense.cached import cached_predictions, cached_states
 from vmr_env.agents.dense.decoding import answers
 from vmr_env.agents.dense.network import DenseNetwork
-from vmr_env.agents.dense.policy import DensePolicy, save_policy
+from vmr_env.agents.dense.policy import DensePolicy, check_policy_place, save_policy
 from vmr_env.agents.dense.references import SpanRanker, evidence_alone, vote_answers
 from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.dense.trainer import Beliefs, DenseConfig, believe, train, vote_distribution
+from vmr_env.agents.ensemble.cross_fitting import quality
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.features.text import SentenceCache, SentenceEncoder, read_sentences
 from vmr_env.benchmarks.experiment.parsers import CONFIGURED, dense_parser
@@ -36,13 +39,17 @@ from vmr_env.benchmarks.report.comparison import rounded
 from vmr_env.arrays import Floats
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation, read_annotations
-from vmr_env.data.predictions import Prediction, read_predictions, write_predictions
+from vmr_env.data.predictions import Prediction, by_score, read_predictions, write_predictions
 from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.data.splits import video_folds
-from vmr_env.data.timelines import Asked, ClipFeatures, NoEvidence
+from vmr_env.data.timelines import Asked, ClipFeatures, Grid, NoEvidence, check_features
+from vmr_env.data.validation import warn_of_suspicions
 from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.files.writing import check_place
 from vmr_env.metrics.moments import evaluate
+from vmr_env.metrics.spans import best_tiou
 from vmr_env.programs import run_program
+from vmr_env.seeding import derived
 
 
 class Stores:
@@ -155,22 +162,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = DenseConfig(**chosen)
     except ValueError as error:
         parser.error(str(error))
+    if options.folds < 2:
+        parser.error(f"--folds is {options.folds}; expected 2 or more")
+    if options.out is not None:
+        check_place(options.out)
+    if options.save is not None:
+        check_policy_place(options.save)
     torch.set_num_threads(1)
     clips = Stores([FeatureStore(path) for path in options.clips])
     profile = get_profile(options.dataset)
-    learn = read_timelines(
-        options.train, clips, options.paraphrases, options.no_evidence, options.cache, options.states
+    read = partial(
+        read_timelines,
+        clips=clips,
+        profile=profile,
+        blind=options.no_evidence,
+        sort=options.sort,
+        states=options.states,
     )
+    learn = read(options.train, paraphrases=options.paraphrases, cache=options.cache)
     if options.test is None:
         judge, parts = learn, _folds(learn, profile, options.folds)
     else:
-        judge = read_timelines(
-            options.test, clips, [], options.no_evidence, options.test_cache, options.states
-        )
+        judge = read(options.test, cache=options.test_cache)
         parts = [(range(len(learn)), range(len(judge)))]
-    published = len(options.test or options.train) > 1  # a cache's windows are not rounded yet
-    detector = judge.models[0] if published else rounded(judge.models[0], profile)
-    lists: dict[str, Sequence[Prediction]] = {DETECTOR: detector, "vote over candidates": vote_answers(judge)}
+    models = list(judge.models)
+    if options.cache is not None:
+        models[-1] = rounded(models[-1], profile)  # the windows of files are rounded already
+    names = [str(path) for path in (*options.train[1:], options.cache) if path is not None]
+    lists: dict[str, Sequence[Prediction]] = {
+        DETECTOR: detectors(learn, models, parts, names),
+        "vote over candidates": vote_answers(judge),
+    }
     if not options.no_evidence:
         lists["evidence alone"] = _ranked(judge, evidence_alone(judge))
     if options.ranker:
@@ -183,8 +205,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Beliefs(torch.zeros(len(judge), len(judge.spans)), torch.zeros(len(judge), judge.grid.clips))
         for _ in range(options.seeds)
     ]
-    for rows, held_out in parts:
-        networks = tuple(_train(learn, seed, config, rows) for seed in range(options.seeds))
+    for fold, (rows, held_out) in enumerate(parts):
+        seeds: Sequence[int] = range(options.seeds)
+        if options.test is None:
+            seeds = [derived(seed, "fold", fold) for seed in seeds]
+        networks = tuple(_train(learn, seed, config, rows) for seed in seeds)
         for network, beliefs in zip(networks, each, strict=True):
             for whole, part in zip(beliefs, believe([network], judge, held_out), strict=True):
                 whole[list(held_out)] = part
@@ -205,11 +230,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_predictions(options.out, lists[POLICY])
 
 
+Parts: TypeAlias = Sequence[tuple[Sequence[int], Sequence[int]]]
+"""Rows to learn from, and rows to be judged on."""
+
+
 def read_timelines(
     paths: Sequence[Path],
     clips: ClipFeatures,
-    paraphrases: Sequence[Path],
+    profile: DatasetProfile,
+    paraphrases: Sequence[Path] = (),
     blind: bool = False,
+    sort: bool = False,
     cache: Path | None = None,
     states: bool = False,
 ) -> Timelines:
@@ -218,28 +249,75 @@ def read_timelines(
     Args:
         paths: an annotation file and the prediction files of the models.
         clips: features by vid.
+        profile: the data set, which says how long a clip is.
         paraphrases: as of `encode_queries`.
         blind: without features.
+        sort: bring the windows of each row of the files by falling score first.
         cache: of a backbone, one more model.
         states: show the cache's decoder states.
+
+    Raises:
+        DataError: files cannot be read, or features are missing or not of the whole video.
     """
     annotations = read_annotations(paths[0], past_end="keep")
     models = [read_predictions(path, before_start="keep") for path in paths[1:]]
-    seen = None
+    if sort:
+        models = [[by_score(row) for row in rows] for rows in models]
+    known = {str(annotation.qid) for annotation in annotations}
+    for path, rows in zip(paths[1:], models, strict=True):
+        asked = [row for row in rows if str(row.qid) in known]
+        warn_of_suspicions(str(path), asked, annotations, profile.clip_seconds)
+    grid, seen = Grid(seconds=profile.clip_seconds), None
     if cache is not None:
         opened = DecoderStateCache.open(cache)
         models.append(cached_predictions(opened))
         seen = cached_states(opened) if states else None
     if blind:
         zeros = {str(annotation.qid): np.zeros((1, clips.dim), np.float32) for annotation in annotations}
-        return Timelines(models, annotations, NoEvidence(clips.dim), zeros, states=seen)
+        return Timelines(models, annotations, NoEvidence(clips.dim), zeros, grid, states=seen)
+    check_features("--clips", clips, annotations, profile.clip_seconds)
     queries = encode_queries(annotations, paraphrases)
-    return Timelines(models, annotations, clips, queries, states=seen)
+    return Timelines(models, annotations, clips, queries, grid, states=seen)
 
 
-def _folds(
-    timelines: Timelines, profile: DatasetProfile, folds: int
-) -> list[tuple[Sequence[int], Sequence[int]]]:
+def detectors(
+    learn: Timelines, models: Sequence[Sequence[Prediction]], parts: Parts, names: Sequence[str]
+) -> list[Prediction]:
+    """What the policy is compared with: answers of the detector, or of the best model of a pool.
+
+    That one is chosen where the policy learns, by the mean `quality` of first windows, and does not depend on
+    the order of the files: of equally good ones it is the first by name. A policy that is judged on other
+    models than it learnt from, of another number, is compared with the first of them.
+
+    Args:
+        learn: queries that are learnt from.
+        models: of each model its answers to the queries to be judged on.
+        parts: rows of both.
+        names: of the models of `learn`.
+    """
+    result = list(models[0])
+    if len(models) != len(names):
+        return result
+    gains = np.array([_qualities(model, learn.annotations) for model in learn.models])
+    for rows, held_out in parts:
+        means = gains[:, list(rows)].mean(axis=1)
+        best = min(range(len(names)), key=lambda model: (-means[model], names[model]))
+        for row in held_out:
+            result[row] = models[best][row]
+    return result
+
+
+def _qualities(answers: Sequence[Prediction], annotations: Sequence[Asked]) -> Floats:
+    """Of each first window: (n,)."""
+    tious = [
+        best_tiou(answer.windows[0, :2], annotation.moments)
+        for answer, annotation in zip(answers, annotations, strict=True)
+        if isinstance(annotation, Annotation)
+    ]
+    return quality(np.array(tious))
+
+
+def _folds(timelines: Timelines, profile: DatasetProfile, folds: int) -> Parts:
     """Rows to learn from and rows held out, by source video."""
     videos = [profile.source_video(annotation.vid) for annotation in timelines.annotations]
     parts = video_folds(videos, folds, seed=0)

@@ -22,7 +22,14 @@ from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.dense.trainer import DenseConfig, believe, train
 from vmr_env.agents.sb3.span_policy import SpanPolicy
 from vmr_env.backbones.features.store import FeatureStore
-from vmr_env.benchmarks.experiment.dense import DETECTOR, POLICY, Stores, read_timelines, report
+from vmr_env.benchmarks.experiment.dense import (
+    DETECTOR,
+    POLICY,
+    Stores,
+    detectors,
+    read_timelines,
+    report,
+)
 
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import Prediction
@@ -99,8 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--{name} names one file; expected an annotation file and prediction files")
     torch.set_num_threads(1)
     clips = Stores([FeatureStore(path) for path in options.clips])
-    learn = read_timelines(options.train, clips, options.paraphrases)
-    judge = read_timelines(options.test, clips, [])
+    profile = get_profile(options.dataset)
+    learn = read_timelines(options.train, clips, profile, options.paraphrases)
+    judge = read_timelines(options.test, clips, profile)
 
     def answered(networks: Sequence[DenseNetwork]) -> list[Prediction]:
         beliefs = believe(networks, judge)
@@ -108,14 +116,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     imitation = DenseConfig(gradient="none")
     imitators = [train(learn, seed, imitation) for seed in range(options.seeds)]
-    lists = {DETECTOR: judge.models[0], "imitation alone": answered(imitators)}
+    whole = [(range(len(learn)), range(len(judge)))]
+    names = [str(path) for path in options.train[1:]]
+    detector = detectors(learn, judge.models, whole, names)
+    lists = {DETECTOR: detector, "imitation alone": answered(imitators)}
     trained = [
         ppo_from(network, learn, clips, options.dataset, seed, options.steps)
         for seed, network in enumerate(imitators)
     ]
     lists[POLICY] = answered(trained)
     truth = read_annotations(options.test[0], past_end="keep")
-    print(report(lists, truth, get_profile(options.dataset)))
+    print(report(lists, truth, profile))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,9 @@ def dense_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ranker", action="store_true", help="compare with gradient boosting too; needs vmr-env[ranker]"
     )
+    parser.add_argument(
+        "--sort", action="store_true", help="bring the windows of each row by falling score first"
+    )
     parser.add_argument("--out", type=Path, help="prediction file to write")
     parser.add_argument("--save", type=Path, help="folder for the policy learnt on --train; needs --test")
     return parser

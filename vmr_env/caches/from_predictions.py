@@ -7,8 +7,7 @@ counted in the cache's notes.
 
 import hashlib
 import os
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +29,7 @@ from vmr_env.data.predictions import (
 )
 from vmr_env.data.profiles import DatasetProfile
 from vmr_env.data.queries import Query, read_queries
-from vmr_env.data.validation import counted_in_clips, normalised, saliency_problems, score_problems
+from vmr_env.data.validation import saliency_problems, score_problems, warn_of_suspicions
 from vmr_env.errors import DataError, Problem, check_choice, conclude, shorten
 from vmr_env.files.text import PathLike
 from vmr_env.metrics import spans
@@ -128,8 +127,7 @@ def build_prediction_cache(
     curves = _pooled_saliency(pool, truth, n_clips, problems)
     conclude(problems)
     for model in pool:
-        for message in _suspicions(model, truth, profile):
-            warnings.warn(f"{model.file}: {message}", stacklevel=2)
+        warn_of_suspicions(model.file, list(model.rows.values()), truth, profile.clip_seconds)
     seen = None if evidence is None else evidence(truth)
     batch = CacheBatch(
         qids=[row.qid for row in truth],
@@ -282,18 +280,6 @@ def _read_model(
             message = f"is {shorten(row.vid)}; expected {shorten(truth[index].vid)} as in the annotations"
             problems.append(Problem(file, line, "vid", message))
     return _Model(name, file, sha256_of(Path(file)), rows, lines, refused), unknown
-
-
-def _suspicions(model: _Model, truth: Sequence[Annotation], profile: DatasetProfile) -> Iterator[str]:
-    """Warnings about predictions that are legal but probably mistaken."""
-    if unsorted := sum(map(is_unsorted, model.rows.values())):
-        yield (
-            f"pred_relevant_windows of {unsorted} of {len(model.rows)} rows are not by falling score, and "
-            "the first is taken for the answer; sort=True (--sort) sorts them"
-        )
-    for message in (normalised(model.rows), counted_in_clips(model.rows, truth, profile.clip_seconds)):
-        if message is not None:
-            yield f"pred_relevant_windows {message}"
 
 
 @dataclass(frozen=True, slots=True)

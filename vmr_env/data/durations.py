@@ -24,6 +24,11 @@ def is_seconds(value: object) -> bool:
     return is_number(value) and SHORTEST <= value <= LONGEST
 
 
+def covers(rows: int, clip_seconds: float, duration: float) -> bool:
+    """Whether so many clips are a whole video, to within a tenth of it or two clips."""
+    return abs(rows * clip_seconds - duration) <= max(2 * clip_seconds, 0.1 * duration)
+
+
 def read_durations(path: PathLike) -> dict[str, float]:
     """Video lengths in seconds by video id.
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vmr_env.arrays import Floats
 from vmr_env.data.annotations import Annotation
+from vmr_env.data.durations import covers
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.queries import Query
 from vmr_env.data.records import pair_by_qid
@@ -84,6 +85,35 @@ class States(NamedTuple):
 
 Asked: TypeAlias = Annotation | Query
 """A query, with ground truth or without."""
+
+
+def check_features(where: str, features: ClipFeatures, queries: Sequence[Asked], clip_seconds: float) -> None:
+    """Read the features of every video once, and compare their length with the video's.
+
+    Args:
+        where: what the features are called in messages.
+        features: clip features by vid.
+        queries: what is asked of which videos.
+        clip_seconds: length of a clip.
+
+    Raises:
+        DataError: features that are missing or damaged, and those of more or fewer seconds than their video
+            (see `vmr_env.data.durations.covers`); all of them.
+    """
+    problems: list[Problem] = []
+    for vid, duration in {query.vid: query.duration for query in queries}.items():
+        try:
+            rows = len(features.read(vid))
+        except DataError as error:
+            problems += error.problems
+            continue
+        if not covers(rows, clip_seconds, duration):
+            found = (
+                f"of {shorten(vid)} are {rows} rows, {rows * clip_seconds:g} s at {clip_seconds:g} s a row"
+            )
+            problems.append(Problem(where, None, None, f"{found}; expected {duration:g} s, the whole video"))
+    if problems:
+        raise DataError(problems)
 
 
 class PaintedTimelines:

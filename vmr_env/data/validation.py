@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from vmr_env.data.annotations import (
 )
 from vmr_env.data.predictions import Prediction, is_unsorted, parse_predictions
 from vmr_env.data.profiles import DatasetProfile
-from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.data.timelines import Asked
+from vmr_env.errors import DataError, DataWarning, Problem, shorten
 from vmr_env.files.text import PathLike, name_of
 
 
@@ -95,6 +97,32 @@ def validate_predictions(
     return _by_row(problems)
 
 
+def warn_of_suspicions(
+    where: str, rows: Sequence[Prediction], queries: Iterable[Asked], clip_seconds: float
+) -> None:
+    """Warn of predictions that are legal but probably mistaken.
+
+    Args:
+        where: what they are called in messages.
+        rows: of one model.
+        queries: what each of them answers, and perhaps others.
+        clip_seconds: length of a clip.
+
+    Warns:
+        DataWarning: windows that are not by falling score, or that look like shares or like clips.
+    """
+    if unsorted := sum(map(is_unsorted, rows)):
+        message = (
+            f"{where}: pred_relevant_windows of {unsorted} of {len(rows)} rows are not by falling score, and "
+            "the first is taken for the answer; sort=True (--sort) sorts them"
+        )
+        warnings.warn(message, DataWarning, stacklevel=3)
+    by_number = dict(enumerate(rows))
+    for unit in (normalised(by_number), counted_in_clips(by_number, queries, clip_seconds)):
+        if unit is not None:
+            warnings.warn(f"{where}: pred_relevant_windows {unit}", DataWarning, stacklevel=3)
+
+
 LEAST_ROWS = 20
 """Rows of a file from which on its times are judged as a whole."""
 
@@ -108,7 +136,7 @@ def normalised(rows: Mapping[int, Prediction]) -> str | None:
 
 
 def counted_in_clips(
-    rows: Mapping[int, Prediction], annotations: Iterable[Annotation], clip_seconds: float
+    rows: Mapping[int, Prediction], annotations: Iterable[Asked], clip_seconds: float
 ) -> str | None:
     """What to say of a file whose windows look counted in clips; None where they do not.
 

@@ -62,6 +62,20 @@ def write_bytes(target: Path, content: bytes) -> None:
         file.write(content)
 
 
+def check_place(target: Path) -> None:
+    """Find out before long work that a file could not be written.
+
+    Raises:
+        DataError: its folder is missing or does not let anybody write, or the target is a folder.
+    """
+    with writing_errors(target):
+        temporary, lock = _claim(target, folder=False)
+        os.unlink(temporary)
+        os.close(lock)
+        if target.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+
 class NewFolder:
     """A folder under a temporary name; leaving its `with` block drops what was not put into place.
 
