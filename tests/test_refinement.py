@@ -220,7 +220,8 @@ def test_a_policy_over_all_spans_refines_by_the_command(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(1)
-    features = {f"v{i}": rng.normal(size=(30, DIM)).astype(np.float32) for i in range(ROWS)}
+    lengths = {f"v{i}": 15 + i for i in range(ROWS)}  # clips of 2 s; of two queries, of 30 + 2 i seconds
+    features = {vid: rng.normal(size=(n, DIM)).astype(np.float32) for vid, n in lengths.items()}
     with FeatureStoreWriter(tmp_path / "clips", source="real", origin={}) as writer:
         for vid, rows in features.items():
             writer.add(vid, rows)
