@@ -8,8 +8,8 @@ the models of a pool. A frozen backbone's `--cache` is one more of them; with `-
 states are seen where their references lie. Without `--test`, the training file is judged out of fold. Clip
 features are feature stores of vectors in the same space as the queries' sentence vectors: captions
 (`vmr_env.backbones.features.captions`). It prints official figures and differences from the detector (of a
-pool, its best model where the policy learns) and from the vote, with 95 % intervals over videos; and, of each of several networks
-by itself, the mean, with an interval over videos and seeds.
+pool, its best model where the policy learns) and from the vote, with 95 % intervals over videos; and, of each
+of several networks by itself, the mean, with an interval over videos and seeds.
 """
 
 from collections.abc import Mapping, Sequence
