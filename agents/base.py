@@ -70,6 +70,10 @@ class Agent(ABC):
         """The best actions, without exploration: (N, width) observations, (N, A) possible actions ->
         (N, …)."""
 
+    def to(self, device: str) -> None:  # noqa: B027 - most that are not ours have nothing to move
+        """Move networks to a torch device, where they learn and act from now on; here, of an agent without
+        any, nothing. States go from one device to another."""
+
     def update(self) -> Metrics:
         """One round of learning; returns figures to log, named `charts/…`, `losses/…`, or `health/…`."""
         raise NotImplementedError(f"{type(self).__name__} has rounds > 0 but no update")

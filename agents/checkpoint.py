@@ -33,14 +33,14 @@ def save_run(path: Path, kind: str, run: Mapping[str, Any], state: Mapping[str, 
 
 
 def load_run(path: Path, kind: str, run: Mapping[str, Any]) -> dict[str, Any]:
-    """The state in a checkpoint of the same run.
+    """The state in a checkpoint of the same run, on the processor.
 
     Raises:
         DataError: The file is missing, damaged, of another kind, or of another run; differences are named.
     """
     raw = read_sealed(path, REMEDY)
     try:
-        content = torch.load(io.BytesIO(raw), weights_only=True)
+        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except (EOFError, RuntimeError, UnpicklingError) as error:
         raise DataError(Problem(str(path), None, None, f"is no checkpoint ({error})")) from error
     if not isinstance(content, dict) or (content.get("kind"), content.get("version")) != (kind, VERSION):

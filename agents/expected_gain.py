@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from vmr_env.agents.base import Metrics
+from vmr_env.agents.devices import permutation
 from vmr_env.agents.health import UpdateHealth
 from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
@@ -45,7 +46,8 @@ class ExpectedGain(PolicyAgent[ExpectedGainConfig]):
         observations, masks, gains = self.collector.collect_gains(network, config.steps)
         expected = spread = torch.zeros(())
         health = UpdateHealth()
-        for rows in torch.split(torch.randperm(len(gains), generator=self.generator), config.minibatch):
+        order = permutation(len(gains), self.generator, gains.device)
+        for rows in torch.split(order, config.minibatch):
             said: PolicyValue = network(observations[rows], masks[rows])
             log_policy = said.logits.log_softmax(-1)
             expected = (log_policy.exp() * gains[rows]).sum(-1).mean()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from vmr_env.agents.base import Metrics
+from vmr_env.agents.devices import device_of, on_device, permutation
 from vmr_env.agents.health import UpdateHealth, approximate_kl, clip_fraction
 from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
@@ -83,7 +84,7 @@ class GRPO(PolicyAgent[GRPOConfig]):
         policy = spread = torch.zeros(())
         health = UpdateHealth()
         for _ in range(config.epochs):
-            order = torch.randperm(len(batch.actions), generator=self.generator)
+            order = permutation(len(batch.actions), self.generator, batch.actions.device)
             for rows in torch.split(order, config.minibatch):
                 part = Experience(*(column[rows] for column in batch))
                 said: PolicyValue = network(part.observations, part.masks)
@@ -111,7 +112,7 @@ class GRPO(PolicyAgent[GRPOConfig]):
     def collect(self, network: nn.Module) -> tuple[Experience, Tensor]:
         """Run an episode in every environment, those of a group from the same start; and their returns
         (N,)."""
-        env, group = self.env, self.config.group
+        env, group, device = self.env, self.config.group, device_of(network)
         _, infos = env.reset()
         samples, starts = (np.repeat(of[::group], group) for of in (infos["sample"], env.episodes.sources))
         self.collector.seen.update(samples.tolist())
@@ -120,14 +121,14 @@ class GRPO(PolicyAgent[GRPOConfig]):
         steps: list[tuple[Tensor, ...]] = []
         with acting(network):
             while runs.any():
-                seen, masks = (
-                    torch.from_numpy(observations),
-                    torch.from_numpy(infos["action_mask"].astype(bool)),
-                )
+                seen = on_device(observations, device)
+                masks = on_device(infos["action_mask"].astype(bool), device)
                 said: PolicyValue = network(seen, masks)
                 log_policy = said.logits.log_softmax(-1)
                 actions = drawn(log_policy.exp(), self.generator)
-                steps.append((runs, seen, masks, actions[:, 0], log_policy.gather(1, actions)[:, 0]))
+                log_probs = log_policy.gather(1, actions.to(device))[:, 0]
+                step = (runs, seen, masks, actions[:, 0], log_probs)
+                steps.append(tuple(column.to(device) for column in step))
                 observations, rewards, terminated, truncated, infos = env.step(actions[:, 0].numpy())
                 self.collector.steps += int(runs.sum())
                 returns += (
@@ -137,7 +138,7 @@ class GRPO(PolicyAgent[GRPOConfig]):
                 runs = runs & ~torch.from_numpy(terminated | truncated)
         grouped = returns.view(-1, group)
         spread = grouped.std(1, keepdim=True).clamp_min(_LEAST_STD)
-        advantages = ((grouped - grouped.mean(1, keepdim=True)) / spread).flatten()
+        advantages = ((grouped - grouped.mean(1, keepdim=True)) / spread).flatten().to(device)
         parts = [(*(column[ran] for column in rest), advantages[ran]) for ran, *rest in steps]
         return Experience(*(torch.cat(column) for column in zip(*parts, strict=True))), returns
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from vmr_env.agents.base import Agent, Metrics, curriculum_state, resume_curriculum
+from vmr_env.agents.devices import device_of, on_device, seeded
 from vmr_env.agents.networks import NetworkKind, make_network
 from vmr_env.agents.rollout import Collector
 from vmr_env.agents.settings import INSIDE, Range, Settings
@@ -171,8 +172,7 @@ class PolicyAgent(Agent, Generic[ConfigT]):
                 group["lr"] = lr
             member.network.train()
             try:
-                with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
-                    torch.manual_seed(derived(self.seed, "dropout", self.round, number))
+                with seeded(derived(self.seed, "dropout", self.round, number), device_of(member)):
                     every.append(self.learn(member.network, member.optimiser))
             except FloatingPointError as error:
                 where = f"{type(self).__name__}, round {self.round + 1}"
@@ -191,10 +191,15 @@ class PolicyAgent(Agent, Generic[ConfigT]):
     @torch.no_grad()
     def probabilities(self, observations: Floats, masks: Bools) -> NDArray[np.float32]:
         """The mean policy of the members: (N, A)."""
-        inputs = torch.from_numpy(observations), torch.from_numpy(np.asarray(masks, bool))
+        device = device_of(self.members)
+        inputs = on_device(observations, device), on_device(np.asarray(masks, bool), device)
         policies = [member.network(*inputs).logits.softmax(-1) for member in self._members()]
-        mean: NDArray[np.float32] = torch.stack(policies).mean(0).numpy()
+        mean: NDArray[np.float32] = torch.stack(policies).mean(0).cpu().numpy()
         return mean
+
+    def to(self, device: str) -> None:
+        """See `Agent.to`."""
+        self.members.to(device)
 
     def act(self, observations: Floats, masks: Bools) -> NDArray[Any]:
         """The most probable actions (N,) of the mean policy."""

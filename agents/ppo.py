@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from vmr_env.agents.base import Metrics
+from vmr_env.agents.devices import permutation
 from vmr_env.agents.health import UpdateHealth, approximate_kl, clip_fraction, explained_variance
 from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
@@ -60,7 +61,7 @@ class PPO(PolicyAgent[PPOConfig]):
         losses: tuple[Tensor, ...] = ()
         health = UpdateHealth()
         for _ in range(config.epochs):
-            order = torch.randperm(len(columns[0]), generator=self.generator)
+            order = permutation(len(columns[0]), self.generator, columns[0].device)
             minibatches = (torch.split(column[order], config.minibatch) for column in columns)
             for minibatch in zip(*minibatches, strict=True):
                 policy, value, spread, log_ratio = losses = self._losses(network, *minibatch)

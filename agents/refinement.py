@@ -69,6 +69,7 @@ def refine(
     evidence: Evidence | None = None,
     sort: bool = False,
     out: PathLike | None = None,
+    device: str = "cpu",
 ) -> list[Prediction]:
     """Refined predictions of a detector, or of a pool of detectors, for queries without ground truth.
 
@@ -88,6 +89,7 @@ def refine(
         sort: bring the windows of each row by falling score first; the first is taken for the answer.
         out: file that the result is written to, with its provenance beside it (`<out>.provenance.json`:
             hashes of agent, predictions and queries, how the agent was trained, version, numbers).
+        device: torch device of the agent's networks.
 
     Returns:
         As many rows as the first file has, in their order.
@@ -108,7 +110,7 @@ def refine(
         pair_by_qid(source.name, rows, models[0], of=sources[0].name, more=True)
         for rows, source in zip(models, sources, strict=True)
     ]
-    refiner = _refiner(agent, evidence, aligned)
+    refiner = _refiner(agent, evidence, aligned, device)
     refined: list[Prediction] = []
     for first in range(0, len(asked), BATCH):
         part = slice(first, first + BATCH)
@@ -187,11 +189,11 @@ def _asked(rows: Sequence[Prediction], where: str, queries: Rows) -> list[Query]
     return [known[str(row.qid)] for row in rows]
 
 
-def _refiner(agent: PathLike, evidence: Evidence | None, models: Models) -> _Refiner:
+def _refiner(agent: PathLike, evidence: Evidence | None, models: Models, device: str) -> _Refiner:
     """What an agent's name stands for."""
     path = Path(agent)
     if (path / POLICY_FILE).exists() or path.is_dir():
-        return _dense_refiner(path, evidence)
+        return _dense_refiner(path, evidence, device)
     if evidence is not None:
         message = f"is given, and {agent} reads none; expected a policy over all spans, or no evidence"
         raise DataError(Problem("evidence", None, None, message))
@@ -205,11 +207,11 @@ def _refiner(agent: PathLike, evidence: Evidence | None, models: Models) -> _Ref
         raise DataError(Problem(os.fspath(agent), None, None, message))
     run = ensemble_run(path)
     described = {"file": path.name, "sha256": sha256_of(path), "run": run}
-    return _Refiner(_EnsembleAnswers(path, run, models), described)
+    return _Refiner(_EnsembleAnswers(path, run, models, device), described)
 
 
-def _dense_refiner(folder: Path, evidence: Evidence | None) -> _Refiner:
-    policy = load_policy(folder)
+def _dense_refiner(folder: Path, evidence: Evidence | None, device: str) -> _Refiner:
+    policy = load_policy(folder, device)
     description = folder / POLICY_FILE  # it names the hash of the weights
     return _Refiner(
         lambda models, asked: iter(policy.answer(models, asked, evidence)),
@@ -225,8 +227,8 @@ def _voted(models: Models, asked: Sequence[Query]) -> Iterator[Prediction]:
 class _EnsembleAnswers:
     """Episodes of a trained ensemble over a cache of each batch, which is gone afterwards."""
 
-    def __init__(self, path: Path, run: Mapping[str, Any], models: Models) -> None:
-        self._path, self._run = path, run
+    def __init__(self, path: Path, run: Mapping[str, Any], models: Models, device: str) -> None:
+        self._path, self._run, self._device = path, run, device
         # All batches have observations of one width: as many proposals, and saliency in all or in none.
         longest = max(sum(len(row.windows) for row in rows) for rows in zip(*models, strict=True))
         self._proposals = max(PROPOSALS, longest)
@@ -238,7 +240,7 @@ class _EnsembleAnswers:
         with tempfile.TemporaryDirectory(prefix="vmr-env-refine-") as folder:
             cache = self._cache(Path(folder), models, asked)
             if self._act is None:
-                self._act = load_ensemble(self._path, cache).act
+                self._act = load_ensemble(self._path, cache, self._device).act
             episodes = run_episodes(self._act, cache, np.arange(len(cache)), self._run["options"])
             for given, answer in zip(models[0], submission(cache, episodes), strict=True):
                 yield replace(answer, qid=given.qid, saliency=given.saliency)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from vmr_env.agents.base import Metrics
+from vmr_env.agents.devices import permutation
 from vmr_env.agents.health import UpdateHealth, explained_variance
 from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
@@ -49,7 +50,8 @@ class Reinforce(PolicyAgent[ReinforceConfig]):
         observations, masks, actions = (column.flatten(0, 1) for column in rollout[:3])
         policy = value = spread = torch.zeros(())
         health = UpdateHealth()
-        for rows in torch.split(torch.randperm(len(actions), generator=self.generator), config.minibatch):
+        order = permutation(len(actions), self.generator, actions.device)
+        for rows in torch.split(order, config.minibatch):
             said: PolicyValue = network(observations[rows], masks[rows])
             log_policy = said.logits.log_softmax(-1)
             taken = log_policy.gather(1, actions[rows, None])[:, 0]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from vmr_env.agents.base import Agent
+from vmr_env.agents.devices import device_of, on_device
 
 from vmr_env.arrays import Bools, Floats
 from vmr_env.envs.vector_env import VMRVectorEnv
@@ -66,11 +67,15 @@ class RLlibPolicy(Agent):
             )
             raise ValueError(f"{message}: train in environments with the same options, such as proposals")
 
+    def to(self, device: str) -> None:
+        """See `Agent.to`."""
+        self._module.to(device)
+
     @torch.no_grad()
     def act(self, observations: Floats, masks: Bools) -> NDArray[Any]:
         """See `Agent.act`."""
-        output = self._module.forward_inference({"obs": torch.as_tensor(observations)})
-        logits = output["action_dist_inputs"].numpy()
+        seen = on_device(observations, device_of(self._module))
+        logits = self._module.forward_inference({"obs": seen})["action_dist_inputs"].cpu().numpy()
         best: NDArray[Any] = np.where(masks, logits, -np.inf).argmax(axis=1)
         return best
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from vmr_env.agents.devices import device_of, on_device
 from vmr_env.agents.networks import PolicyValue
 
 from vmr_env.arrays import Bools, Floats
@@ -16,7 +17,7 @@ from vmr_env.envs.vector_env import VMRVectorEnv
 
 
 class Rollout(NamedTuple):
-    """T steps of N environments."""
+    """T steps of N environments, where the network is."""
 
     observations: Tensor
     """(T, N, width)."""
@@ -89,6 +90,10 @@ class Collector:
         self.seen = set(infos["sample"].tolist())
         self._masks = infos["action_mask"].astype(bool)
 
+    def _seen(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Observations (N, width) and possible actions (N, A) at this step."""
+        return on_device(self._observations, device), on_device(self._masks, device)
+
     def _step(self, actions: Tensor) -> Stepped:
         """Take actions (N,)."""
         self._observations, rewards, terminated, truncated, infos = self.env.step(actions.numpy())
@@ -108,7 +113,9 @@ class Collector:
         if len(stepped.cut):
             observations = np.stack(list(stepped.infos["final_obs"][stepped.cut]))
             masks = stepped.infos["final_info"]["action_mask"][stepped.cut].astype(bool)
-            values[stepped.cut] = network(torch.from_numpy(observations), torch.from_numpy(masks)).values
+            device = device_of(network)
+            said: PolicyValue = network(on_device(observations, device), on_device(masks, device))
+            values[stepped.cut] = said.values.cpu()
         return values
 
     @torch.no_grad()
@@ -125,34 +132,35 @@ class Collector:
     def collect(self, network: torch.nn.Module, steps: int) -> Rollout:
         """A rollout of T = `steps` steps under the network's policy."""
         columns: list[list[Tensor]] = [[] for _ in Rollout._fields]
+        device = device_of(network)
         with acting(network):
             for _ in range(steps):
-                observations, masks = torch.from_numpy(self._observations), torch.from_numpy(self._masks)
+                observations, masks = self._seen(device)
                 said: PolicyValue = network(observations, masks)
                 log_policy = said.logits.log_softmax(-1)
                 actions = drawn(log_policy.exp(), self._generator)
-                log_probs = log_policy.gather(1, actions)[:, 0]
+                log_probs = log_policy.gather(1, actions.to(device))[:, 0]
                 stepped = self._step(actions[:, 0])
                 learnt = (stepped.rewards, stepped.ends, said.values, self._cut_values(network, stepped))
                 step = (observations, masks, actions[:, 0], log_probs, *learnt)
                 for column, value in zip(columns, step, strict=True):
                     column.append(value)
-            last = network(torch.from_numpy(self._observations), torch.from_numpy(self._masks)).values
-            columns[Rollout._fields.index("values")].append(last)
-        return Rollout(*(torch.stack(column) for column in columns))
+            columns[Rollout._fields.index("values")].append(network(*self._seen(device)).values)
+        return Rollout(*(torch.stack(column).to(device) for column in columns))
 
     def collect_gains(self, network: torch.nn.Module, steps: int) -> tuple[Tensor, Tensor, Tensor]:
         """States under the network's policy with the gain of every action in each.
 
         Returns:
-            observations (steps * N, width), masks (steps * N, A), gains (steps * N, A).
+            observations (steps * N, width), masks (steps * N, A), gains (steps * N, A), where the network is.
         """
         columns: list[list[Tensor]] = [[], [], []]
+        device = device_of(network)
         with acting(network):
             for _ in range(steps):
-                state = (self._observations, self._masks, self.env.episodes.gains())
+                state = (*self._seen(device), on_device(self.env.episodes.gains(), device))
                 for column, value in zip(columns, state, strict=True):
-                    column.append(torch.from_numpy(value))
+                    column.append(value)
                 policy = network(columns[0][-1], columns[1][-1]).logits.softmax(-1)
                 actions = drawn(policy, self._generator)[:, 0]
                 self._step(actions)
@@ -161,11 +169,12 @@ class Collector:
 
 
 def drawn(policy: Tensor, generator: torch.Generator) -> Tensor:
-    """Actions (N, 1) of a policy (N, A).
+    """Actions (N, 1) of a policy (N, A), on the processor, where the environment is.
 
     Raises:
         FloatingPointError: a probability is not finite.
     """
+    policy = policy.cpu()
     if not policy.isfinite().all():
         raise FloatingPointError("the policy has probabilities that are not finite")
     return torch.multinomial(policy, 1, generator=generator)

@@ -15,17 +15,22 @@ LOCAL = "local"
 """Address of the Ray that is started on this machine alone."""
 
 
-def device(text: str) -> str:
-    """A torch device that is there, such as cpu or cuda:0."""
+def device_problem(text: str) -> str | None:
+    """What is wrong with the name of a torch device; None for one that is there, such as cpu or cuda:0."""
     import torch
 
     try:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(
-            f"is {text!r}; expected cpu or a device of this machine ({reason})"
-        ) from None
+        return f"is {text!r}; expected cpu or a device of this machine ({reason})"
+    return None
+
+
+def device(text: str) -> str:
+    """A torch device that is there."""
+    if wrong := device_problem(text):
+        raise argparse.ArgumentTypeError(wrong)
     return text
 
 

@@ -91,7 +91,7 @@ def test_a_remote_ppo_is_restored_exported_and_judged(
     gain = quality(learnt.after) - quality(learnt.before)
     assert json.loads(run.read_text())["selection"]["gains"] == pytest.approx([gain.mean()])
     judged = refine(
-        agent.act, test, np.arange(len(test)), {}
+        agent.act, test, np.arange(len(test)), ONE
     )  # like all agents it leaves what it would spoil
     expected = judged.after if told_of["chosen_rounds"] == [1] else judged.before
     assert told_of["figures"][0]["mIoU"] == pytest.approx(100 * expected.mean(), abs=0.02)

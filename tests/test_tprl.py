@@ -104,7 +104,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> tuple[DecoderStateCache,
 
 
 def new_head(seed: int = 0) -> DetectionHead:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DetectionHead(8)
 

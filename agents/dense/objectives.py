@@ -61,7 +61,8 @@ def draw(logits: Tensor, overlaps: Tensor, count: int, generator: torch.Generato
         generator: of random numbers.
     """
     log_policy = logits.detach().log_softmax(dim=1)
-    spans = torch.multinomial(log_policy.exp(), count, replacement=True, generator=generator)
+    policy = log_policy.exp().cpu()
+    spans = torch.multinomial(policy, count, replacement=True, generator=generator).to(logits.device)
     gains = gain(overlaps.gather(1, spans))
     others = (gains.sum(dim=1, keepdim=True) - gains) / (count - 1)
     return Drawn(spans, log_policy.gather(1, spans), gains - others)

@@ -140,7 +140,7 @@ def save_policy(folder: PathLike, policy: DensePolicy, notes: Mapping[str, Any] 
     check_policy_place(folder)
     weights = save(
         {
-            f"{number}.{name}": tensor.detach().contiguous()
+            f"{number}.{name}": tensor.detach().cpu().contiguous()
             for number, network in enumerate(policy.networks)
             for name, tensor in network.state_dict().items()
         }
@@ -161,8 +161,12 @@ def save_policy(folder: PathLike, policy: DensePolicy, notes: Mapping[str, Any] 
         new.publish(replace=True)
 
 
-def load_policy(folder: PathLike) -> DensePolicy:
+def load_policy(folder: PathLike, device: str = "cpu") -> DensePolicy:
     """The policy that `save_policy` wrote.
+
+    Args:
+        folder: where.
+        device: torch device of its networks, wherever they have learnt.
 
     Raises:
         DataError: a file is missing, damaged, or of another kind.
@@ -189,7 +193,7 @@ def load_policy(folder: PathLike) -> DensePolicy:
         raise _bad(
             path, f"does not describe the weights ({error}); expected what save_policy wrote"
         ) from error
-    return DensePolicy(networks, grid, described["channels"])
+    return DensePolicy(tuple(network.to(device) for network in networks), grid, described["channels"])
 
 
 def _fill(networks: Sequence[DenseNetwork], state: Mapping[str, Tensor]) -> None:

@@ -40,6 +40,10 @@ class TimelineBatch(NamedTuple):
     span_mask: Tensor
     """bool (B, S), which spans are in the video."""
 
+    def to(self, device: torch.device) -> "TimelineBatch":
+        """The same batch on a device."""
+        return TimelineBatch(*(part.to(device) for part in self))
+
 
 class Timelines(PaintedTimelines):
     """Timelines as tensors, with all spans of the grid."""

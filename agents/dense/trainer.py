@@ -11,6 +11,7 @@ from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.objectives import OBJECTIVES, Gradient
 from vmr_env.agents.dense.spans import best_overlap, vote
 from vmr_env.agents.dense.timeline import Draw, Timelines
+from vmr_env.agents.devices import device_of, global_generator, seeded
 from vmr_env.agents.policy_agent import descend
 from vmr_env.agents.settings import BELOW_1, COUNT_OR_0, Range, Settings
 
@@ -80,14 +81,18 @@ def policy_loss(logits: Tensor, overlaps: Tensor, mask: Tensor, w: float, gained
 
 def relevance_loss(logits: Tensor, moments: Tensor, mask: Tensor) -> Tensor:
     """Cross-entropy of each clip being in a moment by more than half: (B, L), (B, M, 2), (B, L) -> scalar."""
-    centres = torch.arange(logits.shape[1]) + 0.5
+    centres = torch.arange(logits.shape[1], device=logits.device) + 0.5
     inside = (moments[..., :1] <= centres) & (centres <= moments[..., 1:])  # (B, M, L)
     target = inside.any(dim=1).float()
     return nn.functional.binary_cross_entropy_with_logits(logits[mask], target[mask])
 
 
 def train(
-    timelines: Timelines, seed: int, config: DenseConfig | None = None, rows: Sequence[int] | None = None
+    timelines: Timelines,
+    seed: int,
+    config: DenseConfig | None = None,
+    rows: Sequence[int] | None = None,
+    device: str = "cpu",
 ) -> DenseNetwork:
     """A trained network; the same queries, settings and seed give the same weights.
 
@@ -96,6 +101,7 @@ def train(
         seed: of weights, order, dropout and mixtures of queries. Torch's global generator is left as it was.
         config: settings.
         rows: the queries to train on; all by default.
+        device: torch device of the network, which stays there.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite.
@@ -106,25 +112,27 @@ def train(
     objective = OBJECTIVES[config.gradient](config.samples, spans)
     visits, batches = -(-config.epochs // objective.passes), -(-len(order) // config.batch_size)
     steps = visits * batches * objective.passes
-    rng = np.random.default_rng(seed)
+    rng, where = np.random.default_rng(seed), torch.device(device)
     draw = Draw(rng, config.models_shown, config.evidence_dropout, config.foreign_evidence)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    spans = timelines.spans.to(where)
+    with seeded(seed, where):
         network = DenseNetwork(
             timelines.dim, timelines.grid.clips, config.channels, config.dropout, timelines.state_dim
-        )
+        ).to(where)
+        dropout = global_generator(device_of(network))
         optimizer = torch.optim.AdamW(_groups(network, config))
         rates = [group["lr"] for group in optimizer.param_groups]
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
         for _ in range(visits):
             for chosen in np.array_split(rng.permutation(order), batches):
-                batch, moments = timelines.batch(chosen.tolist(), draw), timelines.moments(chosen.tolist())
-                overlaps = best_overlap(timelines.spans, moments)
+                batch = timelines.batch(chosen.tolist(), draw).to(where)
+                moments = timelines.moments(chosen.tolist()).to(where)
+                overlaps = best_overlap(spans, moments)
                 objective.begin()
                 # The same dropout in all passes: ratios of probabilities tell of weights alone.
-                noise = torch.random.get_rng_state()
+                noise = dropout.get_state()
                 for _ in range(objective.passes):
-                    torch.random.set_rng_state(noise)
+                    dropout.set_state(noise)
                     outputs, step = network(batch), schedule.last_epoch
                     gained = objective(outputs.logits, overlaps)
                     w = objective.weight * step / max(steps - 1, 1)
@@ -133,8 +141,8 @@ def train(
                     try:
                         descend(loss, optimizer, MAX_NORM)
                     except FloatingPointError as error:
-                        where = f"dense policy, step {step + 1} of {steps}"
-                        raise FloatingPointError(f"{where}: {error}") from None
+                        at = f"dense policy, step {step + 1} of {steps}"
+                        raise FloatingPointError(f"{at}: {error}") from None
                     schedule.step()
     return network.eval()
 
@@ -153,7 +161,7 @@ def _groups(network: DenseNetwork, config: DenseConfig) -> list[dict[str, Any]]:
 
 
 class Beliefs(NamedTuple):
-    """Joint output of networks for n queries."""
+    """Joint output of networks for n queries, on the processor."""
 
     probabilities: Tensor
     """(n, S), zero beyond the video."""
@@ -175,11 +183,11 @@ def believe(
     chosen = list(range(len(timelines))) if rows is None else list(rows)
     probabilities, relevance = [], []
     for at in range(0, len(chosen), 64):
-        batch = timelines.batch(chosen[at : at + 64])
+        batch = timelines.batch(chosen[at : at + 64]).to(device_of(networks[0]))
         outputs = [network.eval()(batch) for network in networks]
-        probabilities.append(torch.stack([one.logits.softmax(dim=1) for one in outputs]).mean(dim=0))
+        probabilities.append(torch.stack([one.logits.softmax(dim=1) for one in outputs]).mean(dim=0).cpu())
         relevant = torch.stack([one.relevance.sigmoid() for one in outputs]).mean(dim=0)
-        relevance.append(relevant * batch.clip_mask)
+        relevance.append((relevant * batch.clip_mask).cpu())
     return Beliefs(torch.cat(probabilities), torch.cat(relevance))
 
 

@@ -137,6 +137,7 @@ def cross_fit(
     options: Mapping[str, Any],
     rounds: int | None = None,
     curriculum: Rule | None = None,
+    device: str = "cpu",
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[CrossFittedEnsemble, Selection]:
     """Train an ensemble on samples of a cache.
@@ -151,6 +152,7 @@ def cross_fit(
         options: environment arguments.
         rounds: of learning; None for the agent's own number.
         curriculum: when each member goes on to the next stage; None to learn in stage 3 alone.
+        device: torch device of the members' networks.
         watch: called after every round.
 
     Raises:
@@ -172,6 +174,7 @@ def cross_fit(
         agent = make(
             training_environment(make, cache, learn, options, curriculum), derived(seed, "member", member)
         )
+        agent.to(device)
         learns = agent.rounds > 0
         if learns and rounds is not None:
             agent.rounds = rounds

@@ -53,12 +53,13 @@ def save_ensemble(
     write_tensors(path, tensors, {"ensemble": json.dumps(content)})
 
 
-def load_ensemble(path: PathLike, cache: DecoderStateCache) -> CrossFittedEnsemble:
+def load_ensemble(path: PathLike, cache: DecoderStateCache, device: str = "cpu") -> CrossFittedEnsemble:
     """An ensemble from its file; `refine(ensemble.act, cache, samples, ensemble.options)` applies it.
 
     Args:
         path: the file. It names the classes of the members, which are imported.
         cache: of the same data set, with the same kinds of observations.
+        device: torch device where its networks act, wherever they have learnt.
 
     Raises:
         DataError: the file is no ensemble's or damaged, a class in it is no agent's, or the cache does not
@@ -73,6 +74,8 @@ def load_ensemble(path: PathLike, cache: DecoderStateCache) -> CrossFittedEnsemb
         _member(kept, seed, cache, content["options"], tensors, str(path))
         for seed, kept in enumerate(content["members"])
     ]
+    for member in members:
+        member.to(device)
     return CrossFittedEnsemble(members, content["options"])
 
 

@@ -229,6 +229,15 @@ class SB3Agent(Agent):
         optimizer.register_step_pre_hook(check_finite)
         optimizer.register_step_post_hook(check_finite)
 
+    def to(self, device: str) -> None:
+        """Stay on the processor, where SB3 keeps small networks.
+
+        Raises:
+            ValueError: another device.
+        """
+        if device != "cpu":
+            raise ValueError(f"device is {device!r}, expected 'cpu' for {type(self).__name__}")
+
     def update(self) -> Metrics:
         """One round, of new episodes and random numbers of its own, so that a resumed run sees the same.
 

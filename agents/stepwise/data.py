@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from vmr_env.agents.devices import on_device
 from vmr_env.agents.stepwise.policy import DetectedSamples
 from vmr_env.agents.tprl.data import padded_moments
 from vmr_env.agents.tprl.losses import Moments
@@ -23,19 +24,25 @@ class DetectedBatches:
     Args:
         cache: Where the samples are.
         rows: Samples of the cache that take part, in this order; None for all.
+        device: Where batches are.
 
     Raises:
         DataError: The cache has no clip features or text, or their widths differ.
     """
 
-    def __init__(self, cache: DecoderStateCache, rows: NDArray[np.integer] | None = None) -> None:
+    def __init__(
+        self,
+        cache: DecoderStateCache,
+        rows: NDArray[np.integer] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         if cache.clips is None or cache.text is None:
             message = "no clip features and text, expected a cache written with the backbone's refined clips"
             raise DataError(Problem(str(cache.path), None, "clips", message))
         if (clips := cache.clips.values.shape[1]) != (text := cache.text.shape[1]):
             message = f"{text} values, expected {clips} as clips have"
             raise DataError(Problem(str(cache.path), None, "text", message))
-        self.cache, self.d = cache, clips
+        self.cache, self.d, self._device = cache, clips, torch.device(device)
         self.rows = np.arange(len(cache)) if rows is None else np.asarray(rows, np.intp)
         self._clips, self._text = cache.clips, cache.text
 
@@ -53,13 +60,18 @@ class DetectedBatches:
             detections = np.take(cache.detections, rows, axis=0)
             spans, scores = detections[..., :2].copy(), detections[..., 2].copy()
         detected = DetectedSamples(
-            torch.from_numpy(clips * mask[..., None]),
-            torch.from_numpy(mask.astype(np.float32)),
-            torch.from_numpy(np.take(self._text, rows, axis=0).astype(np.float32, copy=False)),
-            torch.from_numpy(spans),
-            torch.from_numpy(scores),
+            *(
+                on_device(array, self._device)
+                for array in (
+                    clips * mask[..., None],
+                    mask.astype(np.float32),
+                    np.take(self._text, rows, axis=0).astype(np.float32, copy=False),
+                    spans,
+                    scores,
+                )
+            )
         )
-        return detected, padded_moments(cache, rows, "clips")
+        return detected, padded_moments(cache, rows, "clips", self._device)
 
     def shuffled(
         self, batch_size: int, rng: np.random.Generator

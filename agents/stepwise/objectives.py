@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 from vmr_env.agents import policy_gradient
+from vmr_env.agents.devices import on_device
 from vmr_env.agents.spans import tiou
 from vmr_env.agents.stepwise.policy import DiscretePolicy, boundaries
 from vmr_env.agents.tprl.losses import Moments, overlap
@@ -26,9 +27,12 @@ def match_proposals(spans: Tensor, moments: Moments) -> MatchedProposals:
     """Assign proposals ``(B, Q, 2)`` to moments one to one, at the least cost 10 L1 - GIoU."""
     costs = 10 * torch.cdist(spans, moments.spans, p=1)  # (B, Q, M)
     costs -= overlap(spans[:, :, None], moments.spans[:, None]).giou
+    on_processor = costs.cpu().numpy()
     rows, found = [], []
     for b, count in enumerate(moments.mask.sum(1).tolist()):
-        proposal, moment = (torch.from_numpy(side) for side in linear_sum_assignment(costs[b, :, :count]))
+        proposal, moment = (
+            on_device(side, spans.device) for side in linear_sum_assignment(on_processor[b, :, :count])
+        )
         rows.append(proposal + b * spans.shape[1])
         found.append(moments.spans[b, moment])
     return MatchedProposals(torch.cat(rows), torch.cat(found))

@@ -66,7 +66,7 @@ def observe(detected: DetectedSamples, spans: Tensor) -> Tensor:
     means = torch.stack([centre, (centre - width / 2).clamp(0, 1), (centre + width / 2).clamp(0, 1)], -1)
     edge = torch.full_like(width, 2 / length)
     deviations = torch.stack([width / 2, edge, edge], -1) + 1e-6  # (B, Q, 3)
-    times = torch.linspace(0, 1, length)
+    times = torch.linspace(0, 1, length, device=spans.device)
     weights = torch.exp(-0.5 * ((times - means[..., None]) / deviations[..., None]) ** 2)
     weights = weights * detected.mask[:, None, None]
     weights = weights / (weights.sum(-1, keepdim=True) + 1e-8)  # (B, Q, 3, L)
@@ -199,8 +199,8 @@ class DiscretePolicy(StepwisePolicy):
         logits = self.logits(features, step)
         if generator is None:
             return logits.argmax(-1)
-        flat = torch.multinomial(logits.softmax(-1).flatten(0, 1), 1, generator=generator)
-        return flat.view(-1, 2)
+        flat = torch.multinomial(logits.softmax(-1).flatten(0, 1).cpu(), 1, generator=generator)
+        return flat.view(-1, 2).to(logits.device)
 
     def log_prob_and_entropy(self, features: Tensor, step: int, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Sums over start and end."""
@@ -241,7 +241,7 @@ class ContinuousPolicy(StepwisePolicy):
         mean = self.mean(features)
         if generator is None:
             return mean
-        noise = torch.empty_like(mean).normal_(generator=generator)
+        noise = torch.empty(mean.shape).normal_(generator=generator).to(mean.device)
         return (mean + noise * self.actor_log_std.exp()).clamp(-MAX_ACTION, MAX_ACTION)
 
     def log_prob_and_entropy(self, features: Tensor, step: int, actions: Tensor) -> tuple[Tensor, Tensor]:

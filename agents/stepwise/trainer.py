@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 from vmr_env.agents.checkpoint import load_run, save_run
+from vmr_env.agents.devices import device_of
 from vmr_env.agents.policy_agent import descend
 from vmr_env.agents.policy_gradient import clipped_gain, standardised
 from vmr_env.agents.settings import COUNT_OR_0, Range, Settings
@@ -142,7 +143,7 @@ class StepwiseResult:
     """What training gave; while it runs, what it has so far."""
 
     policy: dict[str, Tensor]
-    """Weights of the chosen policy."""
+    """Weights of the chosen policy, on the processor."""
     epoch: int = -1
     """Epoch (from 0, warm-up included) after which it was chosen; -1 for the untrained policy."""
     gain: float = -math.inf
@@ -160,15 +161,16 @@ class StepwiseTrainer:
         config: Settings.
         d: Width of the clip features.
         seed: Seed of the policy's weights, of the order of samples and of actions.
+        device: Torch device of the policy.
 
     Attributes:
         policy: The policy in training.
         baseline: Running mean reward of REINFORCE; None before its first update.
     """
 
-    def __init__(self, config: StepwiseConfig, d: int, seed: int = 0) -> None:
+    def __init__(self, config: StepwiseConfig, d: int, seed: int = 0, device: str = "cpu") -> None:
         self.config, self.seed = config, seed
-        self.policy = new_policy(config, d, seed)
+        self.policy = new_policy(config, d, seed).to(device)
         self.baseline: float | None = None
         self._warm_up = torch.optim.Adam(
             self.policy.parameters(), lr=config.warm_up_lr, weight_decay=config.warm_up_weight_decay
@@ -205,7 +207,9 @@ class StepwiseTrainer:
             FloatingPointError: A loss or a gradient is not finite.
         """
         config = self.config
-        batches, held_out = DetectedBatches(train, train_rows), DetectedBatches(validation, validation_rows)
+        device = device_of(self.policy)
+        batches = DetectedBatches(train, train_rows, device)
+        held_out = DetectedBatches(validation, validation_rows, device)
         validate = Validator(validation, "miou", held_out.rows)
         run = {
             "config": asdict(config),
@@ -364,12 +368,12 @@ class StepwiseTrainer:
             before.append(inside_tiou(walked[0], matched.moments))
             after.append(inside_tiou(walked[-1], matched.moments))
             spans.append(boundaries(rollout.spans[-1]).view_as(detected.spans))
-        metrics = validate(torch.cat(spans).numpy(), batches.cache.scores[batches.rows])
+        metrics = validate(torch.cat(spans).cpu().numpy(), batches.cache.scores[batches.rows])
         start, end = (100 * torch.cat(values).mean().item() for values in (before, after))
         return {"matched/before": start, "matched/after": end, "matched/gain": end - start, **metrics}
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in self.policy.state_dict().items()}
+        return {name: tensor.to("cpu", copy=True) for name, tensor in self.policy.state_dict().items()}
 
     def _save(self, path: Path, run: dict[str, Any], epochs: int, result: StepwiseResult) -> None:
         state = {
@@ -415,9 +419,9 @@ def walk(
         boundaries(policy.roll_out(detected, steps).spans)
         .movedim(0, 1)
         .reshape(*detected.scores.shape, -1, 2)
-        for detected, _ in DetectedBatches(cache, rows).ordered(256)
+        for detected, _ in DetectedBatches(cache, rows, device_of(policy)).ordered(256)
     ]
-    walked: NDArray[np.float32] = torch.cat(spans).numpy()
+    walked: NDArray[np.float32] = torch.cat(spans).cpu().numpy()
     walked[:, :, 0] = (
         cache.spans if rows is None else cache.spans[rows]
     )  # cut to the video, as all others see

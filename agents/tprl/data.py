@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from vmr_env.agents.devices import ResidentRows, on_device
 from vmr_env.agents.tprl.losses import Moments
 
 from vmr_env.caches.reader import DecoderStateCache
@@ -24,13 +25,17 @@ class StateBatch(NamedTuple):
 
 
 class StateBatches:
-    """Batches of a cache that has decoder states; only their order (8 bytes each) grows with the samples.
+    """Batches of a cache that has decoder states.
+
+    On the processor only their order (8 bytes each) grows with the samples; any other device keeps the states
+    and references of the whole cache.
 
     Args:
         cache: Open cache of a backbone with a detection head.
         length: What moments are normalised by: "duration" as at inference, or "clips", the number of clips
             times their length, as GIRL-DETR's training does (the two differ by up to a clip).
         rows: Samples of the cache that take part, in this order; None for all.
+        device: Where batches are.
 
     Raises:
         DataError: The cache has no decoder states or references, or samples with fewer proposals than others.
@@ -41,10 +46,14 @@ class StateBatches:
         cache: DecoderStateCache,
         length: VideoLength = "duration",
         rows: NDArray[np.integer] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.cache = cache
         self.rows = np.arange(len(cache)) if rows is None else np.asarray(rows, np.intp)
-        self._states, self._references = cache.require_states()
+        self._device = torch.device(device)
+        states, references = cache.require_states()
+        self._states = ResidentRows(states, self._device)
+        self._references = ResidentRows(references, self._device)
         self._length: VideoLength = length
 
     def __len__(self) -> int:
@@ -52,12 +61,10 @@ class StateBatches:
 
     def take(self, rows: NDArray[np.integer]) -> StateBatch:
         """The samples of the cache at ``rows (B,)``, in that order."""
-        states = np.take(self._states, rows, axis=0).astype(np.float32, copy=False)
-        references = np.take(self._references, rows, axis=0)
         return StateBatch(
-            torch.from_numpy(states),
-            torch.from_numpy(references),
-            padded_moments(self.cache, rows, self._length),
+            self._states.take(rows),
+            self._references.take(rows),
+            padded_moments(self.cache, rows, self._length, self._device),
         )
 
     def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[StateBatch]:
@@ -73,7 +80,10 @@ class StateBatches:
 
 
 def padded_moments(
-    cache: DecoderStateCache, rows: NDArray[np.integer], length: VideoLength = "duration"
+    cache: DecoderStateCache,
+    rows: NDArray[np.integer],
+    length: VideoLength = "duration",
+    device: torch.device | None = None,
 ) -> Moments:
     """Moments of the samples at ``rows (B,)``, padded to the most that one of them has."""
     offsets, values = cache.moments.offsets, cache.moments.values
@@ -86,4 +96,5 @@ def padded_moments(
     if length == "clips":
         seconds = cache.n_clips[rows] * cache.manifest["clip_seconds"]
         bounds = bounds * (cache.durations[rows] / seconds).astype(np.float32)[:, None, None]
-    return Moments(torch.from_numpy(to_cxw(bounds)), torch.from_numpy(mask))
+    where = device or torch.device("cpu")
+    return Moments(on_device(to_cxw(bounds), where), on_device(mask, where))

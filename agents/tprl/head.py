@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -45,6 +46,10 @@ class Head(Protocol):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
         """Take over all tensors."""
+        ...
+
+    def to(self, device: torch.device | str) -> Any:
+        """Move all tensors to a device."""
         ...
 
     def requires_grad_(self, requires_grad: bool = ...) -> Any:

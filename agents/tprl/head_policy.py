@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from vmr_env.agents.devices import on_device
 from vmr_env.agents.policy_gradient import clipped_gain, standardised
 from vmr_env.agents.settings import Range
 from vmr_env.agents.tprl.data import StateBatch
@@ -181,8 +182,8 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
     def __init__(self, head: Head, config: HeadPolicyConfig, seed: int = 0) -> None:
         super().__init__(head, config, seed)
         self._stages = CURRICULA.get(config.curriculum).stages
-        self._first = HeadPolicy(self.came, config.std)
-        self.policy = HeadPolicy(self.head, config.std)
+        self._first = HeadPolicy(self.came, config.std).to(self.device)
+        self.policy = HeadPolicy(self.head, config.std).to(self.device)
         beside = [self.policy.log_std, *self.policy.value.parameters()]
         self._optimizer.add_param_group({"params": beside, "lr": config.std_lr, "weight_decay": 0.0})
 
@@ -216,7 +217,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
             ratio = (self.policy.log_prob(said, drawn, chooses=chooses) - drawn.log_probs).exp()
             gain = clipped_gain(ratio, drawn.advantages, config.ratio_clip)
             value = (said.values[:, None] - drawn.rewards).square().mean()
-            kl = torch.zeros(()) if came is None else self._divergence(said, came, drawn, chooses)
+            kl = value.new_zeros(()) if came is None else self._divergence(said, came, drawn, chooses)
             self._descend(config.kl * kl + value - gain)
         std = self.policy.log_std.exp().mean()
         return [figure.detach() for figure in (drawn.rewards.mean(), -gain, value, kl, std)]
@@ -234,7 +235,7 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
             choice = start[:, None].expand(-1, config.group)
         mean = take(said.bounds, choice)
         scale = (mean[..., 1] - mean[..., 0]).clamp(min=LEAST_SCALE)
-        noise = torch.randn(mean.shape, generator=self._generator)
+        noise = torch.randn(mean.shape, generator=self._generator).to(mean.device)
         bounds = mean + self.policy.log_std.exp() * scale[..., None] * noise
         rewards = potentials(stage.reward, bounds, batch.moments)
         rewards -= potentials(stage.reward, take(came.bounds, start[:, None]), batch.moments)
@@ -250,10 +251,12 @@ class HeadPolicyTrainer(HeadTrainer[HeadPolicyConfig, Stage]):
         """The proposal at which each episode starts, ``(B,)``: any of the best few by ``log_pi (B, Q)``."""
         best = log_pi.topk(min(stage.start_k, log_pi.shape[1])).indices
         at = torch.randint(best.shape[1], (len(best), 1), generator=self._generator)
-        return best.gather(1, at)[:, 0]
+        return best.gather(1, at.to(best.device))[:, 0]
 
     def _drawn_from(self, log_pi: Tensor, count: int) -> Tensor:
-        return torch.multinomial(log_pi.exp(), count, replacement=True, generator=self._generator)
+        policy = log_pi.exp().cpu()
+        drawn = torch.multinomial(policy, count, replacement=True, generator=self._generator)
+        return drawn.to(log_pi.device)
 
     def _divergence(self, said: Said, came: Said, drawn: Drawn, chooses: bool) -> Tensor:
         """Divergence of the policy from the one that came, whose deviation is taken as the current one's."""
@@ -301,4 +304,5 @@ def potentials(name: str, bounds: Tensor, moments: Moments) -> Tensor:
     of_sample = bounds_of(moments.spans)
     # Padding repeats a moment and so leaves maxima alone (`tprl_batches.padded_moments`).
     repeated = of_sample.repeat_interleave(g, 0)  # (B * G, M, 2)
-    return torch.from_numpy(potentials_of(name, ordered.numpy(), repeated.numpy())).reshape(b, g)
+    of_spans = potentials_of(name, ordered.cpu().numpy(), repeated.cpu().numpy())
+    return on_device(of_spans, bounds.device).reshape(b, g)

@@ -43,7 +43,7 @@ class HeadResult:
     """What training gave; while it runs, what it has so far."""
 
     head: Weights
-    """Weights of the chosen head, under the names of the head that was passed in."""
+    """Weights of the chosen head, under the names of the head that was passed in, on the processor."""
     epoch: int = -1
     """Epoch (from 0) after which it was chosen; -1 for the head as it came."""
     selection: float = 0.0
@@ -60,7 +60,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
     Subclasses give the steps; `Epoch` is what holds for all steps of an epoch, its stage and coefficients.
 
     Args:
-        head: See `Head`. It is copied, and itself left alone.
+        head: See `Head`. It is copied, and itself left alone. Training runs on its device.
         config: Settings.
         seed: Seed of the order of samples and of all draws.
 
@@ -91,6 +91,11 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         )
         self._generator = torch.Generator()
         self._epoch = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head is."""
+        return self._weights[0].device
 
     @property
     @abstractmethod
@@ -151,8 +156,8 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
             DataError: A cache has no decoder states, or the checkpoint is damaged or of another run.
             FloatingPointError: A loss is not finite.
         """
-        batches = StateBatches(train, self.config.target_length, train_rows)
-        held_out = StateBatches(validation, rows=validation_rows)
+        batches = StateBatches(train, self.config.target_length, train_rows, self.device)
+        held_out = StateBatches(validation, rows=validation_rows, device=self.device)
         validate = Validator(validation, self.config.selection, validation_rows)
         run = {
             "config": asdict(self.config),
@@ -186,7 +191,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         """
         config = self.config
         epochs, steps = self.epochs, -(-len(batches) // config.batch_size)
-        sums, count = torch.zeros(len(self.figures)), 0
+        sums, count = torch.zeros(len(self.figures), device=self.device), 0
         with tqdm(
             total=epochs * steps, initial=first * steps, desc=self.kind, unit="step", disable=not progress
         ) as bar:
@@ -217,7 +222,7 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         self._averages += averages
 
     def trained(self) -> Weights:
-        """A copy of the averaged head's weights."""
+        """A copy of the averaged head's weights, on the processor."""
         return _copy(self.averaged.state_dict())
 
     def _seed_draws(self, epoch: int) -> None:
@@ -328,8 +333,8 @@ def cross_fit_head(
     history: dict[int, list[Figures]] = {}
     for k in range(members):
         trainer = make(derived(seed, "member", k))
-        batches = StateBatches(cache, trainer.config.target_length, rows[part_of != k])
-        held_out = StateBatches(cache, rows=rows[part_of == k])
+        batches = StateBatches(cache, trainer.config.target_length, rows[part_of != k], trainer.device)
+        held_out = StateBatches(cache, rows=rows[part_of == k], device=trainer.device)
         came: Figures = {"epoch": -1.0}
         for row in _and_then(came, trainer.train(batches)):
             epoch = int(row["epoch"])
@@ -399,4 +404,4 @@ def _mean_weights(members: Sequence[Weights]) -> Weights:
 
 
 def _copy(weights: Weights) -> Weights:
-    return {name: tensor.clone() for name, tensor in weights.items()}
+    return {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}

@@ -117,7 +117,9 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
         log_pi = log_policy(logits, on=config.policy_input, temperature=config.temperature)
         if draws is None and now.score and config.estimator in SAMPLED:
             policy = log_pi.detach().exp()
-            draws = torch.multinomial(policy, config.samples, replacement=True, generator=self._generator)
+            draws = torch.multinomial(
+                policy.cpu(), config.samples, replacement=True, generator=self._generator
+            ).to(policy.device)
 
         proposals = states.shape[1]
         regressed = min(config.top_k or proposals, proposals) if now.span else 1
@@ -134,7 +136,7 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
             matches = best_moments(known, moments)
 
         top1 = top1_loss(spans[:, 0], matches.moment[:, 0])
-        span = score = rank = torch.zeros(())
+        span = score = rank = top1.new_zeros(())
         if now.span:
             span = self._span_loss(spans, matches.top(regressed), log_pi.gather(1, columns[:, :regressed]))
         if now.score:
@@ -158,7 +160,8 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
     def _spans(self, states: Tensor, references: Tensor, columns: Tensor) -> Tensor:
         """Spans ``(B, k, 2)`` of each sample's proposals at ``columns (B, k)``."""
         batch, proposals = states.shape[:2]
-        rows = (columns + torch.arange(0, batch * proposals, proposals)[:, None]).reshape(-1)
+        first = torch.arange(0, batch * proposals, proposals, device=columns.device)
+        rows = (columns + first[:, None]).reshape(-1)
         spans = self.head.locate(
             states.flatten(0, 1).index_select(0, rows), references.flatten(0, 1).index_select(0, rows)
         )
@@ -193,4 +196,5 @@ class TprlTrainer(HeadTrainer[TprlConfig, Coefficients]):
         keep = 1 - self.config.state_dropout
         if keep == 1:
             return states
-        return states * torch.empty_like(states).bernoulli_(keep, generator=self._generator).div_(keep)
+        kept = torch.empty(states.shape).bernoulli_(keep, generator=self._generator).div_(keep)
+        return states * kept.to(states.device)

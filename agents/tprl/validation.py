@@ -23,7 +23,7 @@ _METRICS = ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU", "mAP")
 
 @torch.inference_mode()
 def propose(head: Head, batches: StateBatches) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Proposals of a head for every sample, in the order of the batches' rows.
+    """Proposals of a head for every sample, in the order of the batches' rows; both are on one device.
 
     Returns:
         Spans ``(N, Q, 2)`` as (start, end) in units of the duration, not clipped to it, and foreground
@@ -36,8 +36,8 @@ def propose(head: Head, batches: StateBatches) -> tuple[NDArray[np.float32], NDA
     for batch in batches.ordered(_BATCH):
         logits = head.score(batch.states)
         part = slice(first, first + len(batch.states))
-        spans[part] = from_cxw(head.locate(batch.states, batch.references).numpy())
-        scores[part] = torch.sigmoid(logits[..., 0] - logits[..., 1]).numpy()
+        spans[part] = from_cxw(head.locate(batch.states, batch.references).cpu().numpy())
+        scores[part] = torch.sigmoid(logits[..., 0] - logits[..., 1]).cpu().numpy()
         first = part.stop
     return spans, scores
 

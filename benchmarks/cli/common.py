@@ -49,3 +49,18 @@ def past_end_option(choices: Sequence[PastEnd]) -> Callable[[Callable[P, None]],
         default="error",
         help="Moments that end after their video, start before it, or have no length. Default: error.",
     )
+
+
+def device_option(command: Callable[P, None]) -> Callable[P, None]:
+    """The option for the torch device of networks, which must be there."""
+    return click.option(
+        "--device", default="cpu", callback=_device, help="Torch device of the networks. Default: cpu."
+    )(command)
+
+
+def _device(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    from vmr_env.backbones.arguments import device_problem  # loads torch
+
+    if wrong := device_problem(value):
+        raise click.BadParameter(wrong)
+    return value

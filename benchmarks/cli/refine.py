@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import click
-from vmr_env.benchmarks.cli.common import FILE, FOLDER, NEW, problems_exit_with_1
+from vmr_env.benchmarks.cli.common import FILE, FOLDER, NEW, device_option, problems_exit_with_1
 
 
 @click.command()
@@ -26,6 +26,7 @@ from vmr_env.benchmarks.cli.common import FILE, FOLDER, NEW, problems_exit_with_
     "--model", help="Sentence encoder of the queries, as the policy learnt with. Default: offline MiniLM."
 )
 @click.option("--sort", is_flag=True, help="Bring the windows of each row by falling score first.")
+@device_option
 @click.option("--out", type=NEW, required=True, help="File of the refined predictions.")
 @problems_exit_with_1
 def refine(
@@ -35,6 +36,7 @@ def refine(
     clips: tuple[Path, ...],
     model: str | None,
     sort: bool,
+    device: str,
     out: Path,
 ) -> None:
     """Refine predictions for queries without ground truth. Several files of PREDICTIONS are a pool.
@@ -59,5 +61,7 @@ def refine(
 
         stores = Stores([FeatureStore(path) for path in clips])
         evidence = Evidence(stores, encode_queries(read_queries(queries), [], model))
-    rows = refine_predictions(predictions, queries, agent=agent, evidence=evidence, sort=sort, out=out)
+    rows = refine_predictions(
+        predictions, queries, agent=agent, evidence=evidence, sort=sort, out=out, device=device
+    )
     click.echo(f"{len(rows)} predictions refined: {out}")

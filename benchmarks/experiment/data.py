@@ -121,4 +121,5 @@ def settings_of(options: Options, folds: Sequence[Fold]) -> Settings:
         times == "submission",
         options.components,
         options.actions,
+        options.device,
     )

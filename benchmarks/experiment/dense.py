@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seeds: Sequence[int] = range(options.seeds)
         if options.test is None:
             seeds = [derived(seed, "fold", fold) for seed in seeds]
-        networks = tuple(_train(learn, seed, config, rows) for seed in seeds)
+        networks = tuple(_train(learn, seed, config, rows, options.device) for seed in seeds)
         for network, beliefs in zip(networks, each, strict=True):
             for whole, part in zip(beliefs, believe([network], judge, held_out), strict=True):
                 whole[list(held_out)] = part
@@ -332,10 +332,10 @@ def _ranked(timelines: Timelines, distribution: Tensor) -> list[Prediction]:
 
 
 def _train(
-    timelines: Timelines, seed: int, config: DenseConfig, rows: Sequence[int] | None = None
+    timelines: Timelines, seed: int, config: DenseConfig, rows: Sequence[int], device: str
 ) -> DenseNetwork:
     begun = perf_counter()
-    network = train(timelines, seed, config, rows)
+    network = train(timelines, seed, config, rows, device)
     print(f"seed {seed}: {perf_counter() - begun:.0f} s", flush=True)
     return network
 

@@ -27,7 +27,7 @@ from vmr_env.agents.sb3.head_config import SB3HeadConfig
 from vmr_env.agents.tensors import write_tensors
 from vmr_env.agents.tprl.config import TprlConfig
 from vmr_env.agents.tprl.data import StateBatches
-from vmr_env.agents.tprl.head import Head, frozen
+from vmr_env.agents.tprl.head import Head, frozen, learning
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.head_policy import HeadPolicyConfig, HeadPolicyTrainer
 from vmr_env.agents.tprl.head_training import Figures, HeadResult, HeadTrainer, cross_fit_head
@@ -86,6 +86,8 @@ class Settings:
     """Components of observations that agents in the environments see; none for the default ones."""
     actions: str | None = None
     """Action mode of agents in the environments; None for the agent's own."""
+    device: str = "cpu"
+    """Torch device on which networks learn and answer."""
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -168,10 +170,10 @@ class EnvironmentMethod(Method):
         """
         try:
             options = self._options(settings)
-            self.make(
-                training_environment(self.make, fold.train, fold.train_samples, options, settings.curriculum),
-                0,
+            env = training_environment(
+                self.make, fold.train, fold.train_samples, options, settings.curriculum
             )
+            self.make(env, 0).to(settings.device)
         except ValueError as error:
             raise DataError(Problem(name, None, None, str(error))) from error
 
@@ -193,6 +195,7 @@ class EnvironmentMethod(Method):
             options=self._options(settings),
             rounds=settings.rounds,
             curriculum=settings.curriculum,
+            device=settings.device,
             watch=watch,
         )
         refined, trajectories = trace(ensemble.act, fold.test, fold.test_samples, ensemble.options)
@@ -221,12 +224,25 @@ class HeadMethod(Method):
         """Settings of the training."""
         return asdict(self.config)
 
+    def check(self, name: str, fold: Fold, settings: Settings) -> None:
+        """Refuse another device than the processor where SB3 trains the head.
+
+        Raises:
+            DataError: it is another.
+        """
+        if isinstance(self.config, SB3HeadConfig) and settings.device != "cpu":
+            message = (
+                f"trains by Stable-Baselines3 on the processor, expected cpu instead of {settings.device}"
+            )
+            raise DataError(Problem("--device", None, name, message))
+
     def run(
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
     ) -> MethodResult:
         """See `Method`."""
         kind = fold.train.manifest["backbone"]["kind"]
         detector = open_detector(kind, self.weights)
+        detector.head.to(settings.device)
         before = frozen_sha256(detector)
         result, steps = self._train(detector.head, fold, seed, settings, watch)
         detector.head.load_state_dict(result.head)
@@ -295,7 +311,7 @@ def selection_of(result: HeadResult, steps: int) -> Selection:
 
 def ranked(cache: DecoderStateCache, samples: NDArray[np.intp], head: Head) -> Ranked:
     """What a head proposes for samples of a cache, cut to the video, best first."""
-    spans, scores = propose(head, StateBatches(cache, rows=samples))
+    spans, scores = propose(head, StateBatches(cache, rows=samples, device=learning(head)[0].device))
     return ranking(cache, samples, spans, scores)
 
 

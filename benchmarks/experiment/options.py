@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vmr_env.backbones.arguments import LOCAL
+from vmr_env.backbones.arguments import LOCAL, device_problem
 from vmr_env.benchmarks.experiment.logs import KINDS, NEEDED
 from vmr_env.benchmarks.experiment.names import (
     AGENTS,
@@ -52,6 +52,9 @@ class Execution:
     )
     cpus_per_run: int = option(1, "processors that a run is given", group="cluster", least=1)
     gpus_per_run: float = option(0.0, "accelerators that a run is given, or a share of one", group="cluster")
+    device: str = option(
+        "cpu", "torch device of networks that learn, such as cuda:0; environments stay on the processor"
+    )
     log: tuple[str, ...] = option(
         ("tensorboard",), "where figures of trainings are logged, in folders in --out", choices=KINDS
     )
@@ -324,6 +327,8 @@ def execution_problems(options: Execution) -> list[Problem]:
         problems.append(
             Problem("--gpus-per-run", None, None, f"is {options.gpus_per_run}, expected 0 or more")
         )
+    if options.cluster is None and (wrong := device_problem(options.device)):
+        problems.append(Problem("--device", None, None, wrong))
     needed = {kind: NEEDED[kind] for kind in options.log if kind in NEEDED}
     if options.cluster is not None:
         needed["ray"] = "distributed"

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from vmr_env.backbones.arguments import device
+
 from vmr_env.data.profiles import PROFILES
 
 GRADIENTS = ("exact", "reinforce", "ppo", "none")
@@ -62,6 +64,7 @@ def dense_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sort", action="store_true", help="bring the windows of each row by falling score first"
     )
+    parser.add_argument("--device", type=device, default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--out", type=Path, help="prediction file to write")
     parser.add_argument("--save", type=Path, help="folder for the policy learnt on --train; needs --test")
     return parser

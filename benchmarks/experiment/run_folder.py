@@ -18,7 +18,7 @@ from vmr_env.files.objects import read_state, write_state
 
 SETTINGS_FILE = "settings.json"
 _REMEDY = "expected the settings of the run to resume; bring the file back, or take another --out"
-_MAY_CHANGE = ("out", "resume", "seeds", "jobs", "cluster", "cpus_per_run", "gpus_per_run")
+_MAY_CHANGE = ("out", "resume", "seeds", "jobs", "cluster", "cpus_per_run", "gpus_per_run", "device")
 """Options that may have other values when a run goes on."""
 _BY_CONTENT = (
     *("predictions", "annotations", "test_predictions", "test_annotations"),

@@ -145,7 +145,8 @@ def carry_out(given: SearchOptions) -> bool:
     if problems:
         raise DataError(problems)
     search = read_search(given.file)
-    options = resolved(replace(search.options, out=given.out, resume=given.resume, log=given.log))
+    options = replace(search.options, out=given.out, resume=given.resume, log=given.log)
+    options = resolved(replace(options, device=given.device))
     check_all(options)
     for values in _corners(search.space):
         check_all(_with(options, search.method, values))

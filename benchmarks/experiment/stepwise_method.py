@@ -63,10 +63,10 @@ class StepwiseMethod(Method):
             watch(Progress(0, done, epochs, done * len(train), losses, None))
 
         width = DetectedBatches(fold.train).d
-        result = StepwiseTrainer(self.config, width, seed).fit(
+        result = StepwiseTrainer(self.config, width, seed, settings.device).fit(
             fold.train, cache, train_rows=train, validation_rows=select, progress=False, watch=told
         )
-        policy = new_policy(self.config, width)
+        policy = new_policy(self.config, width).to(settings.device)
         policy.load_state_dict(result.policy)
         write_tensors(keep.with_name(f"{keep.name}.safetensors"), result.policy)
         spans = walk(policy, fold.test, self.config.steps, fold.test_samples)

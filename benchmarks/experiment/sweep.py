@@ -209,7 +209,8 @@ def _placed(row: Row, given: SweepOptions) -> Row:
     """A row with a folder in that of the sweep, and the defaults that follow from its options."""
     out = given.out / ROWS / row.name
     resume = (out / SETTINGS_FILE).exists()
-    return replace(row, options=resolved(replace(row.options, out=out, resume=resume, log=given.log)))
+    options = replace(row.options, out=out, resume=resume, log=given.log, device=given.device)
+    return replace(row, options=resolved(options))
 
 
 def _prepared(row: Row) -> Experiment:

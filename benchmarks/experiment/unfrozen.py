@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from vmr_env.agents.devices import device_of, seeded
 from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.agents.tprl.config import TprlConfig
 from vmr_env.agents.tprl.data import StateBatch, padded_moments
@@ -84,7 +85,7 @@ class UnfrozenMethod(Method):
         self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
     ) -> MethodResult:
         """See `Method`."""
-        model = load_checkpoint(self.weights)
+        model = load_checkpoint(self.weights).to(settings.device)
         before = frozen_sha256(model)
         videos = fold.train.source_videos()
         parts = video_folds([videos[row] for row in fold.train_samples], settings.members, seed)
@@ -115,8 +116,7 @@ class UnfrozenMethod(Method):
         for epoch in range(trainer.epochs):
             now = trainer.start_epoch(epoch)
             order = np.random.default_rng(derived(seed, "order", epoch)).permutation(train)
-            with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
-                torch.manual_seed(derived(seed, "dropout", epoch))
+            with seeded(derived(seed, "dropout", epoch), trainer.device):
                 for first in range(0, len(order), self.config.batch_size):
                     rows = order[first : first + self.config.batch_size]
                     trainer.step(self._batch(samples, model, rows), now)
@@ -163,8 +163,9 @@ class _Samples:
     def batch(self, model: GirlDetr, rows: Rows, config: TprlConfig) -> StateBatch:
         """Decoder states of samples as the model gives them now, in the mode that it is in."""
         batch = self._data.batch(self._row_of[rows].tolist(), random.Random(0))  # no labels are drawn
-        output = model(*batch.inputs)
-        moments = padded_moments(self.cache, rows, config.target_length)
+        device = device_of(model)
+        output = model(*batch.to(device).inputs)
+        moments = padded_moments(self.cache, rows, config.target_length, device)
         return StateBatch(output.hs[-1], output.references[-1], moments)
 
     @torch.no_grad()
@@ -173,9 +174,9 @@ class _Samples:
         spans, scores = [], []
         for first in range(0, len(rows), 100):
             batch = self._data.batch(self._row_of[rows[first : first + 100]].tolist(), random.Random(0))
-            output = model.eval()(*batch.inputs)
-            spans.append(from_cxw(output.pred_spans.numpy()))
-            scores.append(output.detections.scores[-1].numpy())
+            output = model.eval()(*batch.to(device_of(model)).inputs)
+            spans.append(from_cxw(output.pred_spans.cpu().numpy()))
+            scores.append(output.detections.scores[-1].cpu().numpy())
         return np.concatenate(spans), np.concatenate(scores)
 
     def answers(self, model: GirlDetr, rows: Rows) -> Ranked:
