@@ -8,14 +8,15 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from vmr_env.backbones.shipping import Files, Packed, files_of, pack, unpack
+from vmr_env.backbones.desk import Desk
+from vmr_env.backbones.shipping import Packed, pack, unpack
 
 from vmr_env.errors import DataError, Problem
+from vmr_env.files.folders import Files
 
 Work = Callable[[Any], bytes]
 """Of an item; pickles."""
@@ -45,26 +46,11 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-class Sender:
-    """An actor on the driver's node, which has the folders."""
-
-    def __init__(self, folders: dict[str, str]) -> None:
-        self._folders = folders
-        self._sent: dict[str, list[tuple[str, Any]]] = {}
-
-    def files(self, digest: str) -> list[tuple[str, Any]]:
-        """Names of a folder's files, and references to their contents in the object store."""
-        if digest not in self._sent:
-            folder = Path(self._folders[digest])
-            self._sent[digest] = [(name, ray.put(content)) for name, content in files_of(folder)]
-        return self._sent[digest]
-
-
-def received(packed: Packed, sender: Any) -> Any:
-    """What was packed, its folders found on this node or fetched from the sender."""
+def received(packed: Packed, desk: Any) -> Any:
+    """What was packed, its folders found on this node or fetched from a desk."""
 
     def fetch(digest: str) -> Files:
-        return ((name, ray.get(content)) for name, content in ray.get(sender.files.remote(digest)))
+        return ((name, ray.get(content)) for name, content in ray.get(desk.files.remote(digest)))
 
     return unpack(packed, fetch)
 
@@ -90,7 +76,7 @@ def spread(work: Work, items: Sequence[Any], cluster: Cluster) -> Iterator[tuple
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         packed = pack(work)
-        sender = on_driver(Sender, packed.folders)
+        desk = open_desk(packed.folders)
         resources: Any = ray.cluster_resources
         total = resources()
         places = total.get("GPU", 0) / cluster.gpus if cluster.gpus else total["CPU"] / cluster.cpus
@@ -98,7 +84,7 @@ def spread(work: Work, items: Sequence[Any], cluster: Cluster) -> Iterator[tuple
         done = rows.map_batches(
             _Worker,
             batch_size=1,
-            fn_constructor_args=(packed, sender, list(items)),
+            fn_constructor_args=(packed, desk, list(items)),
             compute=ray.data.ActorPoolStrategy(size=max(1, min(len(items), int(places)))),
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus or None,
@@ -109,21 +95,21 @@ def spread(work: Work, items: Sequence[Any], cluster: Cluster) -> Iterator[tuple
             yield row["index"], row["content"]
 
 
-def on_driver(actor: type, *arguments: Any) -> Any:
-    """An actor on the node of this process, which uses no processor of the cluster's."""
+def open_desk(folders: dict[str, str]) -> Any:
+    """A `Desk` on the node of this process, which uses no processor of the cluster's."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    made: Any = ray.remote(actor)
-    return made.options(num_cpus=0, max_concurrency=4, scheduling_strategy=here).remote(*arguments)
+    made: Any = ray.remote(Desk)
+    return made.options(num_cpus=0, max_concurrency=4, scheduling_strategy=here).remote(folders)
 
 
 class _Worker:
     """An actor that works on items one at a time."""
 
-    def __init__(self, packed: Packed, sender: Any, items: list[Any]) -> None:
+    def __init__(self, packed: Packed, desk: Any, items: list[Any]) -> None:
         torch.set_num_threads(1)
-        self._work, self._items = received(packed, sender), items
+        self._work, self._items = received(packed, desk), items
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         (index,) = batch["index"].tolist()

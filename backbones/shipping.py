@@ -5,24 +5,19 @@ names each by the hash of its content instead, so a machine that has the folder 
 and another one gets it once, into its own cache folder, where all its processes map the same files.
 """
 
-import hashlib
 import io
 import os
 import pickle
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmr_env.caches.reader import DecoderStateCache
+from vmr_env.files.folders import Files, sha256_of_folder
 from vmr_env.files.user_cache import user_cache_folder
-
-_BLOCK = 1 << 20
-
-Files = Iterator[tuple[str, bytes]]
-"""Names, relative to a folder, and contents."""
 
 
 class Packed(NamedTuple):
@@ -59,28 +54,6 @@ def unpack(packed: Packed, fetch: Callable[[str], Files]) -> Any:
     sys.path += [path for path in packed.search if path not in sys.path]
     paths = {digest: _here(digest, Path(path), fetch) for digest, path in packed.folders.items()}
     return _Unpickler(io.BytesIO(packed.content), paths).load()
-
-
-def files_of(folder: Path) -> Files:
-    """Names and contents of all files in a folder, in the order of their names."""
-    for path in _paths_of(folder):
-        yield path.relative_to(folder).as_posix(), path.read_bytes()
-
-
-def sha256_of_folder(folder: Path) -> str:
-    """Hash of the names and contents of all files in a folder."""
-    digest = hashlib.sha256()
-    for path in _paths_of(folder):
-        name = path.relative_to(folder).as_posix().encode()
-        digest.update(f"{len(name)} {path.stat().st_size} ".encode() + name)
-        with open(path, "rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _paths_of(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 class _Pickler(pickle.Pickler):

@@ -22,7 +22,7 @@ from vmr_env.backbones.features import captions, text
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.recipes import get_recipe
-from vmr_env.backbones.shipping import files_of, pack, sha256_of_folder, unpack
+from vmr_env.backbones.shipping import pack, unpack
 from vmr_env.backbones.simulated.features import write_simulated
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run, train_test
 from vmr_env.benchmarks.experiment.main import main
@@ -32,6 +32,7 @@ from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.profiles import get_profile
 from vmr_env.errors import DataError
+from vmr_env.files.folders import files_of, sha256_of_folder
 from vmr_env.seeding import derived
 from vmr_env.simulation.simulator import simulate
 

@@ -6,6 +6,7 @@ difference, and the numbers are the same to the bit on machines of one kind. Ray
 worker or node again.
 """
 
+import pickle
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +16,11 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 from vmr_env.agents.ensemble.cross_fitting import Progress
-from vmr_env.backbones.cluster import Cluster, Sender, connected, on_driver, received
-from vmr_env.backbones.shipping import Packed, files_of, pack
+from vmr_env.backbones.cluster import Cluster, connected, open_desk, received
+from vmr_env.backbones.shipping import Packed, pack
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run, Work, reason
 
+from vmr_env.files.folders import files_of
 from vmr_env.files.writing import write_bytes
 
 _RETRIES = 3
@@ -52,16 +54,16 @@ def run_on_cluster(
         parts = {experiment.folder: experiment for experiment in map(work.of, runs)}
         packed = {folder: pack(experiment, folder) for folder, experiment in parts.items()}
         paths = {digest: path for part in packed.values() for digest, path in part.folders.items()}
-        sender, inbox = on_driver(Sender, paths), on_driver(_Inbox)
+        desk = open_desk(paths)
         task = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=_RETRIES)(_work)
         contents = {folder: ray.put(part) for folder, part in packed.items()}
-        running = {task.remote(contents[work.of(run).folder], run, sender, inbox): run for run in runs}
+        running = {task.remote(contents[work.of(run).folder], run, desk): run for run in runs}
         failed: dict[Run, str] = {}
         try:
             while running:
                 done, _ = ray.wait(list(running), num_returns=len(running), timeout=_POLL)
-                for run, progress in ray.get(inbox.told.remote()):
-                    watch(run, progress)
+                for message in ray.get(desk.told.remote()):
+                    watch(*pickle.loads(message))
                 for result in done:
                     run = running.pop(result)
                     try:
@@ -77,36 +79,20 @@ def run_on_cluster(
         return failed
 
 
-class _Inbox:
-    """On the driver's node: what runs tell."""
-
-    def __init__(self) -> None:
-        self._told: list[tuple[Run, Progress]] = []
-
-    def tell(self, run: Run, progress: Progress) -> None:
-        """A round is over."""
-        self._told.append((run, progress))
-
-    def told(self) -> list[tuple[Run, Progress]]:
-        """What was told since the last call."""
-        told, self._told = self._told, []
-        return told
-
-
 _unpacked: dict[bytes, Experiment] = {}
 """Experiments of this worker process by their packed contents: their folders are hashed once, not for each
 run."""
 
 
-def _work(packed: Packed, run: Run, sender: Any, inbox: Any) -> list[tuple[str, bytes]]:
+def _work(packed: Packed, run: Run, desk: Any) -> list[tuple[str, bytes]]:
     """Do one run on the node where this is called; returns its files."""
     torch.set_num_threads(1)
     if packed.content not in _unpacked:
-        _unpacked[packed.content] = received(packed, sender)
+        _unpacked[packed.content] = received(packed, desk)
     experiment = _unpacked[packed.content]
     with tempfile.TemporaryDirectory() as folder:
         experiment.folder = Path(folder)
-        experiment.do(run, lambda progress: inbox.tell.remote(run, progress))
+        experiment.do(run, lambda progress: desk.tell.remote(pickle.dumps((run, progress))))
         return list(files_of(experiment.folder))
 
 

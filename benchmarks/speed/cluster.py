@@ -16,7 +16,6 @@ from vmr_env.agents.ensemble.cross_fitting import Selection
 from vmr_env.agents.evaluation import Refined
 from vmr_env.agents.expected_gain import ExpectedGain
 from vmr_env.backbones.cluster import Cluster
-from vmr_env.backbones.shipping import files_of
 from vmr_env.benchmarks.experiment.cluster import run_on_cluster
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run, train_test
 from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Fold, Method, MethodResult, Settings
@@ -24,6 +23,7 @@ from vmr_env.benchmarks.speed.options import ClusterSpeed
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile
+from vmr_env.files.folders import files_of
 from vmr_env.files.text import write_text
 from vmr_env.options import parse_in_range
 from vmr_env.programs import run_program
