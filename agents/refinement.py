@@ -38,7 +38,7 @@ from vmr_env.data.profiles import get_profile
 from vmr_env.data.queries import Query, read_queries
 from vmr_env.data.records import Rows, name_rows, pair_by_qid
 from vmr_env.data.timelines import Grid, NoEvidence
-from vmr_env.data.validation import warn_of_suspicions
+from vmr_env.data.validation import check_windows
 from vmr_env.envs.config import PROPOSALS
 from vmr_env.errors import DataError, DataWarning, Problem, shorten
 from vmr_env.files.text import PathLike, write_text
@@ -95,15 +95,15 @@ def refine(
         As many rows as the first file has, in their order.
 
     Raises:
-        DataError: a file is broken, a prediction belongs to no query or is missing, or agent, evidence and
-            predictions do not fit together.
+        DataError: a file is broken, a score is not within [0, 1], a prediction belongs to no query or is
+            missing, or agent, evidence and predictions do not fit together.
     """
     sources, models = _read_models(predictions)
     if sort:
         models = [[by_score(row) for row in rows] for rows in models]
     asked = _asked(models[0], sources[0].name, queries)
     for source, rows in zip(sources, models, strict=True):
-        warn_of_suspicions(source.name, rows, asked, 1.0)  # whether they are counted in clips nobody knows
+        check_windows(source.name, rows, asked, 1.0)  # whether they are counted in clips nobody knows
     if out is not None:
         check_place(Path(out))
     aligned = [

@@ -22,6 +22,7 @@ from vmr_env.arrays import Array
 from vmr_env.caches.evidence import Evidence, FindEvidence
 from vmr_env.caches.format import Ragged, cells_of, merged
 from vmr_env.data.annotations import Annotation
+from vmr_env.data.timelines import check_features
 from vmr_env.errors import DataError, Problem
 
 
@@ -44,6 +45,7 @@ def cosine_evidence(
         raise DataError(Problem("--text", None, None, message))
 
     def find(rows: Sequence[Annotation]) -> Evidence:
+        check_features("--clips", clips, rows, clip_seconds)
         curves = []
         for row in rows:
             read, query = clips.read(row.vid), text.read(str(row.qid)).mean(axis=0)

@@ -171,3 +171,32 @@ def test_validate_and_cache_say_the_same_of_logits(case: Any, tmp_path: Path) ->
         folder = tmp_path / scores
         made = run("cache", "predictions", *common, "--split", "test", "--scores", scores, "--out", folder)
         assert made.exit_code == 0, made.output
+
+
+def test_what_needs_no_ground_truth_says_so(case: Any, tmp_path: Path) -> None:
+    options = ["--annotations", case("gt_unlabelled.jsonl"), "--dataset", "charades", "--split", "test"]
+    options += ["--out", str(tmp_path / "cache")]
+    refused = run("cache", "predictions", case("pred_one.jsonl"), *options)
+    assert (refused.exit_code, len(refused.output.splitlines())) == (1, 1)
+    assert "--unlabelled" in refused.output
+    assert run("cache", "predictions", case("pred_one.jsonl"), *options, "--unlabelled").exit_code == 0
+    assert run("validate", "cache", str(tmp_path / "cache")).exit_code == 0
+
+
+def test_refining_refuses_what_caches_refuse_and_writes_what_they_take(case: Any, tmp_path: Path) -> None:
+    out = str(tmp_path / "refined.jsonl")
+    refused = run("refine", case("pred_logits.jsonl"), case("gt_two.jsonl"), "--agent", "vote", "--out", out)
+    assert (refused.exit_code, len(refused.output.splitlines())) == (1, 1)
+    assert "expected a score within [0, 1]" in refused.output
+    one = run("refine", case("pred_one.jsonl"), case("gt_unlabelled.jsonl"), "--agent", "vote", "--out", out)
+    assert one.exit_code == 0
+    assert run("validate", "predictions", out).output == "0 errors, 0 warnings\n"
+
+
+def test_answers_without_sentences_are_one_error_that_names_the_option(tmp_path: Path) -> None:
+    rows = [{"video_id": "v", "query_id": i, "answer": f"From {i} to {i + 2}."} for i in range(3)]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = run("convert", str(tmp_path / "answers.jsonl"), "--out", str(tmp_path / "out.jsonl"))
+    assert (told.exit_code, len(told.output.splitlines())) == (1, 1)
+    expected = "query: is missing in 3 rows, here first; expected annotations that tell it (--annotations)"
+    assert expected in told.output

@@ -81,7 +81,7 @@ def test_the_vote_of_a_pool_is_the_slow_sum_over_all_windows() -> None:
                 for low, high, score in model.tolist():
                     overlap = slow_tiou(span, (low, high))
                     soft = sum(1 / (1 + np.exp(-(overlap - t) / 0.05)) for t in (0.5, 0.7))
-                    votes[span] += score / model[:, 2].sum() / 2 * (overlap + soft)
+                    votes[span] += score / model[:, 2].sum() / 2 * (overlap + soft) / 3
         found = answer.windows / [2, 2, 1]
         assert found[0, 2] == pytest.approx(max(votes.values()), rel=1e-4)
         for start, end, vote in found.tolist():

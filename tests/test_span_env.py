@@ -1,5 +1,6 @@
 """The environment whose actions are all spans of a video."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -199,6 +200,25 @@ def test_moments_beyond_their_video_follow_the_rule() -> None:
     assert env.step(spans.index([0, 4]))[1] == pytest.approx(7 / 8)
 
 
+def test_predictions_and_features_are_judged_as_everywhere() -> None:
+    turned = [replace(DETECTOR[0], windows=DETECTOR[0].windows[::-1]), DETECTOR[1]]
+    with pytest.warns(DataWarning, match=r"predictions\[0\]: .* of 1 of 2 rows are not by falling score"):
+        make(predictions=[turned])
+    expected = make().reset(options={"qid": 7})
+    np.testing.assert_equal(make(predictions=[turned], sort=True).reset(options={"qid": 7}), expected)
+    logits = [replace(row, windows=row.windows * [1, 1, 9]) for row in DETECTOR]
+    with pytest.raises(DataError, match=r"expected a score within \[0, 1\]"):
+        make(predictions=[logits])
+    with pytest.raises(DataError, match=r"clips: of 'a' are 5 rows, 5 s at 1 s a row; expected 10 s"):
+        gymnasium.make(
+            "VMR-Charades-Spans-v0",
+            annotations=ANNOTATIONS,
+            predictions=[DETECTOR],
+            clips=Clips(),
+            queries=QUERIES,
+        )
+
+
 def test_what_is_asked_wrongly_is_told() -> None:
     env = VMRSpanEnv(annotations=ANNOTATIONS, predictions=[DETECTOR], grid_clips=5)
     with pytest.raises(gymnasium.error.ResetNeeded, match="reset first"):
@@ -222,7 +242,7 @@ def test_what_is_asked_wrongly_is_told() -> None:
     for features, message in (
         ({}, "clips: is empty"),
         ({"a": np.zeros((2, 3)), "b": np.zeros((2, 4))}, r"clips, 'b': has shape \(2, 4\)"),
-        ({"a": np.zeros((2, D))}, "clips: lacks 'b'"),
+        ({"a": np.zeros((5, D))}, "clips: lacks 'b'"),
     ):
         with pytest.raises(DataError, match=message):
             make(clips=features).reset(options={"qid": "x"})

@@ -65,14 +65,15 @@ def candidate_masks(timelines: Timelines, rows: Sequence[int]) -> Tensor:
 def vote_answers(timelines: Timelines) -> list[Prediction]:
     """The training-free reference: candidates ranked by what all models' windows say of them.
 
-    A candidate's vote is the sum over all windows of score share times (tIoU + soft hits at 0.5 and 0.7).
+    A candidate's vote is the sum over all windows of score share times the mean of tIoU and soft hits at 0.5
+    and 0.7, so that votes are scores from 0 to 1.
     Candidates that overlap a better one by a tIoU above 0.6 are left out. Saliency is the detector's.
     """
     result = []
     for row, seconds in enumerate(timelines.seconds):
         models = [model[row] for model in timelines.models]
         spans = torch.from_numpy(candidates(timelines.proposals[row], int(timelines.clips[row]))).float()
-        votes = span_numbers(spans, timelines.windows([row]))[0, :, :3].sum(dim=1)
+        votes = span_numbers(spans, timelines.windows([row]))[0, :, :3].mean(dim=1)
         order = suppress(votes, span_tiou(spans, spans[None])[0])
         times = (spans[order].double().numpy() * seconds).clip(max=timelines.annotations[row].duration)
         windows = np.column_stack([times, votes[order].double().numpy()])

@@ -43,6 +43,11 @@ def cache() -> None:
     "--evidence", type=FOLDER, help="Weights of a backbone that reads them; default: cosines, untrained."
 )
 @past_end_option(("error", "clip", "drop"))
+@click.option(
+    "--unlabelled",
+    is_flag=True,
+    help="Queries without ground truth: moments are not looked at, and what needs them refuses the cache.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a cache that is there.")
 @problems_exit_with_1
 def cache_predictions(
@@ -59,6 +64,7 @@ def cache_predictions(
     text: Path | None,
     evidence: Path | None,
     past_end: PastEnd,
+    unlabelled: bool,
     overwrite: bool,
 ) -> None:
     """From prediction files of one split; several become a pool of models.
@@ -86,6 +92,7 @@ def cache_predictions(
         past_end=past_end,
         evidence=_evidence(clips, text, evidence, PROFILES[dataset]),
         overwrite=overwrite,
+        labelled=not unlabelled,
     )
     click.echo(repr(DecoderStateCache.open(out)))
 

@@ -43,7 +43,7 @@ from vmr_env.data.predictions import Prediction, by_score, read_predictions, wri
 from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.data.splits import video_folds
 from vmr_env.data.timelines import Asked, ClipFeatures, Grid, NoEvidence, check_features
-from vmr_env.data.validation import warn_of_suspicions
+from vmr_env.data.validation import check_windows
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.writing import check_place
 from vmr_env.metrics.moments import evaluate
@@ -266,7 +266,7 @@ def read_timelines(
     known = {str(annotation.qid) for annotation in annotations}
     for path, rows in zip(paths[1:], models, strict=True):
         asked = [row for row in rows if str(row.qid) in known]
-        warn_of_suspicions(str(path), asked, annotations, profile.clip_seconds)
+        check_windows(str(path), asked, annotations, profile.clip_seconds)
     grid, seen = Grid(seconds=profile.clip_seconds), None
     if cache is not None:
         opened = DecoderStateCache.open(cache)

@@ -201,6 +201,12 @@ def _read_truth(
         return annotations_from(annotations, "annotations", past_end=past_end, dropped=left_out)
     problems: list[Problem] = []
     rows = parse_labelled(annotations, problems, past_end=past_end, dropped=left_out)
+    found = {
+        problem.field for problem in problems if problem.message.startswith(("is missing", "is in none"))
+    }
+    if not rows and found == {"relevant_windows"}:
+        advice = "labelled=False, or --unlabelled, takes queries without ground truth"
+        raise DataError(problems).advised(advice)
     conclude(problems, stacklevel=4)
     return list(rows.values())
 

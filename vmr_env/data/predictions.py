@@ -224,7 +224,8 @@ def _note_no_answer(row: Row, unanswered: set[str] | None, refused: set[str] | N
     if unanswered is None:
         message = (
             f"is [], no answer for qid {shorten(qid)}; expected one or more [start, end, score] "
-            '(missing="miss", or --missing miss, counts it as a miss)'
+            '(evaluating with missing="miss", or --missing miss, counts it as a miss; `vmr-env convert` '
+            "writes it as one)"
         )
         row.note("pred_relevant_windows", message)
         _remember(row, refused)

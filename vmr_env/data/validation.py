@@ -123,6 +123,20 @@ def warn_of_suspicions(
             warnings.warn(f"{where}: pred_relevant_windows {unit}", DataWarning, stacklevel=3)
 
 
+def check_windows(
+    where: str, rows: Sequence[Prediction], queries: Iterable[Asked], clip_seconds: float
+) -> None:
+    """Refuse predictions whose scores caches refuse, and warn as `warn_of_suspicions`, whose arguments these
+    are.
+
+    Raises:
+        DataError: a score is not within [0, 1].
+    """
+    if problems := score_problems(where, dict(enumerate(rows, 1))):
+        raise DataError(problems)
+    warn_of_suspicions(where, rows, queries, clip_seconds)
+
+
 LEAST_ROWS = 20
 """Rows of a file from which on its times are judged as a whole."""
 
@@ -177,7 +191,7 @@ def qid_mismatches(
     if missing and lacking:
         message = (
             f"lacks {len(missing)} queries of the ground truth, {shorten(missing)}; expected all "
-            '(missing="miss", or --missing miss, counts them as misses)'
+            '(evaluating with missing="miss", or --missing miss, counts them as misses)'
         )
         problems.append(Problem(where, None, "qid", message))
     if unknown:
@@ -220,7 +234,7 @@ def score_problems(where: str, predictions: Mapping[int, Prediction]) -> list[Pr
     number, window, values = outside[0]
     message = (
         f"is {shorten(values)}; expected a score within [0, 1] ({len(outside)} windows in all; "
-        'scores="minmax" or "sigmoid", or --scores, rescales them)'
+        "`vmr-env convert --scores sigmoid`, or minmax, rescales them)"
     )
     return [Problem(where, number, f"pred_relevant_windows[{window}]", message)]
 

@@ -10,9 +10,17 @@ from numpy.typing import NDArray
 
 from vmr_env.arrays import Floats
 from vmr_env.data.annotations import Annotation, PastEnd, annotations_from, read_annotations
-from vmr_env.data.predictions import Prediction, predictions_from, read_predictions
+from vmr_env.data.predictions import Prediction, by_score, predictions_from, read_predictions
 from vmr_env.data.profiles import get_profile
-from vmr_env.data.timelines import CHANNELS, ClipFeatures, Grid, NoEvidence, PaintedTimelines
+from vmr_env.data.timelines import (
+    CHANNELS,
+    ClipFeatures,
+    Grid,
+    NoEvidence,
+    PaintedTimelines,
+    check_features,
+)
+from vmr_env.data.validation import check_windows
 from vmr_env.envs.specification import Specified
 from vmr_env.errors import DataError, Problem, check_count, shorten
 from vmr_env.files.text import PathLike
@@ -71,6 +79,7 @@ class VMRSpanEnv(Specified, gymnasium.Env[Observation, np.int64]):
     grid_clips: L.
     past_end: rule for moments that do not lie within their video, see
         `vmr_env.data.annotations.read_annotations`.
+    sort: bring the windows of each row by falling score first; the first counts as the detector's answer.
     observation: "timeline" or "dict".
 
     ## Version history
@@ -89,6 +98,7 @@ class VMRSpanEnv(Specified, gymnasium.Env[Observation, np.int64]):
         queries: Mapping[str, Any] | None = None,
         grid_clips: int = 75,
         past_end: PastEnd = "error",
+        sort: bool = False,
         observation: ObservationKind = "timeline",
     ) -> None:
         if observation not in get_args(ObservationKind):
@@ -108,7 +118,12 @@ class VMRSpanEnv(Specified, gymnasium.Env[Observation, np.int64]):
             vectors = {str(qid): np.asarray(vector, np.float32) for qid, vector in queries.items()}
         grid = Grid(grid_clips, get_profile(dataset).clip_seconds)
         self._rows = rows
-        self._timelines = PaintedTimelines(_models(predictions), rows, features, vectors, grid)
+        models = _models(predictions, sort)
+        self._timelines = PaintedTimelines(models, rows, features, vectors, grid)
+        for number, model in enumerate(self._timelines.models):
+            check_windows(f"predictions[{number}]", model, rows, grid.seconds)
+        if clips is not None:
+            check_features("clips", features, rows, grid.seconds)
         starts, last = np.triu_indices(grid.clips)
         self.spans = np.column_stack([starts, last + 1])
         self.action_space = gymnasium.spaces.Discrete(len(self.spans))
@@ -269,10 +284,10 @@ def _annotations(given: AnnotationRows, past_end: PastEnd) -> list[Annotation]:
     return annotations_from(given, "annotations", past_end=past_end)
 
 
-def _models(given: PathLike | Sequence[PredictionRows]) -> list[list[Prediction]]:
+def _models(given: PathLike | Sequence[PredictionRows], sort: bool) -> list[list[Prediction]]:
     """Rows of each model; what leaves a video is moved to its borders later, as in every cache."""
     if isinstance(given, (str, os.PathLike)):
-        return [read_predictions(given, before_start="keep")]
+        return _models([given], sort)
     models: list[list[Prediction]] = []
     for number, model in enumerate(given):
         where = f"predictions[{number}]"
@@ -283,7 +298,7 @@ def _models(given: PathLike | Sequence[PredictionRows]) -> list[list[Prediction]
             raise DataError(Problem(where, None, None, message))
         else:
             models.append(predictions_from(model, where, before_start="keep"))
-    return models
+    return [[by_score(row) for row in rows] for rows in models] if sort else models
 
 
 def _fail(option: str, message: str) -> DataError:

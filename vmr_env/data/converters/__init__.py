@@ -6,7 +6,8 @@ your own is a function from a `Source` to `Row` objects with the fields of our f
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,11 +117,23 @@ def convert_predictions(
     extra: dict[str, dict[str, Any]] = {}
     rows = ((row.number, _apart(row, extra)) for row in read(given))
     found = collect_predictions(given.name, rows, given.problems, "error")
+    if not given.truth and refused == "error":
+        given.problems[:] = _without_annotations(given.problems)
     converted = conclude_rows(given, name, found, refused)
     misses = {row.qid for row in converted.rows if np.array_equal(row.windows, [MISS])}
     scored = iter(rescaled([row for row in converted.rows if row.qid not in misses], scores))
     kept = [row if row.qid in misses else next(scored) for row in converted.rows]
     return Converted(name, kept, converted.refused, converted.notes, extra)
+
+
+def _without_annotations(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems of rows that annotations would have completed are one, at the first."""
+    incomplete = [one for one in problems if one.field in ("vid", "query") and "is missing" in one.message]
+    if not incomplete:
+        return list(problems)
+    first, rows = incomplete[0], len({one.row for one in incomplete})
+    message = f"is missing in {rows} rows, here first; expected annotations that tell it (--annotations)"
+    return [replace(first, message=message), *(one for one in problems if one not in incomplete)]
 
 
 def _apart(row: Row, extra: dict[str, dict[str, Any]]) -> Row:
