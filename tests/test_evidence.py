@@ -121,6 +121,20 @@ def expected(
     return [mean(*here), *near], said
 
 
+def test_samples_do_not_depend_on_those_beside_them(
+    cache: DecoderStateCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = evidence_of(cache)
+    monkeypatch.setenv("VMR_ENV_CACHE", str(tmp_path))
+    monkeypatch.setattr("vmr_env.caches.derived.BLOCK_SAMPLES", 1)
+    alone = evidence_of(cache)
+    assert together is not None
+    assert alone is not None
+    np.testing.assert_allclose(alone.spans, together.spans, atol=1e-3)  # a float16 may be rounded otherwise
+    np.testing.assert_array_equal(alone.points, together.points)
+    np.testing.assert_array_equal(alone.entropies, together.entropies)
+
+
 def test_tables_take_the_bytes_that_are_foretold(cache: DecoderStateCache) -> None:
     """A bound for any cache: no sample has more cells than the longest here."""
     assert evidence_of(cache) is not None

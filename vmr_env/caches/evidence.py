@@ -38,7 +38,7 @@ highest possible value, the same for all spans."""
 
 LOG_SCALE = 10.0
 
-_VERSION = 1  # a new number for every change of what the tables hold
+_VERSION = 2  # a new number for every change of what the tables hold
 
 
 class Evidence(NamedTuple):
@@ -93,7 +93,10 @@ def evidence_of(cache: DecoderStateCache) -> EvidenceTables | None:
 
     def block(part: slice) -> dict[str, Array]:
         rows = range(part.start, part.stop)
-        each = [_tables(relevance[i], None if scores is None else scores[i]) for i in rows]
+        curves = [on_cells(relevance[i]) for i in rows]
+        logits = [two_levels(curve) for curve in curves] if scores is None else [scores[i] for i in rows]
+        shares = list(map(_softmax, logits))
+        each = map(_tables, curves, shares, _expectations(curves, shares))
         return {
             name: np.concatenate(tables) for name, tables in zip(_NAMES, zip(*each, strict=True), strict=True)
         }
@@ -124,19 +127,37 @@ def bytes_kept(cells: Ints) -> int:
     return int((8 * spans_of(cells) + 20 * (cells + 1) + 4).sum())
 
 
-def _tables(relevance: Array, scores: Array | None) -> tuple[Array, Floats, Floats]:
-    """Spans, points and entropy (1,) of one sample."""
-    curve = on_cells(relevance)
-    grid = span_grid(len(curve))
-    logits = two_levels(curve) if scores is None else np.asarray(scores, np.float64)
-    log_shares = logits - logits.max()
-    shares = np.exp(log_shares)
-    shares /= shares.sum()
-    log_scores = np.maximum(log_shares / LOG_SCALE, -1)
-    expected = (table @ shares.astype(np.float32) for table in (grid.tious, grid.hits_5, grid.hits_7))
-    spans = np.column_stack([log_scores, *expected]).astype(np.float16)
+def _softmax(logits: Array) -> Doubles:
+    """Shares of all spans, and thereby their distribution: (spans,)."""
+    powers: Doubles = np.exp(np.asarray(logits, np.float64) - np.max(logits))
+    return powers / powers.sum()
 
-    ends = [np.bincount(of, shares, len(curve) + 1) for of in (grid.starts, grid.ends)]
+
+def _expectations(curves: Sequence[Doubles], shares: Sequence[Doubles]) -> list[Floats]:
+    """Of every span of each sample: expected tIoU and shares of the spans that reach 0.5 and 0.7, (spans, 3).
+
+    Samples of as many cells are multiplied at once, since reading the grid takes longer than the product.
+    """
+    cells = np.array([len(curve) for curve in curves])
+    found: list[Floats] = [np.empty(0, np.float32)] * len(curves)
+    for count in np.unique(cells).tolist():
+        same = np.flatnonzero(cells == count).tolist()
+        columns = np.stack([shares[i] for i in same], axis=1, dtype=np.float32)
+        grid = span_grid(count)
+        products = np.stack([table @ columns for table in (grid.tious, grid.hits_5, grid.hits_7)], axis=-1)
+        for number, i in enumerate(same):
+            found[i] = products[:, number]
+    return found
+
+
+def _tables(curve: Doubles, shares: Doubles, expected: Floats) -> tuple[Array, Floats, Floats]:
+    """Spans, points and entropy (1,) of one sample."""
+    starts, stops = spans_in_order(len(curve))
+    with np.errstate(divide="ignore"):  # a share may be too small for a float64
+        log_scores = np.maximum(np.log(shares / shares.max()) / LOG_SCALE, -1)
+    spans = np.column_stack([log_scores, expected]).astype(np.float16)
+
+    ends = [np.bincount(of, shares, len(curve) + 1) for of in (starts, stops)]
     z = np.tanh(z_scores(curve) / 2)
     sums = np.append(0, np.cumsum(z))
     at = np.arange(len(curve) + 1)
@@ -162,24 +183,28 @@ def two_levels(curve: Doubles) -> Doubles:
     Args:
         curve: (cells,).
     """
-    grid, cells = span_grid(len(curve)), len(curve)
+    cells = len(curve)
+    starts, ends = spans_in_order(cells)
     sums = np.append(0, np.cumsum(curve))
-    inside = grid.ends - grid.starts
+    inside = ends - starts
     outside = cells - inside
-    mass = sums[grid.ends] - sums[grid.starts]
+    mass = sums[ends] - sums[starts]
     rise = mass / inside - (sums[-1] - mass) / np.maximum(outside, 1)
     variance = max(float(curve.var()), 1e-12)
     ratios: Doubles = np.sign(rise) * rise**2 * inside * outside / (2 * cells * variance)
     return ratios
 
 
-class SpanGrid(NamedTuple):
-    """All K spans between the boundaries of some cells, and how they overlap."""
+@lru_cache(maxsize=MOST_CELLS)
+def spans_in_order(cells: int) -> tuple[Ints, Ints]:
+    """First and last boundaries of all K spans of a grid, as `EvidenceTables.spans` has them: (K,), (K,)."""
+    starts, last = np.triu_indices(cells)
+    return starts, last + 1
 
-    starts: Ints
-    """(K,)."""
-    ends: Ints
-    """(K,)."""
+
+class SpanGrid(NamedTuple):
+    """How all K spans between the boundaries of some cells overlap."""
+
     tious: Floats
     """(K, K)."""
     hits_5: Floats
@@ -188,14 +213,13 @@ class SpanGrid(NamedTuple):
     """(K, K), 1 where the tIoU is at least 0.7."""
 
 
-@lru_cache(maxsize=4)  # the largest takes 100 MB
+@lru_cache(maxsize=1)  # the largest takes 100 MB
 def span_grid(cells: int) -> SpanGrid:
     """The spans of a grid, in the order of `EvidenceTables.spans`."""
-    starts, last = np.triu_indices(cells)
-    ends = last + 1
+    starts, ends = spans_in_order(cells)
     common = np.minimum(ends[:, None], ends) - np.maximum(starts[:, None], starts)
     lengths = ends - starts
     common = np.maximum(common, 0).astype(np.float32)
     tious = common / (lengths[:, None] + lengths - common)
     hits = (reaches(tious, threshold).astype(np.float32) for threshold in (0.5, 0.7))
-    return SpanGrid(starts, ends, tious.astype(np.float32), *hits)
+    return SpanGrid(tious.astype(np.float32), *hits)
