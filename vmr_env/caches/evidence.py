@@ -129,8 +129,9 @@ def bytes_kept(cells: Ints) -> int:
 
 def _softmax(logits: Array) -> Doubles:
     """Shares of all spans, and thereby their distribution: (spans,)."""
-    powers: Doubles = np.exp(np.asarray(logits, np.float64) - np.max(logits))
-    return powers / powers.sum()
+    powers = np.exp(np.asarray(logits, np.float64) - np.max(logits))
+    shares: Doubles = powers / powers.sum()
+    return shares
 
 
 def _expectations(curves: Sequence[Doubles], shares: Sequence[Doubles]) -> list[Floats]:
