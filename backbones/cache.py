@@ -80,6 +80,7 @@ def build_cache(
     shard: tuple[int, int] = (0, 1),
     notes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    kept_moments: bool = False,
     progress: bool = True,
     cluster: "Cluster | None" = None,
 ) -> Path | None:
@@ -101,6 +102,7 @@ def build_cache(
         shard: (i, n) does only every n-th part, the i-th first, and writes no cache unless n is 1.
         notes: further notes for the manifest, JSON values.
         overwrite: replace a cache that is there.
+        kept_moments: take moments that leave their videos as they stand.
         progress: show a progress bar.
         cluster: makes the parts; None for this process. The cache is the same.
 
@@ -136,6 +138,7 @@ def build_cache(
         features=features,
         dtype=dtype,
         overwrite=overwrite,
+        kept_moments=kept_moments,
     ) as writer:
         for index, start in enumerate(starts):
             arrays = parts.read(index)
@@ -339,6 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch_size=recipe.eval_batch_size,
         shard=options.shard,
         overwrite=options.overwrite,
+        kept_moments=options.past_end == "keep",
         cluster=cluster_of(options),
     )
     print(f"{path}: {len(rows)} samples" if path else "shard {} of {} done".format(*options.shard))

@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import read_predictions
 from vmr_env.data.profiles import PROFILES
+from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.errors import DataError, DataWarning
+from vmr_env.metrics.moments import evaluate
 from vmr_env.metrics.spans import best_tiou
 
 CHARADES, QVHIGHLIGHTS, TACOS = (PROFILES[name] for name in ("charades", "qvhighlights", "tacos"))
@@ -283,9 +286,13 @@ BROKEN: dict[str, tuple[Files, str]] = {
     "windows a text": (files([row(1, "0 to 1")]), "pred_relevant_windows"),
     "saliency two short": (files([row(1, [[0, 1, 0.5]], [0.0] * 18)]), "has 18 values; expected 20"),
     "saliency two long": (files([row(1, [[0, 1, 0.5]], [0.0] * 22)]), "has 22 values; expected 20"),
-    "moments kept as they stand": (
-        lambda f: (write(f / "a.jsonl", ONE), [annotation(1)], {"past_end": "keep"}),
-        'past_end: is .keep.; expected "error" or "clip" or "drop"',
+    "moments kept, one of them without length": (
+        lambda f: (
+            write(f / "a.jsonl", ONE),
+            [replace(annotation(1), moments=np.array([[30.0, 45.0], [3.0, 3.0]]))],
+            {"past_end": "keep"},
+        ),
+        r"moments: .*expected start < end, in seconds",
     ),
     "saliency infinite": (files([row(1, [[0, 1, 0.5]], [1e300] * 20)]), "32-bit"),
     "no proposals wanted": (files(ONE, max_proposals=0), "max_proposals: is 0"),
@@ -373,3 +380,49 @@ def test_the_rule_for_moments_reaches_the_cache(tmp_path: Path) -> None:
         assert build(tmp_path, file, truth, past_end="clip").moments.values.tolist()[0] == [0.25, 1]
     with pytest.warns(DataWarning, match="1 moments .* left out, and with them 1 rows"):
         assert len(build(tmp_path, file, truth, past_end="drop", overwrite=True)) == 1
+
+
+def test_moments_that_are_kept_count_as_they_stand(tmp_path: Path) -> None:
+    """Figures are the official ones of the file as it is; rewards are their differences."""
+    truth = [
+        replace(annotation(1, 40.0), moments=np.array([[30.0, 45.0]])),
+        replace(annotation(2, 40.0), moments=np.array([[-4.0, 6.0], [20.0, 30.0]])),
+    ]
+    rows = [row(1, [[28, 40, 0.9]]), row(2, [[0, 6, 0.9]])]
+    file = write(tmp_path / "model.jsonl", rows)
+    built = build(tmp_path, file, truth, past_end="keep")
+    built.verify()
+    assert built.kept_moments
+    np.testing.assert_allclose(built.moments.values, [[0.75, 1.125], [-0.1, 0.15], [0.5, 0.75]], rtol=1e-6)
+    official = evaluate(file, truth, past_end="keep")["brief"]["MR-full-mIoU"]
+    assert official == pytest.approx(100 * (10 / 17 + 6 / 10) / 2, abs=0.01)
+
+    env = VMRVectorEnv(2, "charades", source=built, horizon=2)
+    observations, told = env.reset(seed=0, options={"sample": np.array([0, 1]), "start": 0})
+    assert 100 * told["tiou"].mean() == pytest.approx(official, abs=0.01)
+    for _ in range(2):
+        assert env.observation_space.contains(observations)
+        before = told["tiou"]
+        later = told["action_mask"].argmax(axis=1)  # the first possible move
+        observations, rewards, _, _, told = env.step(later)
+        spans = told["span"]  # in seconds
+        for i, one in enumerate(truth):
+            best = max(
+                max(0.0, min(spans[i, 1], end) - max(spans[i, 0], start))
+                / (max(spans[i, 1], end) - min(spans[i, 0], start))
+                for start, end in one.moments
+            )
+            if told["tiou"][i] > 0:  # then the hull is the union
+                assert told["tiou"][i] == pytest.approx(best, abs=1e-5)
+            assert rewards[i] == pytest.approx(told["tiou"][i] - before[i], abs=1e-6)
+
+
+def test_moments_beyond_the_video_are_refused_unless_the_cache_keeps_them(tmp_path: Path) -> None:
+    truth = [replace(annotation(1, 40.0), moments=np.array([[30.0, 45.0]]))]
+    file = write(tmp_path / "model.jsonl", ONE)
+    path = build(tmp_path, file, truth, past_end="keep").path
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["notes"]["kept_moments"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"moments.*expected 0 <= start < end <= 1"):
+        DecoderStateCache.open(path).require_sound()

@@ -478,3 +478,23 @@ def test_the_order_of_a_pool_changes_nothing(files: list[str], folder: Path) -> 
         assert kept["change"][measure] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert kept["change_from_pool"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert kept["change"]["mAP"]["mean"] != 0.0  # the other file's windows
+
+
+def test_moments_that_are_kept_are_judged_as_the_official_evaluator_does(folder: Path) -> None:
+    rows = [
+        {"qid": i, "vid": f"v{i}", "query": "q", "duration": 40.0, "relevant_windows": [[20.0, 30.0 + 4 * i]]}
+        for i in range(6)
+    ]
+    guesses = [
+        {**rows[i], "pred_relevant_windows": [[18.0, 38.0, 0.9], [2.0 * i, 12.0, 0.5]]} for i in range(6)
+    ]
+    for name, content in (("truth.jsonl", rows), ("model.jsonl", guesses)):
+        (folder / name).write_text("".join(json.dumps(one) + "\n" for one in content))
+    words = ["--predictions", "model.jsonl", "--annotations", "truth.jsonl", "--folds", "2"]
+    words += ["--agent", "own_agent:Small", "--agents", "--seeds", "1", *QUICK]
+    assert main([*words, "--out", "strict"]) == 1
+    assert main([*words, "--past-end", "keep", "--out", "kept"]) == 0
+    detector = _results(folder / "kept")["detectors"]["detector (model)"]
+    brief = evaluate("model.jsonl", "truth.jsonl", past_end="keep")["brief"]
+    assert detector == {name: brief[f"MR-full-{name}"] for name in detector}
+    assert max(row["relevant_windows"][0][1] for row in rows) == 50  # beyond the 40 s of its video

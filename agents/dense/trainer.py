@@ -108,8 +108,8 @@ def train(
     """
     config = config or DenseConfig()
     order = np.arange(len(timelines)) if rows is None else np.asarray(rows)
-    spans = torch.Generator().manual_seed(derived(seed, "spans"))
-    objective = OBJECTIVES[config.gradient](config.samples, spans)
+    draws = torch.Generator().manual_seed(derived(seed, "spans"))
+    objective = OBJECTIVES[config.gradient](config.samples, draws)
     visits, batches = -(-config.epochs // objective.passes), -(-len(order) // config.batch_size)
     steps = visits * batches * objective.passes
     rng, where = np.random.default_rng(seed), torch.device(device)

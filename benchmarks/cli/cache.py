@@ -7,7 +7,7 @@ import click
 from vmr_env.benchmarks.cli.common import FILE, FOLDER, NEW, past_end_option, problems_exit_with_1
 from vmr_env.benchmarks.cli.programs import program
 
-from vmr_env.data.annotations import PastEnd
+from vmr_env.data.annotations import PAST_END, PastEnd
 from vmr_env.data.predictions import SCORES, Scores
 from vmr_env.data.profiles import PROFILES, DatasetProfile
 from vmr_env.errors import DataError, Problem
@@ -42,7 +42,7 @@ def cache() -> None:
 @click.option(
     "--evidence", type=FOLDER, help="Weights of a backbone that reads them; default: cosines, untrained."
 )
-@past_end_option(("error", "clip", "drop"))
+@past_end_option(PAST_END)
 @click.option(
     "--unlabelled",
     is_flag=True,

@@ -15,7 +15,7 @@ from vmr_env.benchmarks.experiment.names import (
     STEPWISE_AGENTS,
 )
 
-from vmr_env.data.annotations import PastEnd
+from vmr_env.data.annotations import PAST_END, PastEnd
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.actions import FREE
 from vmr_env.envs.curriculum import CURRICULA, Plateau, Progression, Rule, StepSchedule
@@ -92,7 +92,7 @@ class Options(Execution):
         "error",
         "what to do with annotated moments that do not lie within their video",
         group="data",
-        choices=("error", "clip", "drop"),
+        choices=PAST_END,
     )
     test_predictions: tuple[Path, ...] = option((), "prediction file(s) to be judged on", group="data")
     test_annotations: Path | None = option(None, "their annotations", group="data")

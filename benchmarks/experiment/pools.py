@@ -131,6 +131,7 @@ def reference_first(cache: DecoderStateCache, model: str, path: Path) -> Decoder
         backbone_kind=manifest["backbone"]["kind"],
         backbone_sha256=manifest["backbone"]["sha256"],
         overwrite=True,
+        kept_moments=cache.kept_moments,
         notes={"reference": model},
     )
     return DecoderStateCache.open(written)

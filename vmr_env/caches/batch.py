@@ -23,7 +23,7 @@ class CacheBatch:
         durations: float64 (n,), seconds.
         n_clips: int32 (n,), clips of each video.
         moments: ragged float64 (T, 2), ground truth in seconds, at least one a sample,
-            0 <= start < end <= duration.
+            0 <= start < end <= duration; of a cache with `kept_moments` start < end.
         spans: float32 (n, Q, 2), proposals normalised to [0, 1], start <= end.
         scores: float32 (n, Q), in [0, 1].
         counts: int32 (n,), proposals of each sample, from 1; later rows of every (n, Q) array are zero.
@@ -200,12 +200,15 @@ class _Checker:
         self.problems.append(Problem(self.where, self.first + row + 1, field, message))
 
 
-def content_problems(batch: CacheBatch, models: int, where: str = "batch", first: int = 0) -> list[Problem]:
+def content_problems(
+    batch: CacheBatch, models: int, kept_moments: bool, where: str = "batch", first: int = 0
+) -> list[Problem]:
     """Every rule of `CacheBatch` that the contents of a coerced batch break, one problem a rule.
 
     Args:
         batch: what `coerced` returned.
         models: number of models of the cache.
+        kept_moments: whether moments may leave their videos.
         where: how problems name the batch.
         first: index of the batch's first sample, so that rows count from the start of the cache.
     """
@@ -229,8 +232,9 @@ def content_problems(batch: CacheBatch, models: int, where: str = "batch", first
     inside = (moments.values[:, 0] >= 0) & (moments.values[:, 1] <= limit)
     # Two boundaries so near that float32 cannot tell them apart would be an empty moment.
     stored = normalised_moments(batch).values
-    apart = stored[:, 0] < stored[:, 1]
-    check.ragged("moments", ~(inside & apart), moments, "0 <= start < end <= duration, in seconds")
+    apart = (stored[:, 0] < stored[:, 1]) & np.isfinite(stored).all(axis=1)
+    rule = "start < end, in seconds" if kept_moments else "0 <= start < end <= duration, in seconds"
+    check.ragged("moments", ~(apart & (inside | kept_moments)), moments, rule)
 
     for name in _OF_CLIPS:
         ragged: Ragged | None = getattr(batch, name)
@@ -246,12 +250,13 @@ def content_problems(batch: CacheBatch, models: int, where: str = "batch", first
     return check.problems
 
 
-def stored_problems(arrays: Mapping[str, Array], where: str) -> list[Problem]:
+def stored_problems(arrays: Mapping[str, Array], where: str, kept_moments: bool) -> list[Problem]:
     """What environments rely on that the arrays of a cache break, one problem a rule.
 
     Args:
         arrays: by name, as stored; offsets never fall.
         where: how problems name the cache.
+        kept_moments: whether moments may leave their videos.
     """
     check = _Checker(where, 0)
     durations, n_clips = arrays["durations"], arrays["n_clips"]
@@ -261,8 +266,10 @@ def stored_problems(arrays: Mapping[str, Array], where: str) -> list[Problem]:
     check.rows("durations", ~sensible, durations, SECONDS)
     check.rows("moments", moments.lengths < 1, moments.lengths, "at least 1 moment")
     start, end = moments.values[:, 0], moments.values[:, 1]
-    inside = (start >= 0) & (start < end) & (end <= 1)
-    check.ragged("moments", ~inside, moments, "0 <= start < end <= 1, as shares of the video")
+    apart = (start < end) & np.isfinite(moments.values).all(axis=1)
+    inside = (start >= 0) & (end <= 1) | kept_moments
+    rule = "start < end" if kept_moments else "0 <= start < end <= 1"
+    check.ragged("moments", ~(apart & inside), moments, f"{rule}, as shares of the video")
     check.rows("n_clips", n_clips < 1, n_clips, "at least 1 clip")
     for name in _OF_CLIPS:
         if f"{name}.offsets" in arrays:

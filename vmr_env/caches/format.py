@@ -147,6 +147,9 @@ MOST_CELLS = 75
 """Cells of the grid that `span_scores` are on: as many as clips, in longer videos at most so many (2,850
 spans)."""
 
+KEPT_MOMENTS = "kept_moments"
+"""Note of a manifest: True where moments stand as they were annotated, also beyond their videos."""
+
 RAGGED = tuple(name.removesuffix(".values") for name in ARRAYS if name.endswith(".values"))
 """Names of the ragged arrays."""
 

@@ -30,7 +30,7 @@ from vmr_env.data.predictions import (
 from vmr_env.data.profiles import DatasetProfile
 from vmr_env.data.queries import Query, read_queries
 from vmr_env.data.validation import saliency_problems, score_problems, warn_of_suspicions
-from vmr_env.errors import DataError, Problem, check_choice, conclude, shorten
+from vmr_env.errors import DataError, Problem, conclude, shorten
 from vmr_env.files.text import PathLike
 from vmr_env.metrics import spans
 
@@ -84,8 +84,8 @@ def build_prediction_cache(
             out and counts them (`predictions_dropped`).
         sort: bring the windows of each row by falling score first; those of equal score keep their order.
         scores: rescale the scores of each file, which must lie within [0, 1]; see `Scores`.
-        past_end: rule for moments that do not lie within their video: "error", "clip" or "drop" of `PastEnd`.
-            A cache holds none, so that "keep" is refused.
+        past_end: rule for moments that do not lie within their video; see `PastEnd`. Kept ones count in
+            rewards and figures as they stand, and need a length.
         labelled: False makes a cache of queries without ground truth, to be refined and no more: rewards,
             training and figures refuse it. `annotations` then are rows with `qid`, `vid`, `query` and
             `duration`, and moments in them are not looked at.
@@ -160,6 +160,7 @@ def build_prediction_cache(
         backbone_sha256=hashes[0] if len(pool) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
         features=() if seen is None else seen.features,
         overwrite=overwrite,
+        kept_moments=past_end == "keep",
         notes={
             "models": {model.name: model.notes() for model in pool},
             "windows_clipped": proposals.clipped,
@@ -196,7 +197,6 @@ def _read_truth(
     annotations: PathLike | Sequence[Annotation], past_end: PastEnd, left_out: set[str]
 ) -> list[Annotation]:
     """Rows of the ground truth; the qids of those that the rule "drop" leaves out go to `left_out`."""
-    check_choice("past_end", past_end, ("error", "clip", "drop"))
     if not isinstance(annotations, str | os.PathLike):
         return annotations_from(annotations, "annotations", past_end=past_end, dropped=left_out)
     problems: list[Problem] = []

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vmr_env.caches.batch import CacheBatch, content_problems, stored_problems
 from vmr_env.caches.format import (
+    KEPT_MOMENTS,
     RAGGED,
     SAMPLES_FILE,
     Ragged,
@@ -74,7 +75,7 @@ class DecoderStateCache:
         models: uint8 (N, Q), index into `manifest["models"]`.
         durations: float32 (N,), seconds.
         n_clips: int32 (N,), clips of each video.
-        moments: ragged float32 (T, 2), ground truth normalised to [0, 1].
+        moments: ragged float32 (T, 2), ground truth as shares of the video, in [0, 1] unless `kept_moments`.
         states: float32 or float16 (N, Q, D), decoder states, or None.
         references: float32 (N, Q, 2), the detector's last references (centre, width) as it has them, or None.
         detections: float32 (N, Q, 3), centre and width from the detector, not cut to the video, and its
@@ -247,6 +248,11 @@ class DecoderStateCache:
     def _rows_by_qid(self) -> dict[str, int]:
         return {text: row for row, text in enumerate(self._table.column("qid"))}
 
+    @property
+    def kept_moments(self) -> bool:
+        """Whether moments stand as they were annotated, also beyond their videos."""
+        return bool(self.manifest["notes"].get(KEPT_MOMENTS, False))
+
     def require_sound(self) -> None:
         """Check, once, all arrays but decoder states, clip features and sentences: checksums and contents.
 
@@ -256,7 +262,7 @@ class DecoderStateCache:
         if not self._sound:
             self.verify_files([f"{name}.npy" for name in _TRUSTED if name in self._arrays])
             self._check_offsets()
-            if problems := stored_problems(self._arrays, str(self.path)):
+            if problems := stored_problems(self._arrays, str(self.path), self.kept_moments):
                 raise DataError(problems)
             self._sound = True
 
@@ -274,7 +280,9 @@ class DecoderStateCache:
             message = f"{qids[row]!r} appears twice"
             problems.append(Problem(str(self.path / SAMPLES_FILE), row + 1, "qid", message))
         for first, batch in self._batches(qids):
-            problems += content_problems(batch, len(self.manifest["models"]), str(self.path), first)
+            problems += content_problems(
+                batch, len(self.manifest["models"]), self.kept_moments, str(self.path), first
+            )
             problems += self._table_problems(first, batch)
         if problems:
             raise DataError(problems)

@@ -22,6 +22,7 @@ from vmr_env.caches.batch import (
 )
 from vmr_env.caches.format import (
     FORMAT,
+    KEPT_MOMENTS,
     MANIFEST_FILE,
     SAMPLES_FILE,
     VERSION,
@@ -61,6 +62,8 @@ class CacheWriter:
         features: names of the clip features behind it.
         dtype: type in which states, clips and text are stored, "float32" or "float16".
         overwrite: replace a cache that is already there; anything else at `path` is never touched.
+        kept_moments: take moments that leave their videos as they stand (`PastEnd` "keep"); the manifest says
+            so.
 
     Raises:
         DataError: an argument breaks a rule, the target exists, or its folder cannot be written.
@@ -80,8 +83,10 @@ class CacheWriter:
         features: Sequence[str] = (),
         dtype: str = "float32",
         overwrite: bool = False,
+        kept_moments: bool = False,
     ) -> None:
         self.path = Path(path)
+        self._kept_moments = kept_moments
         self._overwrite = overwrite
         self._manifest: Manifest = {
             "format": FORMAT,
@@ -142,7 +147,9 @@ class CacheWriter:
         if self._layout not in (None, layout):
             message = f"has {layout}, expected {self._layout} as in the first batch"
             raise DataError(Problem("batch", None, None, message))
-        problems = content_problems(batch, len(self._manifest["models"]), first=self._samples)
+        problems = content_problems(
+            batch, len(self._manifest["models"]), self._kept_moments, first=self._samples
+        )
         repeated = first_repeated(batch.qids, self._seen)
         if repeated is not None:
             message = f"{batch.qids[repeated]!r} appears twice, expected different query ids"
@@ -189,7 +196,7 @@ class CacheWriter:
         widths = {"clips": layout.clips, "text": layout.text}
         manifest["dims"] = {name: width for name, width in widths.items() if width is not None}
         manifest["d"], manifest["proposals"], manifest["samples"] = layout.d, layout.proposals, self._samples
-        manifest["notes"] = dict(notes or {})
+        manifest["notes"] = {**(notes or {}), **({KEPT_MOMENTS: True} if self._kept_moments else {})}
         with writing_errors(self.path):
             self._table.close()
             for stream in self._streams.values():

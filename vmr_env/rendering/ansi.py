@@ -218,10 +218,10 @@ def render_ansi(scene: Scene, width: int = TEXT_COLUMNS, *, truth: bool = True) 
 
 
 def _text_bar(spans: Sequence[Span], duration: float, sign: str, length: int) -> str:
-    """Spans on a line of `length` columns; every span fills one at least."""
+    """Spans on a line of `length` columns, as far as they are in the video; each fills one at least."""
     cells = ["·"] * length
     for start, end in spans:
-        low, high = (round(time / duration * length) for time in (start, end))
+        low, high = (round(min(max(time / duration, 0), 1) * length) for time in (start, end))
         low = min(low, length - 1)
         high = max(high, low + 1)
         cells[low:high] = sign * (high - low)

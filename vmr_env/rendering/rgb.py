@@ -215,7 +215,8 @@ class _Picture:
         self._text(_RIGHT + 10, _BOTTOM + 15, "seconds", font, _INK)
 
     def _x(self, seconds: float) -> int:
-        return _LEFT + round(seconds / self._scene.duration * (_RIGHT - _LEFT))
+        share = min(max(seconds / self._scene.duration, 0), 1)
+        return _LEFT + round(share * (_RIGHT - _LEFT))
 
     def _bar(
         self, span: Span, top: int, bottom: int, fill: Colour | None, outline: Colour | None = None
