@@ -10,6 +10,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -103,14 +104,14 @@ def refine(
         models = [[by_score(row) for row in rows] for rows in models]
     asked = _asked(models[0], sources[0].name, queries)
     for source, rows in zip(sources, models, strict=True):
-        check_windows(source.name, rows, asked, 1.0)  # whether they are counted in clips nobody knows
+        check_windows(source.name, rows, asked, None)
     if out is not None:
         check_place(Path(out))
     aligned = [
         pair_by_qid(source.name, rows, models[0], of=sources[0].name, more=True)
         for rows, source in zip(models, sources, strict=True)
     ]
-    refiner = _refiner(agent, evidence, aligned, device)
+    refiner = _refiner(agent, evidence, aligned, [source.name for source in sources], device)
     refined: list[Prediction] = []
     for first in range(0, len(asked), BATCH):
         part = slice(first, first + BATCH)
@@ -189,8 +190,10 @@ def _asked(rows: Sequence[Prediction], where: str, queries: Rows) -> list[Query]
     return [known[str(row.qid)] for row in rows]
 
 
-def _refiner(agent: PathLike, evidence: Evidence | None, models: Models, device: str) -> _Refiner:
-    """What an agent's name stands for."""
+def _refiner(
+    agent: PathLike, evidence: Evidence | None, models: Models, names: Sequence[str], device: str
+) -> _Refiner:
+    """What an agent's name stands for; the models' files have names, for errors."""
     path = Path(agent)
     if (path / POLICY_FILE).exists() or path.is_dir():
         return _dense_refiner(path, evidence, device)
@@ -207,7 +210,7 @@ def _refiner(agent: PathLike, evidence: Evidence | None, models: Models, device:
         raise DataError(Problem(os.fspath(agent), None, None, message))
     run = ensemble_run(path)
     described = {"file": path.name, "sha256": sha256_of(path), "run": run}
-    return _Refiner(_EnsembleAnswers(path, run, models, device), described)
+    return _Refiner(_EnsembleAnswers(path, run, models, names, device), described)
 
 
 def _dense_refiner(folder: Path, evidence: Evidence | None, device: str) -> _Refiner:
@@ -227,8 +230,10 @@ def _voted(models: Models, asked: Sequence[Query]) -> Iterator[Prediction]:
 class _EnsembleAnswers:
     """Episodes of a trained ensemble over a cache of each batch, which is gone afterwards."""
 
-    def __init__(self, path: Path, run: Mapping[str, Any], models: Models, device: str) -> None:
-        self._path, self._run, self._device = path, run, device
+    def __init__(
+        self, path: Path, run: Mapping[str, Any], models: Models, names: Sequence[str], device: str
+    ) -> None:
+        self._path, self._run, self._names, self._device = path, run, names, device
         # All batches have observations of one width: as many proposals, and saliency in all or in none.
         longest = max(sum(len(row.windows) for row in rows) for rows in zip(*models, strict=True))
         self._proposals = max(PROPOSALS, longest)
@@ -252,7 +257,7 @@ class _EnsembleAnswers:
             write_predictions(
                 files[str(number)], [row if curves else replace(row, saliency=None) for row in rows]
             )
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self._own_names(files):
             warnings.simplefilter("ignore")  # of single batches; whole files were read with their warnings
             built = build_prediction_cache(
                 folder / "cache",
@@ -264,3 +269,23 @@ class _EnsembleAnswers:
                 labelled=False,
             )
         return DecoderStateCache.open(built)
+
+    @contextmanager
+    def _own_names(self, files: Mapping[str, PathLike]) -> Iterator[None]:
+        """Problems of a batch's temporary files as those of the files that the rows came from."""
+        try:
+            yield
+        except DataError as error:
+            names = {str(file): self._names[int(number)] for number, file in files.items()}
+            learnt = f"the agent learnt on {self._run['dataset']}"
+            raise DataError(
+                [
+                    replace(
+                        problem,
+                        where=names.get(problem.where, problem.where),
+                        row=None,
+                        message=f"{problem.message}; {learnt}",
+                    )
+                    for problem in error.problems
+                ]
+            ) from None

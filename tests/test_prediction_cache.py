@@ -337,6 +337,24 @@ def test_windows_in_another_unit_are_told(tmp_path: Path, times: float, said: st
         build_prediction_cache(tmp_path / "cache", file, truth, QVHIGHLIGHTS, "test")
 
 
+def test_files_of_another_data_set_are_told_by_name_and_in_one_problem(tmp_path: Path) -> None:
+    """QVHighlights has clips of 2 s, cut from videos of YouTube; Charades-STA, the default, clips of 1 s."""
+    truth = [replace(annotation(qid), vid=f"abcdefghij{qid % 10}_60.0_210.0") for qid in range(30)]
+    rows = [row(qid, [[0, 15, 0.5]]) | {"vid": truth[qid].vid} for qid in range(30)]
+    file = write(tmp_path / "a.jsonl", rows)
+    with pytest.warns(UserWarning, match=r"vid looks like one of qvhighlights in all 30 rows.*--dataset"):
+        build_prediction_cache(tmp_path / "cache", file, truth, CHARADES, "test")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_prediction_cache(tmp_path / "right", file, truth, QVHIGHLIGHTS, "test")
+    file = write(tmp_path / "b.jsonl", [values | {"pred_saliency_scores": [0.0] * 10} for values in rows])
+    with pytest.raises(
+        DataError, match="has 10 values; expected 20, one per clip of 1 s; so"
+    ) as caught:
+        build_prediction_cache(tmp_path / "other", file, truth, CHARADES, "test")
+    assert len(caught.value.problems) == 1
+
+
 def test_a_refused_row_is_not_lacking_as_well(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", [row(1, [[0, 1, 0.5]]), row(2, [[0, float("nan"), 0.5]])])
     with pytest.raises(DataError) as caught:

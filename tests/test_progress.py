@@ -91,9 +91,16 @@ def test_a_run_ends_in_words() -> None:
     ]
     del rows["ppo"]
     assert lines(told)[-1].startswith("Nothing was gained. Try more training videos")
+    assert "a pool of several prediction files, `vmr-env dense`" in lines(told)[-1]
+    told["run"]["source"] = "simulated"
+    assert "pool" not in lines(told)[-1]  # there are no prediction files
     assert "so that TPRL can train its head" in lines(told)[-1]
     rows["tprl"] = rows["kept"]
     assert "TPRL" not in lines(told)[-1]
+    rows["tp & rl"]["change"]["mIoU"] = {"mean": 1.0, "low": 0.5, "high": 1.5}
+    assert lines(told)[0] == "tp & rl: R1@0.7 +0.5 [-1.0, +2.0]: no significant change, but mIoU improved"
+    assert not lines(told)[-1].startswith("Nothing")
+    del rows["tp & rl"]
     told["references"]["greedy oracle (ceiling)"] = {"change": rows["worse"]["change"]}
     assert "even the greedy oracle gains little" in lines(told)[-1]
     assert lines({"agents": {}, "references": {}}) == []

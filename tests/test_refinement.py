@@ -1,6 +1,7 @@
 """Refined answers to queries without ground truth: what a run submitted for them, bit for bit."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vmr_env.agents.ensemble.files import load_ensemble, save_ensemble
 from vmr_env.agents.evaluation import refine as run_episodes
 from vmr_env.agents.evaluation import submission
 from vmr_env.agents.expected_gain import ExpectedGain
+from vmr_env.agents.tensors import read_tensors, write_tensors
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 from vmr_env.benchmarks.cli.main import main
 from vmr_env.benchmarks.experiment import dense
@@ -133,15 +135,41 @@ def test_the_command_writes_the_result_and_where_it_came_from(made: Path, tmp_pa
         main, ["refine", *files, "--agent", str(made / "agent.safetensors"), "--out", str(out)]
     )
     assert shown.exit_code == 0, shown.output
-    assert shown.output.startswith(f"{ROWS} predictions refined")
+    told = re.fullmatch(
+        rf"(\d+) of {ROWS} predictions have another first window: .*\n(.*)", shown.output, re.DOTALL
+    )
+    assert told is not None
+    moved, said = told.groups()
     written = read_predictions(out)
     again = vmr_env.refine(*files, agent=made / "agent.safetensors")
     for one, other in zip(written, again, strict=True):
         np.testing.assert_array_equal(one.windows, other.windows)
     provenance = json.loads((tmp_path / "refined.jsonl.provenance.json").read_text())
-    assert provenance["refined"] == ROWS
+    assert (provenance["refined"], provenance["moved"]) == (ROWS, int(moved))
+    assert said == ""  # this ensemble was chosen
     assert provenance["agent"]["run"]["dataset"] == "charades"
     assert len(provenance["predictions"]["sha256"]) == len(provenance["agent"]["sha256"]) == 64
+
+
+def test_an_ensemble_that_fell_back_says_so(made: Path, tmp_path: Path) -> None:
+    header, tensors = read_tensors(made / "agent.safetensors", "ensemble")
+    content = json.loads(header["ensemble"])
+    content["run"]["chosen"] = 0
+    write_tensors(tmp_path / "kept.safetensors", tensors, {"ensemble": json.dumps(content)})
+    files = [str(made / "predictions.jsonl"), str(made / "queries.jsonl")]
+    agent, out = str(tmp_path / "kept.safetensors"), str(tmp_path / "out.jsonl")
+    shown = CliRunner().invoke(main, ["refine", *files, "--agent", agent, "--out", out])
+    assert "fell back to the detector when it was trained" in shown.output
+
+
+def test_problems_of_a_file_are_told_by_its_own_name(made: Path, tmp_path: Path) -> None:
+    """Not by that of the temporary one that a batch is built from."""
+    rows = read_predictions(made / "predictions.jsonl")
+    short = [replace(row, saliency=np.zeros(1, np.float32)) for row in rows]
+    write_predictions(tmp_path / "short.jsonl", short)
+    with pytest.raises(DataError, match=r"short.jsonl, pred_saliency_scores: .* expected") as caught:
+        vmr_env.refine(tmp_path / "short.jsonl", made / "queries.jsonl", agent=made / "agent.safetensors")
+    assert "vmr-env-refine" not in str(caught.value)
 
 
 def test_predictions_for_no_query_and_of_other_videos_are_told(made: Path) -> None:

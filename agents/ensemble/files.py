@@ -90,7 +90,9 @@ def ensemble_run(path: PathLike) -> dict[str, Any]:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     header, tensors = read_tensors(path, "ensemble")
     if "ensemble" not in header:
-        message = "holds no ensemble, expected what `save_ensemble` wrote"
+        message = (
+            "holds no ensemble, expected what `save_ensemble` wrote (`vmr-env graft` takes detectors' heads)"
+        )
         raise DataError(Problem(str(path), None, None, message))
     content: dict[str, Any] = json.loads(header["ensemble"])
     return content, tensors

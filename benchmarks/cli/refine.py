@@ -1,5 +1,6 @@
 """`vmr-env refine`: answers for new queries."""
 
+import json
 from pathlib import Path
 
 import click
@@ -64,4 +65,8 @@ def refine(
     rows = refine_predictions(
         predictions, queries, agent=agent, evidence=evidence, sort=sort, out=out, device=device
     )
-    click.echo(f"{len(rows)} predictions refined: {out}")
+    told = json.loads(Path(f"{out}.provenance.json").read_text(encoding="utf-8"))
+    click.echo(f"{told['moved']} of {len(rows)} predictions have another first window: {out}")
+    run = told["agent"].get("run")
+    if run is not None and run.get("chosen") == 0:
+        click.echo("This ensemble fell back to the detector when it was trained, so it changes nothing.")

@@ -266,7 +266,7 @@ def read_timelines(
     known = {str(annotation.qid) for annotation in annotations}
     for path, rows in zip(paths[1:], models, strict=True):
         asked = [row for row in rows if str(row.qid) in known]
-        check_windows(str(path), asked, annotations, profile.clip_seconds)
+        check_windows(str(path), asked, annotations, profile)
     grid, seen = Grid(seconds=profile.clip_seconds), None
     if cache is not None:
         opened = DecoderStateCache.open(cache)

@@ -24,7 +24,17 @@ def verdict(row: Mapping[str, Any]) -> str:
         return "improved"
     if change["high"] < 0:
         return "became worse"
-    return "no significant change"
+    others = " and ".join(improved(row))
+    return f"no significant change, but {others} improved" if others else "no significant change"
+
+
+def improved(row: Mapping[str, Any]) -> list[str]:
+    """Measures that an agent improved: their differences have intervals above 0.
+
+    Args:
+        row: its entry in `results.json`.
+    """
+    return [name for name, change in row["change"].items() if change["low"] > 0]
 
 
 def lines(record: Mapping[str, Any]) -> list[str]:
@@ -39,7 +49,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
         change = row["change"][MEASURE]
         interval = f"[{change['low']:+.1f}, {change['high']:+.1f}]"
         said.append(f"{name}: {MEASURE} {change['mean']:+.1f} {interval}: {verdict(row)}")
-    if agents and not any(verdict(row) == "improved" for _, row in agents):
+    if agents and not any(improved(row) for _, row in agents):
         said.append(advice(record))
     return said
 
@@ -56,7 +66,9 @@ def advice(record: Mapping[str, Any]) -> str:
             "Nothing was gained, and even the greedy oracle gains little here. Try a pool of several "
             "prediction files, or more --proposals, so that agents have better moments to choose from."
         )
-    steps = ["more training videos", "a pool of several prediction files"]
+    steps = ["more training videos"]
+    if record["run"]["source"] == "predictions":
+        steps += ["a pool of several prediction files", "`vmr-env dense`, which sees features of the clips"]
     if not any("tprl" in name for name in record["agents"]):
         steps.append("a backbone's cache with --weights, so that TPRL can train its head")
     return f"Nothing was gained. Try {', '.join(steps)}, or more --seeds for narrower intervals."

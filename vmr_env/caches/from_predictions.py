@@ -127,7 +127,7 @@ def build_prediction_cache(
     curves = _pooled_saliency(pool, truth, n_clips, problems)
     conclude(problems)
     for model in pool:
-        warn_of_suspicions(model.file, list(model.rows.values()), truth, profile.clip_seconds)
+        warn_of_suspicions(model.file, list(model.rows.values()), truth, profile)
     seen = None if evidence is None else evidence(truth)
     batch = CacheBatch(
         qids=[row.qid for row in truth],

@@ -2,9 +2,7 @@
 
 import difflib
 import re
-
-# X
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -211,6 +209,20 @@ def add_profile(profile: DatasetProfile) -> None:
                 f"{known.name!r} ({known.env_name}); choose other names"
             )
     _REGISTERED[profile.name] = profile
+
+
+def seems_of_another(vids: Iterable[str], profile: DatasetProfile) -> str | None:
+    """What to say of vids that all look like those of another data set; None where they do not."""
+    vids = list(vids)
+    for other in PROFILES.values():
+        if other.clip_names in (None, profile.clip_names):
+            continue
+        if vids and all(re.fullmatch(other.clip_names, vid) for vid in vids):
+            return (
+                f"looks like one of {other.name} in all {len(vids)} rows; expected one of {profile.name}: "
+                f"is the data set (--dataset) {other.name}?"
+            )
+    return None
 
 
 def get_profile(name: str) -> DatasetProfile:

@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from vmr_env.data.annotations import (
     parse_annotations,
 )
 from vmr_env.data.predictions import Prediction, is_unsorted, parse_predictions
-from vmr_env.data.profiles import DatasetProfile
+from vmr_env.data.profiles import DatasetProfile, seems_of_another
 from vmr_env.data.timelines import Asked
 from vmr_env.errors import DataError, DataWarning, Problem, shorten
 from vmr_env.files.text import PathLike, name_of
@@ -91,6 +92,8 @@ def validate_predictions(
     problems += _detail_warnings(path, rows, truth)
     if profile is not None:
         problems += saliency_problems(where, rows, truth, profile.clip_seconds)
+        if (message := seems_of_another((row.vid for row in rows.values()), profile)) is not None:
+            problems.append(Problem(where, min(rows), "vid", message, "warning"))
     rated = any(row.saliency is not None for row in truth)  # of QVHighlights
     if rated and (message := counted_in_clips(rows, truth, SALIENCY_CLIP_SECONDS)) is not None:
         problems.append(Problem(where, min(rows), "pred_relevant_windows", message, "warning"))
@@ -98,7 +101,7 @@ def validate_predictions(
 
 
 def warn_of_suspicions(
-    where: str, rows: Sequence[Prediction], queries: Iterable[Asked], clip_seconds: float
+    where: str, rows: Sequence[Prediction], queries: Iterable[Asked], profile: DatasetProfile | None
 ) -> None:
     """Warn of predictions that are legal but probably mistaken.
 
@@ -106,10 +109,11 @@ def warn_of_suspicions(
         where: what they are called in messages.
         rows: of one model.
         queries: what each of them answers, and perhaps others.
-        clip_seconds: length of a clip.
+        profile: the data set; None where nobody knows, and so not what a clip is.
 
     Warns:
-        DataWarning: windows that are not by falling score, or that look like shares or like clips.
+        DataWarning: windows are not by falling score, or look like shares or like clips, or vids look like
+            those of another data set.
     """
     if unsorted := sum(map(is_unsorted, rows)):
         message = (
@@ -118,13 +122,20 @@ def warn_of_suspicions(
         )
         warnings.warn(message, DataWarning, stacklevel=3)
     by_number = dict(enumerate(rows))
-    for unit in (normalised(by_number), counted_in_clips(by_number, queries, clip_seconds)):
-        if unit is not None:
-            warnings.warn(f"{where}: pred_relevant_windows {unit}", DataWarning, stacklevel=3)
+    suspicions = {"pred_relevant_windows": [normalised(by_number)]}
+    if profile is not None:
+        suspicions["pred_relevant_windows"].append(
+            counted_in_clips(by_number, queries, profile.clip_seconds)
+        )
+        suspicions["vid"] = [seems_of_another((row.vid for row in rows), profile)]
+    for field, said in suspicions.items():
+        for one in said:
+            if one is not None:
+                warnings.warn(f"{where}: {field} {one}", DataWarning, stacklevel=3)
 
 
 def check_windows(
-    where: str, rows: Sequence[Prediction], queries: Iterable[Asked], clip_seconds: float
+    where: str, rows: Sequence[Prediction], queries: Iterable[Asked], profile: DatasetProfile | None
 ) -> None:
     """Refuse predictions whose scores caches refuse, and warn as `warn_of_suspicions`, whose arguments these
     are.
@@ -134,7 +145,7 @@ def check_windows(
     """
     if problems := score_problems(where, dict(enumerate(rows, 1))):
         raise DataError(problems)
-    warn_of_suspicions(where, rows, queries, clip_seconds)
+    warn_of_suspicions(where, rows, queries, profile)
 
 
 LEAST_ROWS = 20
@@ -242,9 +253,12 @@ def score_problems(where: str, predictions: Mapping[int, Prediction]) -> list[Pr
 def saliency_problems(
     where: str, predictions: Mapping[int, Prediction], annotations: Iterable[Annotation], clip_seconds: float
 ) -> list[Problem]:
-    """A problem for each saliency curve (by row) whose length is not about that of the video in clips."""
+    """A problem for each saliency curve (by row) whose length is not about that of the video in clips.
+
+    One for all where none is: then the clips are of another length.
+    """
     clips = {str(row.qid): math.ceil(row.duration / clip_seconds) for row in annotations}
-    return [
+    problems = [
         Problem(
             where,
             number,
@@ -256,6 +270,12 @@ def saliency_problems(
         and (wanted := clips.get(str(row.qid))) is not None
         and abs(wanted - len(row.saliency)) > SALIENCY_SLACK
     ]
+    curves = sum(row.saliency is not None for row in predictions.values())
+    if curves < LEAST_ROWS or len(problems) < curves:
+        return problems
+    first = problems[0]
+    hint = f"so it is in all {curves} rows; is the data set (--dataset) the right one?"
+    return [replace(first, message=f"{first.message} of {clip_seconds:g} s; {hint}")]
 
 
 def _truth(

@@ -121,7 +121,7 @@ class VMRSpanEnv(Specified, gymnasium.Env[Observation, np.int64]):
         models = _models(predictions, sort)
         self._timelines = PaintedTimelines(models, rows, features, vectors, grid)
         for number, model in enumerate(self._timelines.models):
-            check_windows(f"predictions[{number}]", model, rows, grid.seconds)
+            check_windows(f"predictions[{number}]", model, rows, profile)
         if clips is not None:
             check_features("clips", features, rows, grid.seconds)
         starts, last = np.triu_indices(grid.clips)
