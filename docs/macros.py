@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config
 
 ROOT = Path(__file__).resolve().parents[1]
 Maker = Callable[[str], str]
+_WIDTH = 100
 
 
 def docstring(name: str) -> str:
@@ -64,14 +66,23 @@ def table(name: str) -> str:
 def help_of(name: str) -> str:
     """Help text of a command, `vmr-env` first."""
     from vmr_env.benchmarks.cli.main import main
+    from vmr_env.benchmarks.cli.programs import Forwarded
 
     command: click.Command = main
-    context = click.Context(main, info_name="vmr-env", max_content_width=100)
+    context = click.Context(main, info_name="vmr-env", max_content_width=_WIDTH)
     for part in name.split()[1:]:
         assert isinstance(command, click.Group)
         command = command.commands[part]
-        context = click.Context(command, info_name=part, parent=context, max_content_width=100)
-    return f"```text\n{command.get_help(context)}\n```"
+        context = click.Context(command, info_name=part, parent=context, max_content_width=_WIDTH)
+    if isinstance(command, Forwarded):
+        parser = command.parser(name)
+        parser.formatter_class = partial(parser.formatter_class, width=_WIDTH)  # type: ignore[assignment]
+        text = parser.format_help().rstrip()
+    else:
+        text = command.get_help(context).replace(
+            "\b\n", ""
+        )  # click's mark of paragraphs that stay as they are
+    return f"```text\n{text}\n```"
 
 
 def included(path: str) -> str:

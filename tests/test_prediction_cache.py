@@ -348,9 +348,7 @@ def test_files_of_another_data_set_are_told_by_name_and_in_one_problem(tmp_path:
         warnings.simplefilter("error")
         build_prediction_cache(tmp_path / "right", file, truth, QVHIGHLIGHTS, "test")
     file = write(tmp_path / "b.jsonl", [values | {"pred_saliency_scores": [0.0] * 10} for values in rows])
-    with pytest.raises(
-        DataError, match="has 10 values; expected 20, one per clip of 1 s; so"
-    ) as caught:
+    with pytest.raises(DataError, match="has 10 values; expected 20, one per clip of 1 s; so") as caught:
         build_prediction_cache(tmp_path / "other", file, truth, CHARADES, "test")
     assert len(caught.value.problems) == 1
 

@@ -15,7 +15,7 @@ _FORWARDED = {"ignore_unknown_options": True, "help_option_names": []}
 """Settings of commands whose options, --help included, belong to another program."""
 
 
-class _Forwarded(click.Command):
+class Forwarded(click.Command):
     """A command whose options belong to a module.
 
     Args:
@@ -51,12 +51,12 @@ def program(name: str, module: str, parser: str, help: str, *first: str) -> clic
         name: of the command.
         module: its `main` takes the arguments and returns an exit code, or None for 0. It is loaded only
             where the parser knows them.
-        parser: as for `_Forwarded`.
+        parser: as for `Forwarded`.
         help: a sentence.
         first: arguments that go before the given ones, which the parser does not know.
     """
 
-    @click.command(name, cls=_Forwarded, parser=parser, context_settings=_FORWARDED, short_help=help)
+    @click.command(name, cls=Forwarded, parser=parser, context_settings=_FORWARDED, short_help=help)
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, shell_complete=_paths)
     @problems_exit_with_1
     def command(arguments: tuple[str, ...]) -> None:
@@ -65,7 +65,7 @@ def program(name: str, module: str, parser: str, help: str, *first: str) -> clic
         code = importlib.import_module(module).main([*first, *arguments])
         context.exit(code or 0)
 
-    forwarded: _Forwarded = command
+    forwarded: Forwarded = command
     return command
 
 

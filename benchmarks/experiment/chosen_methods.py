@@ -33,7 +33,7 @@ def load_agent(name: str) -> MakeAgent:
     try:
         return agent_class(AGENTS.get(name, name))
     except ValueError as error:
-        message = f"{error}; expected one of {', '.join(AGENTS)}, or module:Class"
+        message = f"{error}; expected one of {', '.join((*AGENTS, *BACKBONE_METHODS))}, or module:Class"
         raise DataError(Problem("--agent", None, None, message)) from error
 
 

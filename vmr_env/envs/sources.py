@@ -74,7 +74,9 @@ def _in_data_folder(folder: Path, dataset: str, split: str) -> DecoderStateCache
     """
     path = folder / dataset / split
     if not path.is_dir():
-        message = f"is {shorten(str(folder))}, expected a folder with a cache at {dataset}/{split}"
+        others = sorted(one.name for one in (folder / dataset).glob("*") if one.is_dir())
+        there = f", where there is {', '.join(others)}" if others else ""
+        message = f"is {shorten(str(folder))}, expected a folder with a cache at {dataset}/{split}{there}"
         raise DataError(Problem(DATA_VARIABLE, None, None, f"{message}; unset it to use simulated data"))
     return DecoderStateCache.open(path)
 
