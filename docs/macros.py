@@ -24,6 +24,7 @@ from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config
 ROOT = Path(__file__).resolve().parents[1]
 Maker = Callable[[str], str]
 _WIDTH = 100
+_CONTEXT: Mapping[str, Any] = {"max_content_width": _WIDTH, "help_option_names": ["-h", "--help"]}
 
 
 def docstring(name: str) -> str:
@@ -69,11 +70,11 @@ def help_of(name: str) -> str:
     from vmr_env.benchmarks.cli.programs import Forwarded
 
     command: click.Command = main
-    context = click.Context(main, info_name="vmr-env", max_content_width=_WIDTH)
+    context = click.Context(main, info_name="vmr-env", **_CONTEXT)
     for part in name.split()[1:]:
         assert isinstance(command, click.Group)
         command = command.commands[part]
-        context = click.Context(command, info_name=part, parent=context, max_content_width=_WIDTH)
+        context = click.Context(command, info_name=part, parent=context, **_CONTEXT)
     if isinstance(command, Forwarded):
         parser = command.parser(name)
         parser.formatter_class = partial(parser.formatter_class, width=_WIDTH)  # type: ignore[assignment]

@@ -124,9 +124,7 @@ def warn_of_suspicions(
     by_number = dict(enumerate(rows))
     suspicions = {"pred_relevant_windows": [normalised(by_number)]}
     if profile is not None:
-        suspicions["pred_relevant_windows"].append(
-            counted_in_clips(by_number, queries, profile.clip_seconds)
-        )
+        suspicions["pred_relevant_windows"].append(counted_in_clips(by_number, queries, profile.clip_seconds))
         suspicions["vid"] = [seems_of_another((row.vid for row in rows), profile)]
     for field, said in suspicions.items():
         for one in said:
