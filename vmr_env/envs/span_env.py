@@ -116,7 +116,8 @@ class VMRSpanEnv(Specified, gymnasium.Env[Observation, np.int64]):
             vectors = {str(row.qid): np.zeros((1, 0), np.float32) for row in rows}
         else:
             vectors = {str(qid): np.asarray(vector, np.float32) for qid, vector in queries.items()}
-        grid = Grid(grid_clips, get_profile(dataset).clip_seconds)
+        profile = get_profile(dataset)
+        grid = Grid(grid_clips, profile.clip_seconds)
         self._rows = rows
         models = _models(predictions, sort)
         self._timelines = PaintedTimelines(models, rows, features, vectors, grid)
