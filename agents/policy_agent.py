@@ -15,11 +15,11 @@ from vmr_env.agents.base import Agent, Metrics, curriculum_state, resume_curricu
 from vmr_env.agents.devices import device_of, on_device, seeded
 from vmr_env.agents.networks import NetworkKind, make_network
 from vmr_env.agents.rollout import Collector
-from vmr_env.agents.settings import INSIDE, Range, Settings
 
 from vmr_env.arrays import Bools, Floats
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.seeding import derived
+from vmr_env.settings import INSIDE, Range, Settings
 
 _VISITS = 8  # random steps of every environment on whose states the features are standardised
 

@@ -1,12 +1,15 @@
 """Changes to training samples that keep their meaning: reversed time, cut-outs, foreign surroundings."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmr_env.arrays import Floats, Ints64
+from vmr_env.settings import SHARE, Range, Settings
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Timeline:
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Settings):
     """How often, and how far, training samples are changed. Suits features that each describe one clip alone.
 
     Attributes:
@@ -37,6 +40,8 @@ class Augmentation:
         surround: share of samples whose ends, outside a random part that holds all moments, are replaced by
             rows of another video.
     """
+
+    ranges: ClassVar[Mapping[str, Range]] = dict.fromkeys(("reverse", "crop", "shortest", "surround"), SHARE)
 
     reverse: float = 0.0
     crop: float = 0.0

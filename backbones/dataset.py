@@ -15,7 +15,7 @@ import random
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,10 +31,11 @@ from vmr_env.arrays import Floats, Ints64
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.durations import covers
 from vmr_env.errors import DataError, DataWarning, Problem
+from vmr_env.settings import ABOVE_0, COUNT_OR_0, SHARE, Range, Settings
 
 
 @dataclass(frozen=True)
-class DatasetSettings:
+class DatasetSettings(Settings):
     """How annotations and features become samples.
 
     Attributes:
@@ -53,6 +54,12 @@ class DatasetSettings:
         endpoints: add the temporal endpoint features.
     """
 
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "clip_seconds": ABOVE_0,
+        "paraphrases": COUNT_OR_0,
+        "paraphrase_share": SHARE,
+    }
+
     clip_seconds: float
     max_clips: int
     max_tokens: int = 32
@@ -67,6 +74,7 @@ class DatasetSettings:
     endpoints: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.official and self.augmentation is not None:
             message = (
                 "is set together with `official`; expected None, as official labels are those of the file"

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from vmr_env.backbones.augment import Augmentation
 from vmr_env.backbones.dataset import DatasetSettings
@@ -18,10 +18,11 @@ from vmr_env.backbones.girl_detr.inference import WindowSettings
 
 from vmr_env.data.profiles import PROFILES, DatasetProfile
 from vmr_env.errors import DataError, Problem
+from vmr_env.settings import ABOVE_0, BELOW_1, COUNT_OR_0, Range, Settings
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """A named training configuration.
 
     Attributes:
@@ -47,6 +48,13 @@ class Recipe:
         normalise_features: L2-normalise each row of feature files in the official layout.
         iou_rerank_alpha: see `WindowSettings`.
     """
+
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "seed": COUNT_OR_0,
+        "warmup_epochs": COUNT_OR_0,
+        "clip_norm": ABOVE_0,
+        "ema_decay": BELOW_1,
+    }
 
     dataset: str
     model: GirlDetrConfig
@@ -93,8 +101,16 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "Recipe") -> "Recipe":
-        """Inverse of `to_dict`; names that do not exist raise `DataError` naming `where`."""
-        values = dict(values)
+        """Inverse of `to_dict`; names that do not exist and wrong values raise `DataError` naming `where`."""
+        try:
+            return cls._from_dict(dict(values), where)
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(Problem(where, None, None, str(error))) from error
+
+    @classmethod
+    def _from_dict(cls, values: dict[str, Any], where: str) -> "Recipe":
         _refuse_unknown(cls, values, where)
         data = dict(values["data"])
         _refuse_unknown(DatasetSettings, data, where)

@@ -205,7 +205,11 @@ class Trainer:
         self._optimizer.zero_grad()
         torch.autograd.backward(total)
         self._processes.add_gradients(self.model)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        if not norm.isfinite():
+            raise FloatingPointError(
+                f"the gradient norm is {norm.item()} in epoch {self.epoch + 1}, expected a finite number"
+            )
         self._optimizer.step()
         if self.shadow is not self.model:
             update_average(self.shadow, self.model, self.recipe.ema_decay)

@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from vmr_env.backbones import cache, predict, train
 from vmr_env.backbones.dataset import MomentDataset
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, read_manifest
+from vmr_env.backbones.girl_detr.weights import state_sha256
 from vmr_env.backbones.recipes import RECIPES, Recipe, get_recipe
 from vmr_env.backbones.simulated.features import write_simulated
 from vmr_env.backbones.train import (
@@ -128,6 +130,24 @@ def test_the_loss_falls(simulated: Path, tmp_path: Path) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_a_gradient_that_is_not_finite_stops_training_with_its_epoch(
+    simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is finite: only its gradient, the root's at 0, is none."""
+    run = trainer(simulated, tmp_path, TINY)
+    before = state_sha256(run.model.state_dict())
+    real = run._criterion
+
+    def criterion(output: Any, targets: Any, epoch: int) -> dict[str, torch.Tensor]:
+        losses = real(output, targets, epoch)
+        return {**losses, "total": losses["total"] + (output.pred_spans.sum() * 0).sqrt()}
+
+    monkeypatch.setattr(run, "_criterion", criterion)
+    with pytest.raises(FloatingPointError, match="gradient norm is nan in epoch 1, expected a finite number"):
+        run.run(progress=False)
+    assert state_sha256(run.model.state_dict()) == before
+
+
 def test_bfloat16_training_stays_close(simulated: Path, tmp_path: Path) -> None:
     recipe = replace(TINY, epochs=1)
     losses = []
@@ -182,6 +202,44 @@ def test_selection_scores_of_the_specification() -> None:
     brief |= {"MR-short-mAP": 4.0, "MR-middle-mAP": 32.0, "MR-long-mAP": 40.0}
     assert selection_score(brief, rated=False) == pytest.approx((21 + 25 + 21 + 22.5) / 2)
     assert selection_score(brief, rated=True) == pytest.approx((21 + 25 + 21 + 26 + 21 + 26.5) / 3.75)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        *((f"{name}=0", f"{name} is 0, expected") for name in ("lr", "epochs", "batch_size", "clip_norm")),
+        *((f"{name}=0", f"{name} is 0, expected") for name in ("eval_every", "eval_batch_size", "lr_drop")),
+        *((f"{name}=-1", f"{name} is -1, expected") for name in ("warmup_epochs", "weight_decay", "seed")),
+        ("ema_decay=1", "ema_decay is 1, expected a number from 0, below 1"),
+        ("lr=NaN", "lr is nan, expected a number above 0"),
+        ("lr=fast", "lr is 'fast', expected a number above 0"),
+        ("scheduler=linear", "scheduler is 'linear', expected one of 'step', 'cosine'"),
+        ("max_clips=0", "max_clips is 0, expected a whole number of at least 1"),
+        ("paraphrase_share=2", "paraphrase_share is 2, expected a number from 0 to 1"),
+        ("dropout=high", "dropout: 'high'; expected a number"),
+        ("nheads=2.5", "nheads: 2.5; expected a whole number"),
+        ("aux_loss=1", "aux_loss: 1; expected true or false"),
+        ("span_loss_coef=-1.0", "span_loss_coef: -1.0; expected a finite number of at least 0"),
+        ("temperature=0", "temperature: 0; expected a positive number"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_read(
+    option: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train.main(
+            ["charades-simulated", "--annotations", "none", "--out", str(tmp_path / "out"), "--set", option]
+        )
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_recipe_of_a_file_is_checked_too() -> None:
+    values = RECIPES["charades-simulated"].to_dict()
+    for wrong, message in (({"lr": -1}, "lr is -1, expected"), ({"model": {"dropout": 2.0}}, "dropout")):
+        with pytest.raises(DataError, match=message):
+            Recipe.from_dict({**values, **wrong}, "recipe.json")
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -13,9 +13,9 @@ from vmr_env.agents.dense.spans import best_overlap, vote
 from vmr_env.agents.dense.timeline import Draw, Timelines
 from vmr_env.agents.devices import device_of, global_generator, seeded
 from vmr_env.agents.policy_agent import descend
-from vmr_env.agents.settings import BELOW_1, COUNT_OR_0, Range, Settings
 
 from vmr_env.seeding import derived
+from vmr_env.settings import BELOW_1, COUNT_OR_0, Range, Settings
 
 TARGET_TEMPERATURE = 0.08
 MAX_NORM = 1.0

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vmr_env.agents.settings import Range
 from vmr_env.agents.tprl.data import VideoLength
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.head_policy import LENGTHS, check_lengths
 from vmr_env.agents.tprl.validation import SelectionScore
+
+from vmr_env.settings import Range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

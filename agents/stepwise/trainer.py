@@ -25,7 +25,6 @@ from vmr_env.agents.checkpoint import load_run, save_run
 from vmr_env.agents.devices import device_of
 from vmr_env.agents.policy_agent import descend
 from vmr_env.agents.policy_gradient import clipped_gain, standardised
-from vmr_env.agents.settings import COUNT_OR_0, Range, Settings
 from vmr_env.agents.stepwise.data import DetectedBatches
 from vmr_env.agents.stepwise.objectives import (
     MatchedProposals,
@@ -51,6 +50,7 @@ from vmr_env.agents.tprl.validation import Validator
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.seeding import derived
+from vmr_env.settings import COUNT_OR_0, Range, Settings
 
 Algorithm = Literal["reinforce", "ppo"]
 Rows = NDArray[np.intp]

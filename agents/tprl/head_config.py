@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from vmr_env.agents.settings import Settings
 from vmr_env.agents.tprl.data import VideoLength
 from vmr_env.agents.tprl.validation import SelectionScore
+
+from vmr_env.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from vmr_env.agents.devices import on_device
 from vmr_env.agents.policy_gradient import clipped_gain, standardised
-from vmr_env.agents.settings import Range
 from vmr_env.agents.tprl.data import StateBatch
 from vmr_env.agents.tprl.head import Head
 from vmr_env.agents.tprl.head_config import HeadConfig
@@ -29,6 +28,7 @@ from vmr_env.agents.tprl.losses import Moments, log_odds
 
 from vmr_env.envs.curriculum import CURRICULA, Stage
 from vmr_env.envs.rewards import potentials as potentials_of
+from vmr_env.settings import Range
 
 LEAST_SCALE = 1e-3
 """Least unit of the noise on boundaries, as a share of the video."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from vmr_env.errors import DataError, Problem
+from vmr_env.errors import DataError, Problem, shorten
 
 REPAIRS: Mapping[str, str] = {
     "padded_similarity": (
@@ -151,11 +151,19 @@ class GirlDetrConfig:
                 self._refuse(
                     "repairs", f"{sorted(self.active_repairs)} with behaviour 'official', which has none"
                 )
+        self._check_kinds()
         self._check_sizes()
         if self.pre_norm and not self.repaired("cmi_pre_norm"):
             self._refuse(
                 "pre_norm", "True; the official model cannot run it, the repair 'cmi_pre_norm' is needed"
             )
+
+    def _check_kinds(self) -> None:
+        kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if kind in kinds and not _same_kind(value, field.default):
+                self._refuse(field.name, f"{shorten(value)}; expected {kinds[kind]}")
 
     def _check_sizes(self) -> None:
         for name, most in _COUNTS.items():
@@ -163,13 +171,14 @@ class GirlDetrConfig:
                 self._refuse(name, f"{getattr(self, name)}; expected 1 to {most}")
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                self._refuse(field.name, f"{value}; expected a finite number")
+            if isinstance(field.default, float) and not 0 <= value < math.inf:
+                self._refuse(field.name, f"{value}; expected a finite number of at least 0")
         for name in ("input_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 self._refuse(name, f"{getattr(self, name)}; expected 0 <= p < 1")
-        if self.selection_temperature <= 0:
-            self._refuse("selection_temperature", f"{self.selection_temperature}; expected a positive number")
+        for name in ("selection_temperature", "temperature"):
+            if getattr(self, name) <= 0:
+                self._refuse(name, f"{getattr(self, name)}; expected a positive number")
         if self.hidden_dim % self.nheads or self.hidden_dim % 4:
             expected = f"a multiple of 4 and of nheads = {self.nheads}"
             self._refuse("hidden_dim", f"{self.hidden_dim}; expected {expected}")

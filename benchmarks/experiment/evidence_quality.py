@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from vmr_env.agents.dense.policy import DensePolicy, Evidence, load_policy
-from vmr_env.agents.settings import SHARE
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.benchmarks.experiment.dense import Stores, encode_queries
 from vmr_env.benchmarks.experiment.results import Difference, differences, query_scores, table
@@ -28,6 +27,7 @@ from vmr_env.data.profiles import PROFILES, get_profile
 from vmr_env.data.splits import video_folds
 from vmr_env.data.timelines import ClipFeatures
 from vmr_env.programs import run_program
+from vmr_env.settings import SHARE
 
 GAIN = ("R1@0.5", "R1@0.7", "mIoU")
 """Measures whose mean the gate compares."""

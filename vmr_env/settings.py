@@ -1,4 +1,4 @@
-"""Settings of agents: one check of their types and ranges for all, told in one way."""
+"""Settings of agents and backbones: one check of their types and ranges for all, told in one way."""
 
 import math
 from collections.abc import Callable, Mapping
