@@ -5,11 +5,43 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from vmr_env.benchmarks.experiment import sb3_search, stages
 
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.sources import open_source
+from vmr_env.files.yaml import read_yaml
 from vmr_env.simulation.simulator import simulate
+
+
+def test_an_interrupted_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna", reason="needs Optuna")
+    cache, drawn = open_source("charades", "train"), []
+
+    def trained(*given: object) -> None:
+        drawn.append(given[1])
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sb3_search, "trained", trained)
+    monkeypatch.setattr(sb3_search, "gain", lambda model, cache, rows: float(len(drawn)))
+    kept = tmp_path / "a2c.db"
+    with pytest.raises(KeyboardInterrupt):
+        sb3_search.search("a2c", cache, trials=5, steps=1, seed=0, kept=kept)
+    study = sb3_search.search("a2c", cache, trials=5, steps=1, seed=0, kept=kept)
+    assert len(drawn) == 6
+    assert [trial.value for trial in study.trials if trial.value] == [1, 2, 4, 5, 6]
+    assert len({trial["learning_rate"] for trial in drawn}) == 6
+    assert len(re.findall("# trial", capsys.readouterr().out)) == 5
+    again = sb3_search.search("a2c", cache, trials=5, steps=1, seed=0, kept=kept)
+    assert again.best_params == drawn[-1]
+    assert len(drawn) == 6
+
+
+ZOO = Path(sb3_search.__file__).parents[1] / "zoo"
+SHIPPED = ("a2c", "dqn", "maskable_ppo", "ppo")
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +62,32 @@ def test_a_search_prints_settings_that_train(algorithm: str, capsys: pytest.Capt
     found = dict(re.findall(r"^  (\w+): (.+)$", told, re.MULTILINE))
     assert set(sb3_search.SPACES[algorithm]) < set(found)
     assert (found["gamma"], found["policy"], found["n_timesteps"]) == ("1.0", "MlpPolicy", "64")
+
+
+@pytest.mark.parametrize("algorithm", SHIPPED)
+def test_shipped_settings_are_taken(algorithm: str) -> None:
+    """Every setting of benchmarks/zoo reaches the algorithm, for the environments that its actions need."""
+    if algorithm == "maskable_ppo":
+        pytest.importorskip("sb3_contrib", reason="needs sb3-contrib")
+    shipped = read_yaml(ZOO / f"{algorithm}.yml")
+    settings = dict(shipped.pop("default"))
+    assert settings.pop("n_timesteps") == 200_000
+    assert settings.pop("policy") == "MlpPolicy"
+    assert settings.pop("gamma") == pytest.approx(1, abs=1e-3)
+    actions = "-Continuous" if algorithm in sb3_search.CONTINUOUS else ""
+    assert list(shipped) == [f"VMR-{name}{actions}-v0" for name in ("Charades", "QVHighlights", "TACoS")]
+    cache = open_source("charades", "train")
+    model = sb3_search.trained(algorithm, settings, cache, np.arange(len(cache)), steps=1, seed=0)
+    assert model.n_envs == settings.pop("n_envs")
+    if "use_rms_prop" in settings:
+        assert isinstance(model.policy.optimizer, RMSpropTFLike) == settings.pop("use_rms_prop")
+    for name, value in settings.items():
+        found = getattr(model, name)
+        if name == "train_freq":
+            found = found.frequency
+        elif name == "clip_range":
+            found = found(1.0)
+        assert found == value, name
 
 
 def test_trials_are_judged_on_videos_that_they_do_not_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:

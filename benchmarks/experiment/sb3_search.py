@@ -9,6 +9,7 @@ which no trial has seen. What is printed has the form of the files in benchmarks
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -121,15 +122,18 @@ def trained(
     return model.learn(steps)
 
 
-def search(algorithm: str, cache: DecoderStateCache, trials: int, steps: int, seed: int) -> "optuna.Study":
+def search(
+    algorithm: str, cache: DecoderStateCache, trials: int, steps: int, seed: int, kept: Path | None = None
+) -> "optuna.Study":
     """Trials on a part of the cache's videos, judged on the others.
 
     Args:
         algorithm: a key of `SPACES`.
         cache: training samples.
-        trials: how many.
+        trials: how many, with those that `kept` holds.
         steps: of each trial.
         seed: of the split, the draws and the trials.
+        kept: file that holds the trials, so that a search that was interrupted goes on; None for none.
 
     Raises:
         MissingExtra: the extra `[search]` is not installed.
@@ -148,8 +152,16 @@ def search(algorithm: str, cache: DecoderStateCache, trials: int, steps: int, se
         return found
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-    study.optimize(gained, trials)
+    study = optuna.create_study(
+        direction="maximize",
+        storage=None if kept is None else f"sqlite:///{kept}",
+        study_name=f"{algorithm}, {steps} steps, seed {seed}",
+        load_if_exists=True,
+    )
+    # Those that were drawn before are not drawn again.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+    done = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    study.optimize(gained, max(trials - len(done), 0))
     return study
 
 
@@ -167,10 +179,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("--seed", 0, "seed of the search"),
     ):
         parser.add_argument(name, type=int, default=default, help=f"{what}; default: %(default)s")
+    parser.add_argument("--study", type=Path, help="file that keeps the trials: the same command goes on")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     train, held_out = (open_source("charades", split) for split in ("train", "val"))
-    best = search(given.algorithm, train, given.trials, given.steps, given.seed).best_params
+    study = search(given.algorithm, train, given.trials, given.steps, given.seed, given.study)
+    best = study.best_params
     rows = np.arange(len(train))
     gains = [
         gain(trained(given.algorithm, best, train, rows, given.final_steps, seed), held_out)
