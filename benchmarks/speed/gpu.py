@@ -4,8 +4,10 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain, count
 from pathlib import Path
 
+import numpy as np
 import torch
 from vmr_env.agents.ppo import PPO
 from vmr_env.agents.tprl.config import default_config
@@ -19,8 +21,9 @@ from vmr_env.backbones.recipes import get_recipe
 from vmr_env.backbones.simulated.features import write_simulated
 from vmr_env.benchmarks.speed.girl_detr import CLIPS, training_step
 from vmr_env.benchmarks.speed.options import GpuSpeed
-from vmr_env.benchmarks.speed.tprl import BATCH, FEW, stage_three, tprl_speed, write_states
+from vmr_env.benchmarks.speed.tprl import BATCH, FEW, stage_three, training, write_states
 
+from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.sources import simulated_source
@@ -74,12 +77,21 @@ def cached(folder: Path, seconds: float, device: str) -> float:
     return len(rows) * rate(build, seconds, device)
 
 
-def frames(seconds: float) -> float:
+def head_steps(states: DecoderStateCache, seconds: float, device: str) -> float:
+    """Steps per second in TPRL's third stage."""
+    trainer, batches = training(states, stage_three(default_config("charades")), device)
+    now, rng = trainer.start_epoch(0), np.random.default_rng(0)
+    endless = chain.from_iterable(batches.shuffled(BATCH, rng) for _ in count())
+    return rate(lambda: trainer.step(next(endless), now), seconds, device)
+
+
+def frames(seconds: float, device: str) -> float:
     """Steps of all environments per second in which PPO learns."""
     source = simulated_source("charades", "train")
     env = VMRVectorEnv(PPO.num_envs, "charades", source=source, autoreset_mode="SameStep")
     agent = PPO(env, 0)
-    return env.num_envs * agent.config.steps * rate(agent.update, seconds, "cpu")
+    agent.to(device)
+    return env.num_envs * agent.config.steps * rate(agent.update, seconds, device)
 
 
 def measure(seconds: float) -> dict[str, dict[str, float]]:
@@ -92,8 +104,8 @@ def measure(seconds: float) -> dict[str, dict[str, float]]:
         return {
             "supervised steps/s": {device: supervised(seconds, device) for device in devices},
             "cached samples/s": {device: cached(folder / "samples", seconds, device) for device in devices},
-            "TPRL steps/s": {"cpu": tprl_speed(states, stage_three(default_config("charades"))) / BATCH},
-            "PPO frames/s": {"cpu": frames(seconds)},
+            "TPRL steps/s": {device: head_steps(states, seconds, device) for device in devices},
+            "PPO frames/s": {device: frames(seconds, device) for device in devices},
         }
 
 

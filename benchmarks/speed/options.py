@@ -89,11 +89,9 @@ class GpuSpeed:
     Wall seconds on this machine, on the processor (one thread) and on the GPU where there is one:
 
     supervised steps/s   GIRL-DETR's training step, batch 32, 75 clips, 32 tokens
-    cached samples/s     its frozen pass over simulated samples, until the decoder-state cache stands on the
-    disk TPRL steps/s         the head on cached states, batch 32, third stage
-    PPO frames/s         our PPO in the native vector environment
-
-    The last two run on the processor alone: heads and policies are small, and the environments are there.
+    cached samples/s     its frozen pass over simulated samples, until their decoder states are on the disk
+    TPRL steps/s         the head on cached states, batch 32, third stage
+    PPO frames/s         our PPO in the native vector environment, which stays on the processor
     """
 
     seconds: float = option(10.0, "of each measurement")

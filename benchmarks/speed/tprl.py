@@ -70,14 +70,20 @@ def stage_three(config: TprlConfig) -> TprlConfig:
     return replace(with_stages(config, (0, 0, 1)), batch_size=BATCH)
 
 
-def tprl_speed(cache: DecoderStateCache, config: TprlConfig, steps: int = 100, repetitions: int = 3) -> float:
-    """Samples per second of processor time in stage 3, the best of a few repetitions."""
+def training(
+    cache: DecoderStateCache, config: TprlConfig, device: str = "cpu"
+) -> tuple[TprlTrainer, StateBatches]:
+    """A trainer of an untrained head on a device, and what it learns from."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         head = DetectionHead(WIDTH)
-    trainer = TprlTrainer(head, config)
+    return TprlTrainer(head.to(device), config), StateBatches(cache, config.target_length, device=device)
+
+
+def tprl_speed(cache: DecoderStateCache, config: TprlConfig, steps: int = 100, repetitions: int = 3) -> float:
+    """Samples per second of processor time in stage 3, the best of a few repetitions."""
+    trainer, batches = training(cache, config)
     now = trainer.start_epoch(0)
-    batches = StateBatches(cache, config.target_length)
     best = 0.0
     for repetition in range(repetitions):
         rng = np.random.default_rng(repetition)
