@@ -22,6 +22,7 @@ from vmr_env.data.profiles import get_profile
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.errors import MissingExtra, check_count
 from vmr_env.files.text import PathLike
+from vmr_env.seeding import derived
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -151,7 +152,7 @@ class _Episode:
 
 def _run(env: VMRVectorEnv, policy: Policy, quotas: list[int], seed: int) -> "list[EpisodeBuffer]":
     """Ended episodes, so many of each slot, slot after slot."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(derived(seed, "actions"))
     done: list[list[EpisodeBuffer]] = [[] for _ in quotas]
     observations, infos = env.reset(seed=seed)
     running = [_Episode() for _ in quotas]

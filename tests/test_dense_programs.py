@@ -1,6 +1,7 @@
 """The programs that train and judge policies over all spans, on small files."""
 
 import json
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from caches import ARGUMENTS, make_cache
+from click.testing import CliRunner
 from test_dense import problem
 from vmr_env.agents.dense import DensePolicy, Evidence
 from vmr_env.agents.dense.cached import cached_predictions, cached_states
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.objectives import OBJECTIVES
 from vmr_env.agents.dense.timeline import Timelines
+from vmr_env.agents.dense.trainer import DenseConfig
 from vmr_env.backbones.features.store import FeatureStoreWriter
+from vmr_env.benchmarks.cli.main import main as cli
 from vmr_env.benchmarks.experiment import dense, dense_sb3, parsers
 
 from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
@@ -106,6 +110,27 @@ def test_ppo_of_sb3_goes_on_from_imitation(files: list[str], capsys: pytest.Capt
     figures = {line[1].strip(): [cell.strip() for cell in line[2:6]] for line in lines}
     assert figures["imitation alone"] != figures["detector"]
     assert figures["dense policy"] != figures["imitation alone"]
+
+
+def test_weights_that_are_not_finite_stop_ppo_with_one_error(
+    files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [Path(path) for path in files[1:3]]
+    clips = dense.Stores([dense.FeatureStore(Path(files[-1]))])
+    timelines = dense.read_timelines(paths, clips, PROFILE)
+    network = dense.train(timelines, 0, DenseConfig(epochs=1, gradient="none"))
+    monkeypatch.setattr(dense_sb3, "gain_of", lambda tiou: float("nan"))
+    with pytest.raises(FloatingPointError, match=r"SB3's PPO over spans, seed 5, step 512: gradient norm is"):
+        dense_sb3.ppo_from(network, timelines, clips, "qvhighlights", 5, 512)
+
+
+def test_an_extra_that_is_missing_is_a_line(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+    ended = CliRunner().invoke(cli, ["dense", *files, "--folds", "2", "--ranker"])
+    assert ended.exit_code == 1
+    assert (
+        ended.output.splitlines()[-1] == "error: the ranker needs scikit-learn: pip install 'vmr-env[ranker]'"
+    )
 
 
 def test_rewards_of_ppo_are_the_gain_of_the_policy() -> None:

@@ -10,6 +10,7 @@ from vmr_env.agents.offline import export_episodes, uniform
 
 from tests.caches import ARGUMENTS, random_batch
 from vmr_env.caches.reader import write_cache
+from vmr_env.envs.sources import simulated_source
 
 minari = pytest.importorskip("minari")
 pytestmark = [
@@ -69,12 +70,19 @@ def test_short_episodes_are_no_more_frequent_than_they_are(source: Path) -> None
     assert (lengths == 1).mean() == pytest.approx(0.5, abs=0.08)
 
 
-@pytest.mark.parametrize("variant", ["", "-Continuous", "-MultiDiscrete"])
+@pytest.mark.parametrize("variant", ["", "-Continuous", "-MultiDiscrete", "-Head", "-Spans"])
 def test_minaris_collector_records_our_environments_with_their_infos(source: Path, variant: str) -> None:
     pytest.importorskip("jax")
-    env = minari.DataCollector(
-        gymnasium.make(f"VMR-Charades{variant}-v0", source=str(source)), record_infos=True
-    )
+    options: dict[str, Any] = {
+        "source": simulated_source("charades", "val") if variant == "-Head" else source
+    }
+    if variant == "-Spans":
+        row = {"qid": 1, "vid": "v", "query": "q"}
+        options = {
+            "annotations": [{**row, "duration": 30.0, "relevant_windows": [[2.0, 9.0]]}],
+            "predictions": [[{**row, "pred_relevant_windows": [[0.0, 8.0, 0.9]]}]],
+        }
+    env = minari.DataCollector(gymnasium.make(f"VMR-Charades{variant}-v0", **options), record_infos=True)
     for seed in range(3):
         env.reset(seed=seed)
         env.action_space.seed(seed)

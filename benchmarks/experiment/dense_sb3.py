@@ -21,6 +21,7 @@ from vmr_env.agents.dense.spans import gain
 from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.dense.trainer import DenseConfig, believe, train
 from vmr_env.agents.sb3.span_policy import SpanPolicy
+from vmr_env.agents.sb3.vec_env import check_finite
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.benchmarks.experiment.dense import (
     DETECTOR,
@@ -49,7 +50,11 @@ def gain_of(tiou: float) -> float:
 def ppo_from(
     network: DenseNetwork, timelines: Timelines, clips: ClipFeatures, dataset: str, seed: int, steps: int
 ) -> DenseNetwork:
-    """A network that SB3's PPO has trained on from this one, for so many episodes of one step."""
+    """A network that SB3's PPO has trained on from this one, for so many episodes of one step.
+
+    Raises:
+        FloatingPointError: a gradient or a weight is not finite.
+    """
     queries = {str(row.qid): timelines.query_vectors(i) for i, row in enumerate(timelines.annotations)}
     annotations = [row for row in timelines.annotations if isinstance(row, Annotation)]
 
@@ -80,7 +85,13 @@ def ppo_from(
     policy = model.policy
     assert isinstance(policy, SpanPolicy)
     policy.network.load_state_dict(network.state_dict())
-    model.learn(steps)
+    for register in (policy.optimizer.register_step_pre_hook, policy.optimizer.register_step_post_hook):
+        register(check_finite)
+    try:
+        model.learn(steps)
+    except FloatingPointError as error:
+        where = f"SB3's PPO over spans, seed {seed}, step {model.num_timesteps}"
+        raise FloatingPointError(f"{where}: {error}") from None
     trained: DenseNetwork = policy.network
     return trained.eval()
 
