@@ -3,10 +3,9 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,7 @@ ROWS_PER_GROUP = 4096
 _GROUPS_KEPT = 32  # in memory, about a megabyte each
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """One row of the table.
 
     Attributes:

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from vmr_env.arrays import Array, Bools, Floats
+from vmr_env.arrays import Array, Floats
 from vmr_env.envs.lookup import Registry
 from vmr_env.errors import check_count
 
@@ -37,7 +37,8 @@ BORROWED = 3
 FREE = ("move", "switch")
 """Names that the environments' argument `free` takes; stopping is always free where it is an action."""
 
-_KINDS = {"move": 0, "switch": 1, "stop": 2}  # as `vmr_env.envs.kernel` numbers them
+KINDS = {"move": 0, "switch": 1, "stop": 2}
+"""Kinds of entries of the action mask, in their order."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ class ActionMode:
 
     @cached_property
     def choices(self) -> NDArray[np.int64]:
-        """(A, 3), what each entry of the mask is, as `vmr_env.envs.kernel.Rules` has it.
+        """(A, 3), what each entry of the mask is: a move and the candidates of start and end that it goes to,
+        a switch and its proposal, or to stop.
 
         Listed, the start's offset changes slowest. In other forms entries are offsets of one boundary: first
         those of the start, then those of the end.
@@ -164,10 +166,10 @@ class ActionMode:
         every, stay = range(self.probes), self.moves.stay
         if self.moves.form != "listed":
             alone = [(start, stay) for start in every] + [(stay, end) for end in every]
-            return np.array([(_KINDS["move"], *pair) for pair in alone])
-        moves = [(_KINDS["move"], *pair) for pair in pairs_of_moves(self.probes, stay)]
-        switches = [(_KINDS["switch"], proposal, 0) for proposal in range(self.proposals)]
-        return np.array([*moves, *switches, (_KINDS["stop"], stay, stay)])
+            return np.array([(KINDS["move"], *pair) for pair in alone])
+        moves = [(KINDS["move"], *pair) for pair in pairs_of_moves(self.probes, stay)]
+        switches = [(KINDS["switch"], proposal, 0) for proposal in range(self.proposals)]
+        return np.array([*moves, *switches, (KINDS["stop"], stay, stay)])
 
     @cached_property
     def groups(self) -> dict[str, slice]:
@@ -175,7 +177,7 @@ class ActionMode:
         kinds = self.choices[:, 0].tolist()
         return {
             group: slice(kinds.index(kind), kinds.index(kind) + kinds.count(kind))
-            for group, kind in _KINDS.items()
+            for group, kind in KINDS.items()
             if kind in kinds
         }
 
@@ -190,7 +192,7 @@ class ActionMode:
             return [f"{side}, in units of {self.moves.offsets[0][-1]:g} clips" for side in ("start", "end")]
         names: list[str] = []
         for kind, first, second in self.choices.tolist():
-            if kind == _KINDS["move"]:
+            if kind == KINDS["move"]:
                 pair: tuple[tuple[str, int], ...] = (("start", first), ("end", second))
                 if self.moves.form == "paired":
                     pair = (pair[0],) if len(names) < self.probes else (pair[1],)
@@ -200,7 +202,7 @@ class ActionMode:
                     moved[offsets[-1]] += " clips"
                 names.append(", ".join(moved))
             else:
-                names.append(f"switch to proposal {first + 1}" if kind == _KINDS["switch"] else "stop")
+                names.append(f"switch to proposal {first + 1}" if kind == KINDS["switch"] else "stop")
         return names
 
     def _borrows(self, number: int) -> bool:
@@ -213,14 +215,19 @@ class ActionMode:
             return f"as proposal {number - len(self.moves.offsets[0]) + 1}"
         return "/".join(dict.fromkeys(f"{row[number]:+g}" for row in self.moves.offsets))
 
-    def checked(self, actions: Array) -> Array:
-        """Actions (N,) or (N, 2) of N episodes as int64 or float32, once they are known to be in the space.
+    @property
+    def limit(self) -> int:
+        """Numbers in an action are below this."""
+        return self.size if self.moves.form == "listed" else self.probes
+
+    def as_numbers(self, actions: Array) -> Array:
+        """Actions (N,) or (N, 2) of N episodes as int64 (N, 1 or 2), or as float32 (N, 2) in [-1, 1].
 
         Finite numbers beyond a `Box` are clipped to it, as Gymnasium's own continuous environments do: an
         unbounded Gaussian policy draws them, and `RescaleAction` may miss it by one rounding.
 
         Raises:
-            ValueError: an action has the wrong type or shape, or is outside.
+            ValueError: the actions have the wrong type or shape, or are not finite.
         """
         form = self.moves.form
         kinds = "fiu" if form == "continuous" else "iu"
@@ -232,23 +239,18 @@ class ActionMode:
             found = f"an action has shape {actions.shape[1:]} and type {actions.dtype}"
             raise ValueError(f"{found}, expected a member of {self.space}")
         if form == "continuous":
-            self._refuse(actions, ~np.isfinite(actions))
-            return np.clip(actions, -1, 1).astype(np.float32)
-        self._refuse(actions, (actions < 0) | (actions >= (self.size if form == "listed" else self.probes)))
-        return actions.astype(np.int64)
+            if not np.isfinite(actions).all():
+                raise self.outside(actions)
+            return np.clip(actions, -1, 1).astype(np.float32, order="C")
+        return actions.astype(np.int64, order="C").reshape(len(actions), -1)
 
-    def checked_one(self, action: Any) -> Any:
-        """The same for the action of one episode."""
-        listed = self.moves.form == "listed"
-        if listed and type(action) in (int, np.int64) and 0 <= action < self.size:  # no need for arrays
-            return action
-        return self.checked(np.asarray(action)[None])[0]
-
-    def _refuse(self, actions: Array, outside: Bools) -> None:
-        if np.count_nonzero(outside):  # quicker than `any`
-            first = int(np.argwhere(outside)[0, 0])
-            which = "the action" if len(actions) == 1 else f"the action of environment {first}"
-            raise ValueError(f"{which} is {actions[first]}, expected a member of {self.space}")
+    def outside(self, actions: Array) -> ValueError:
+        """The error that names the first action (N,) or (N, 2) that is outside of the space."""
+        finite = self.moves.form == "continuous"
+        inside = np.isfinite(actions) if finite else (actions >= 0) & (actions < self.limit)
+        first = int(np.argwhere(~inside)[0, 0])
+        which = "the action" if len(actions) == 1 else f"the action of environment {first}"
+        return ValueError(f"{which} is {actions[first]}, expected a member of {self.space}")
 
 
 def pairs_of_moves(probes: int, stay: int) -> list[tuple[int, int]]:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from vmr_env.arrays import Array, Ints
+from vmr_env.caches.boundary_features import log_length
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs import kernel
-from vmr_env.envs.actions import FREE, free_groups, get_action_mode
+from vmr_env.envs.actions import FREE, KINDS, free_groups, get_action_mode
 from vmr_env.envs.compilation import COMPILES, direct, fixed
 from vmr_env.envs.components import groups_of
 from vmr_env.envs.curriculum import CURRICULA
@@ -179,12 +180,13 @@ class Task:
             models=len(self.cache.manifest["models"]),
             candidates=self.mode.probes,
             potential=BUILT_IN.index(reward) if reward in BUILT_IN else kernel.TIOU,
-            moves=int("move" in free),
-            switches=int("switch" in free),
+            moves_free=int("move" in free),
+            switches_free=int("switch" in free),
+            switches=self.mode.choices[:, 0].tolist().count(KINDS["switch"]),
             start_k=self.curriculum[number].start_k,
             longest=offsets.max(),
             offsets=fixed(offsets, np.float32, 2),
-            choices=fixed(self.mode.choices, np.uint32, 2),
+            moves=fixed(self.mode.choices[self.mode.groups["move"], 1:].T, np.uint32, 2),
             columns=fixed(self.observer.columns(kernel.COMPONENTS), np.int64, 1),
         )
 
@@ -243,6 +245,7 @@ def _tables(cache: DecoderStateCache) -> kernel.Tables:
     samples = np.zeros(len(cache), kernel.SAMPLE)
     samples["count"], samples["duration"] = cache.counts, cache.durations
     samples["clip_length"] = np.float32(cache.manifest["clip_seconds"]) / samples["duration"]
+    samples["log_length"] = log_length(np.float32(1) / samples["clip_length"])
     samples["first_moment"], samples["last_moment"] = cache.moments.offsets[:-1], cache.moments.offsets[1:]
     if cache.saliency is not None:
         offsets = cache.saliency.offsets

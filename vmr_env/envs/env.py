@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_env.arrays import Bools
+from vmr_env.arrays import Array, Bools
 from vmr_env.envs import kernel
 from vmr_env.envs.config import Source, Task, configured
 from vmr_env.envs.episodes import Episodes
@@ -202,10 +202,16 @@ class VMREnv(Specified, gymnasium.Env[Any, Any]):
         """
         if self._over:
             raise gymnasium.error.ResetNeeded("step called on a finished episode, expected reset first")
-        flat, rewards, ended = self.episodes.act(_STEP, self.action_mode.checked_one(action))
+        flat, rewards, ended = self.episodes.act(_STEP, self._checked(action))
         self._over = bool(ended[0])
         observation, info = self._seen(flat)
         return observation, float(rewards[0]), self._over, False, info
+
+    def _checked(self, action: Any) -> Array:
+        mode = self.action_mode
+        if mode.moves.form == "listed" and type(action) in (int, np.int64) and 0 <= action < mode.size:
+            return np.array([[action]])  # quicker
+        return self.episodes.checked(np.asarray(action)[None])
 
     def _seen(self, flat: NDArray[np.float32]) -> tuple[Any, Info]:
         """Observation and info after a reset or a step.

@@ -2,7 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,18 +68,19 @@ class Episodes:
         self._none = np.empty((0, task.observer.width), np.float32)
         k = task.mode.probes
         self._candidates = [
-            kernel.Candidates(np.zeros((2, k), np.float32), np.zeros((2, k), bool))
+            kernel.Candidates(np.zeros((2, k), np.float32), np.zeros((2, k), np.float32))
             for _ in range(min(threads, n))
         ]
         self._potentials: Array = np.zeros(n)
         self._older: list[tuple[kernel.Rules, Bools]] = []
         self._set_rules(len(task.curriculum) if task.config.stage is None else task.config.stage)
-        compiled = find_timelines, kernel.advance, kernel.draw, kernel.tell
+        compiled = find_timelines, kernel.advance, kernel.all_below, kernel.draw, kernel.tell
         with first_call([*compiled, *(write for write, _ in task.groups)]):
             self._own = task.own_timelines(n if task.timelines is None else 0)
             self.advance(np.full(n, kernel.BEGIN, np.uint8), self._none)
             self._write_groups(self.rules, np.zeros(n, np.uint8), self._none, 0, 0)
             self.draw(np.zeros(n, np.uint8))
+            kernel.all_below(0, self._numbers)
             self.told()
 
     def __len__(self) -> int:
@@ -128,13 +129,26 @@ class Episodes:
             rows, *drawn, options, len(self)
         )
 
-    def act(self, orders: NDArray[np.uint8], actions: Array, out: Floats | None = None) -> Outcome:
-        """Carry out orders (N,) with the actions (N,) or (N, 2) of steps, checked by `ActionMode`."""
-        form = self.task.mode.moves.form
-        if form == "listed":
-            self._numbers[:, 0] = actions
+    def checked(self, actions: Array) -> Array:
+        """Actions (N,) or (N, 2), once they are known to be in the space, as `act` takes them.
+
+        Raises:
+            ValueError: there are more or fewer than N, one has the wrong type or shape, or is outside.
+        """
+        mode = self.task.mode
+        numbers = mode.as_numbers(actions)
+        if len(numbers) != len(self):
+            raise ValueError(f"there are {len(numbers)} actions, expected {len(self)}")
+        if mode.moves.form != "continuous" and not direct(kernel.all_below)(mode.limit, numbers):
+            raise mode.outside(actions)
+        return numbers
+
+    def act(self, orders: NDArray[np.uint8], numbers: Array, out: Floats | None = None) -> Outcome:
+        """Carry out orders (N,) with the checked actions of steps."""
+        if self.task.mode.moves.form == "continuous":
+            self._shares = numbers
         else:
-            (self._shares if form == "continuous" else self._numbers)[:] = actions
+            self._numbers = numbers
         return self.advance(orders, out)
 
     def advance(self, orders: NDArray[np.uint8], out: Floats | None = None) -> Outcome:
@@ -152,9 +166,11 @@ class Episodes:
             begun = np.flatnonzero(orders == kernel.BEGIN)
             self.task.find_timelines(self.samples[begun], begun, self._own)
         for rules, theirs in self._by_rules(orders):
-            lead_on = partial(self._lead_on, rules, theirs, outcome)
-            others = [_pool(parts - 1, os.getpid()).submit(lead_on, part) for part in range(1, parts)]
-            lead_on(0)
+            others = [
+                _pool(parts - 1, os.getpid()).submit(self._lead_on, rules, theirs, outcome, part)
+                for part in range(1, parts)
+            ]
+            self._lead_on(rules, theirs, outcome, 0)
             for other in others:
                 other.result()
         if self._reward.potential is not None:

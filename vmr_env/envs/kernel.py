@@ -47,6 +47,7 @@ SAMPLE = _record(
         ("count", np.int64),  # proposals that there are
         ("duration", np.float32),  # seconds
         ("clip_length", np.float32),  # as a share of the video
+        ("log_length", np.float32),  # of the video in clips
         ("first_moment", np.int64),
         ("last_moment", np.int64),  # the one after the last
         ("first_saliency", np.int64),
@@ -76,10 +77,8 @@ START, END = np.int64(0), np.int64(1)
 """Sides of a span; NumPy's numbers, as Numba compiles functions anew for each plain number that they get."""
 
 LISTED, PAIRED, CONTINUOUS = range(3)
-"""Forms of actions: the number of a choice; numbers of two offsets; two shares of the longest offset."""
-
-MOVE, SWITCH, STOP = range(3)
-"""Kinds of choices."""
+"""Forms of actions: the number of a choice (first moves, then switches, then to stop); numbers of two
+offsets; two shares of the longest offset."""
 
 TIOU, GIOU, STEPS, TIOU_AND_STEPS = range(4)
 """Potentials, see `vmr_env.envs.rewards`."""
@@ -98,7 +97,7 @@ _PROPOSALS, _MODELS, _ACTION_MASK = range(9, 12)
 TINY = np.float32(1e-6)
 """Below any difference that data sets annotate, above float32 rounding."""
 
-_ZERO, _ONE = np.float32(0), np.float32(1)
+_ZERO, _ONE, _NAN = np.float32(0), np.float32(1), np.float32(np.nan)
 _ALMOST_ONE = _ONE - TINY
 _EMPTY = np.float32(1e-9)
 _HALF = np.float32(0.5)
@@ -136,10 +135,12 @@ class Rules(NamedTuple):
     """K, of one boundary."""
     potential: int
     """TIOU, GIOU, STEPS or TIOU_AND_STEPS."""
-    moves: int
-    """1 where moves are free, else 0."""
+    moves_free: int
+    """1 where they are, else 0."""
+    switches_free: int
+    """1 where they are, else 0."""
     switches: int
-    """1 where switches are free, else 0."""
+    """Switches among the choices, to the first proposals."""
     start_k: int
     """An episode starts at one of so many best proposals."""
     longest: Number
@@ -147,9 +148,9 @@ class Rules(NamedTuple):
     offsets: Floats
     """(H, K or fewer) float32, where the candidates of a boundary are at each step, the last row at all later
     ones; further candidates are the boundaries of the first proposals."""
-    choices: NDArray[np.uint32]
-    """(A, 3), of each entry of the mask: a MOVE and its offsets' numbers for start and end, a SWITCH and the
-    proposal's number, or STOP. Unsigned: Numba tests signed indices for negative ones."""
+    moves: NDArray[np.uint32]
+    """(2, moves), numbers of the candidates of start and end that each move goes to. Unsigned: Numba tests
+    signed indices for negative ones."""
     columns: Integers
     """(`COMPONENTS`,), where each component begins in a flat observation; -1 where it is left out."""
 
@@ -159,8 +160,8 @@ class Candidates(NamedTuple):
 
     positions: Floats
     """(2, K) float32, of start and end; where a boundary is if it cannot go there while the other stays."""
-    reached: Bools
-    """(2, K), whether it can."""
+    free: Floats
+    """(2, K) float32, the same, but NaN where it cannot."""
 
 
 # Judging
@@ -294,10 +295,11 @@ def candidate(
 @scalar
 def find_candidates(tables: Tables, rules: Rules, episode: Record, candidates: Candidates) -> None:
     """Where each boundary can go, by an offset while the other stays."""
-    positions, reached = candidates
     for side in (START, END):
         for k in range(rules.candidates):
-            positions[side, k], reached[side, k] = candidate(tables, rules, episode, side, k)
+            position, reached = candidate(tables, rules, episode, side, k)
+            candidates.positions[side, k] = position
+            candidates.free[side, k] = position if reached else _NAN
 
 
 @scalar
@@ -306,32 +308,31 @@ def find_possible(tables: Tables, rules: Rules, episode: Record, candidates: Can
 
     Conditions are joined by `&`: branches that no processor foresees cost more than they save.
     """
-    positions, reached = candidates
-    start, end, least = episode.start, episode.end, least_width(episode)
-    moves, switches = rules.moves == 1, rules.switches == 1
-    proposals = min(tables.samples[episode.sample].count, rules.proposals)
-    for a in range(len(mask)):
-        kind, first, second = rules.choices[a, 0], rules.choices[a, 1], rules.choices[a, 2]
-        if kind == MOVE:
-            width = positions[1, second] - positions[0, first]
-            mask[a] = moves & reached[0, first] & reached[1, second] & (width >= least)
-        elif kind == SWITCH:
-            low, high = tables.spans[episode.sample, first, 0], tables.spans[episode.sample, first, 1]
-            mask[a] = switches & (first < proposals) & ((low != start) | (high != end))
-        else:
-            mask[a] = True
+    moves, free = rules.moves, candidates.free
+    least = least_width(episode) if rules.moves_free else _NAN  # nothing is as wide as NaN
+    for a in range(moves.shape[1]):
+        mask[a] = free[END, moves[END, a]] - free[START, moves[START, a]] >= least
+    spans, mask = tables.spans[episode.sample], mask[moves.shape[1] :]
+    count = min(tables.samples[episode.sample].count, rules.proposals) if rules.switches_free else 0
+    for p in range(rules.switches):
+        mask[p] = (p < count) & ((spans[p, 0] != episode.start) | (spans[p, 1] != episode.end))
+    for a in range(rules.switches, len(mask)):
+        mask[a] = True
 
 
 @scalar
 def chosen_span(tables: Tables, rules: Rules, episode: Record, choice: int) -> tuple[Number, Number]:
     """The span to which a choice leads."""
-    kind, first, second = rules.choices[choice, 0], rules.choices[choice, 1], rules.choices[choice, 2]
+    moves = rules.moves.shape[1]
     start, end = episode.start, episode.end
-    if kind == SWITCH:
-        start, end = tables.spans[episode.sample, first, 0], tables.spans[episode.sample, first, 1]
-    elif kind == MOVE:
-        start, _ = candidate(tables, rules, episode, START, np.int64(first))
-        end, _ = candidate(tables, rules, episode, END, np.int64(second))
+    if choice < moves:
+        start, _ = candidate(tables, rules, episode, START, np.int64(rules.moves[START, choice]))
+        end, _ = candidate(tables, rules, episode, END, np.int64(rules.moves[END, choice]))
+    elif choice < moves + rules.switches:
+        start, end = (
+            tables.spans[episode.sample, choice - moves, 0],
+            tables.spans[episode.sample, choice - moves, 1],
+        )
     return start, end
 
 
@@ -346,7 +347,7 @@ def apply(
         rules: see there.
         episode: the current state, changed.
         mask: (A,), which choices are possible.
-        numbers: (2,), a choice (LISTED, the first number alone) or two offsets (PAIRED).
+        numbers: (1,), a choice (LISTED), or (2,), two offsets (PAIRED).
         shares: (2,), in [-1, 1], shifts of start and end as shares of the longest (CONTINUOUS).
 
     Returns:
@@ -357,9 +358,10 @@ def apply(
         choice = numbers[0]
         if mask[choice]:
             start, end = chosen_span(tables, rules, episode, choice)
-            stopped = rules.choices[choice, 0] == STOP
-            if rules.choices[choice, 0] == SWITCH:
-                episode.source = rules.choices[choice, 1]
+            switch = choice - rules.moves.shape[1]
+            stopped = switch >= rules.switches
+            if 0 <= switch < rules.switches:
+                episode.source = switch
     else:
         if rules.form == PAIRED:
             start, _ = candidate(tables, rules, episode, START, numbers[0])
@@ -415,7 +417,7 @@ def observe(
     if at[_REMAINING] >= 0:
         out[at[_REMAINING]] = max(rules.horizon - episode.step, 0) / rules.horizon
     if at[_VIDEO] >= 0:
-        out[at[_VIDEO]] = log_length(_ONE / episode.clip_length)
+        out[at[_VIDEO]] = tables.samples[sample].log_length
     if at[_SPAN] >= 0:
         part = out[at[_SPAN] :]
         part[0], part[1], part[2] = start, end, end - start
@@ -483,7 +485,7 @@ def advance(
         candidates: memory for them; of its own for every thread.
         masks: (N, A), which choices are possible, changed.
         orders: (N,), SKIP, LOOK, BEGIN or STEP.
-        numbers: (N, 2), see `apply`.
+        numbers: (N, 1 or 2), see `apply`.
         shares: (N, 2) float32, see `apply`.
         observations: (N, width) float32, written; or (0, width), to write none.
         rewards: (N,), written; 0 but for steps.
@@ -491,6 +493,9 @@ def advance(
         first: the first of them.
         last: after the last.
     """
+    for i in range(first, last):  # all of them first: what they read is in no processor's cache
+        if orders[i] == BEGIN:
+            begin(tables, episodes[i])
     for i in range(first, last):
         if orders[i] == SKIP:
             continue
@@ -498,8 +503,6 @@ def advance(
         before, steps = episode.potential, orders[i] == STEP
         ended[i] = steps and apply(tables, rules, episode, mask, numbers[i], shares[i])
         row = episode.sample if timelines.shared else i
-        if orders[i] == BEGIN:
-            begin(tables, episode)
         judge(tables, rules, episode)
         rewards[i] = episode.potential - before if steps else _ZERO
         find_candidates(tables, rules, episode, candidates)
@@ -544,6 +547,16 @@ def draw(
             starts = min(samples[sample].count, rules.proposals, rules.start_k)
             episodes[i].sample = sample
             episodes[i].source = np.int64(z // n % np.uint64(starts))
+
+
+@entry
+def all_below(limit: int, numbers: Integers) -> bool:
+    """Whether all numbers (N, any) are at least 0 and below the limit."""
+    below = True
+    for i in range(len(numbers)):
+        for k in range(numbers.shape[1]):
+            below &= 0 <= numbers[i, k] < limit
+    return below
 
 
 @entry

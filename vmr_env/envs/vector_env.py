@@ -165,7 +165,7 @@ class VMRVectorEnv(Specified, VectorEnv[Any, Any, Any]):
         """Orders that begin some episodes, which are drawn, and the same order to all others."""
         orders = np.full(self.num_envs, others, np.uint8)
         if np.count_nonzero(begins):
-            orders[begins] = kernel.BEGIN
+            np.putmask(orders, begins, kernel.BEGIN)
             self.episodes.draw(orders)
         return orders
 
@@ -176,9 +176,7 @@ class VMRVectorEnv(Specified, VectorEnv[Any, Any, Any]):
             ValueError: the actions have the wrong shape or are outside of the action space.
             gymnasium.error.ResetNeeded: an episode is over and autoreset is disabled, or none ever began.
         """
-        actions = self.action_mode.checked(np.asarray(actions))
-        if len(actions) != self.num_envs:
-            raise ValueError(f"there are {len(actions)} actions, expected {self.num_envs}")
+        numbers = self.episodes.checked(np.asarray(actions))
         over, mode = np.count_nonzero(self._ended), self.autoreset_mode
         if over and (mode is AutoresetMode.DISABLED or not self._drawn):
             raise gymnasium.error.ResetNeeded(
@@ -186,7 +184,7 @@ class VMRVectorEnv(Specified, VectorEnv[Any, Any, Any]):
             )
         # NextStep: episodes that ended begin, whatever their actions are.
         orders = self._orders(kernel.STEP, self._ended)
-        flat, rewards, terminated = self.episodes.act(orders, actions, self._out)
+        flat, rewards, terminated = self.episodes.act(orders, numbers, self._out)
         truncated = (
             np.zeros(self.num_envs, bool) if self._limit is None else self.episodes.steps >= self._limit
         )
@@ -215,8 +213,8 @@ class VMRVectorEnv(Specified, VectorEnv[Any, Any, Any]):
         qids, vids = self.cache.names
         told: Info = {
             "sample": samples,
-            "qid": qids[samples],
-            "vid": vids[samples],
+            "qid": qids.take(samples),
+            "vid": vids.take(samples),
             "tiou": tiou,
             "span": seconds,
             "proposal": sources,
