@@ -1,5 +1,6 @@
 """Agents and heads learn and act on any device: nothing is mixed, and numbers are those of the processor."""
 
+import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backbone import Backbone, make_backbone
 from click.testing import CliRunner
 from refinement import environment, short_cache, user_cache_in
 from second_device import DEVICE, elsewhere, with_device
@@ -27,6 +29,7 @@ from vmr_env.agents.grpo import GRPO, GRPOConfig
 from vmr_env.agents.policy_agent import PolicyAgent
 from vmr_env.agents.ppo import PPO, PPOConfig
 from vmr_env.agents.reinforce import Reinforce, ReinforceConfig
+from vmr_env.agents.sb3.head_config import SB3HeadConfig
 from vmr_env.agents.sb3.vec_env import SB3PPO
 from vmr_env.agents.stepwise.trainer import StepwiseTrainer, walk
 from vmr_env.agents.tprl.head_config import HeadConfig
@@ -35,10 +38,14 @@ from vmr_env.agents.tprl.head_training import HeadTrainer, cross_fit_head
 from vmr_env.agents.tprl.trainer import TprlConfig, TprlTrainer
 from vmr_env.benchmarks.cli.refine import refine
 from vmr_env.benchmarks.experiment.dense import main as dense
+from vmr_env.benchmarks.experiment.experiment import train_test
 from vmr_env.benchmarks.experiment.main import main
+from vmr_env.benchmarks.experiment.methods import HeadMethod, Settings
+from vmr_env.benchmarks.experiment.unfrozen import Features, UnfrozenMethod
 
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.curriculum import through_stages
+from vmr_env.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -278,3 +285,54 @@ def test_agents_of_other_libraries_say_that_they_stay_on_the_processor(cache: Pa
     opened = DecoderStateCache.open(cache)
     with pytest.raises(ValueError, match=f"device is '{DEVICE}', expected 'cpu' for SB3PPO"):
         SB3PPO(environment(opened), 0).to(DEVICE)
+
+
+def main_job(made: Backbone, out: Path, where: str, *more: str) -> list[dict[str, Any]]:
+    """Results of runs of the main job, by the names of their files."""
+    words = ["--cache", str(made.caches / "train"), "--test-cache", str(made.caches / "test")]
+    words += ["--weights", str(made.weights), "--members", "2", "--evaluations", "1", "--rounds", "1"]
+    words += ["--jobs", "1", "--seeds", "1", "--log", "csv", "--agents", "ppo", "tprl", "stepwise_ppo"]
+    for setting in ("tprl.epochs=[0,0,1]", "stepwise_ppo.warm_up_epochs=1", "stepwise_ppo.epochs=1"):
+        words += ["--set", setting]
+    assert main([*words, "--out", str(out), "--device", where, *more]) == 0
+    return results(out)
+
+
+def results(out: Path) -> list[dict[str, Any]]:
+    """Selections and answers; what stayed frozen is found by addresses, which that device has not."""
+    read = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
+    different = ("seconds", "sha256", "frozen")
+    return [{key: value for key, value in one.items() if key not in different} for one in read]
+
+
+def unfrozen_learnt(made: Backbone, folder: Path, where: str) -> list[Any]:
+    """Answers of a backbone that learns with its head."""
+    folds = train_test(*(DecoderStateCache.open(made.caches / split) for split in ("train", "test")))
+    features = Features(made.features / "train", made.features / "test")
+    method = UnfrozenMethod(small_config(schedule=SHORT), made.weights, features, "everything")
+    settings = Settings(members=2, evaluations=1, proposals=1, rounds=None, device=where)
+    result = method.run(folds[0], 0, settings, folder, {}, lambda progress: None)
+    return [*leaves(list(result.answers)), len(result.selection.rounds)]
+
+
+def test_the_main_job_gives_the_same_table_on_a_device_and_goes_on_there(
+    tmp_path: Path, device: ProcessPoolExecutor
+) -> None:
+    made = make_backbone(tmp_path / "backbone", train=24, test=12, memory="refined")
+    here, there = tmp_path / "here", tmp_path / "there"
+    expected = main_job(made, here, "cpu")
+    assert len(expected) == 3
+    assert device.submit(with_device, main_job, made, there, DEVICE).result() == expected
+    next((here / "runs").glob("ppo*.json")).unlink()  # one is yet to do, and is done elsewhere
+    assert device.submit(with_device, main_job, made, here, DEVICE, "--resume").result() == expected
+    found = device.submit(with_device, unfrozen_learnt, made, tmp_path / "there", DEVICE).result()
+    for one, other in zip(found, unfrozen_learnt(made, tmp_path / "here", "cpu"), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)  # attention is another kernel there
+
+
+def test_a_head_that_another_library_trains_is_refused_on_a_device(tmp_path: Path) -> None:
+    made = make_backbone(tmp_path / "backbone", train=8, test=4)
+    folds = train_test(*(DecoderStateCache.open(made.caches / split) for split in ("train", "test")))
+    settings = Settings(members=2, evaluations=1, proposals=1, rounds=None, device=DEVICE)
+    with pytest.raises(DataError, match="--device, mine: trains by Stable-Baselines3 on the processor"):
+        HeadMethod(SB3HeadConfig(), made.weights).check("mine", folds[0], settings)
