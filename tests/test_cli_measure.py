@@ -68,6 +68,23 @@ def test_two_files_are_compared_with_an_interval_and_a_p_value(truth: Path, tmp_
     assert line.split()[-4:] == ["100.00", "[100.00,", "100.00]", "0.1250"]
 
 
+def test_clips_that_were_cut_from_one_video_stand_and_fall_together(tmp_path: Path) -> None:
+    """As their ids tell, without being asked: four clips of two videos."""
+    vids = [f"AAAAAAAAAA{video}_{start}.0_{start + 150}.0" for video in "ab" for start in (0, 150)]
+    for name, shift in (("truth", 0.0), ("exact", 0.0), ("moved", 30.0)):
+        field, window = "pred_relevant_windows", [[10.0 + shift, 30.0 + shift, 0.9]]
+        if name == "truth":
+            field, window = "relevant_windows", [[10.0, 30.0]]
+        rows = [row(i, **{field: window}) | {"vid": vid, "duration": 150} for i, vid in enumerate(vids)]
+        write(tmp_path / f"{name}.jsonl", rows)
+    exact, moved, truth = (tmp_path / f"{name}.jsonl" for name in ("exact", "moved", "truth"))
+    for options, videos, p in (((), "2", "0.5000"), (("--dataset", "charades"), "4", "0.1250")):
+        shown = run("moments", exact, truth, *options)
+        assert shown.output.splitlines()[1].split()[:3] == ["all", "4", videos]
+        shown = run("difference", exact, moved, truth, "--measures", "R1@0.5", *options)
+        assert shown.output.splitlines()[1].split()[-1] == p
+
+
 def test_answers_to_other_queries_are_not_compared(truth: Path, tmp_path: Path) -> None:
     exact = answers(tmp_path / "exact.jsonl", 0.0)
     other = write(tmp_path / "o.jsonl", [row(9, pred_relevant_windows=[[0, 5, 1.0]])])

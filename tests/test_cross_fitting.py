@@ -29,7 +29,7 @@ from vmr_env.agents.ppo import PPO
 from vmr_env.agents.references import StopAtOnce
 from vmr_env.agents.reinforce import Reinforce
 from vmr_env.agents.sb3.vec_env import SB3PPO
-from vmr_env.benchmarks.experiment.experiment import cross_validation
+from vmr_env.benchmarks.experiment.experiment import cross_validation, train_test
 
 from tests.caches import ARGUMENTS, random_batch
 from vmr_env.arrays import Bools, Floats
@@ -436,6 +436,21 @@ def test_folds_and_parts_keep_the_clips_of_a_source_video_together(
     options = {"proposals": 1}
     cross_fit(StopAtOnce, cache, np.arange(24), members=3, evaluations=1, seed=0, options=options)
     assert sum(map(len, learnt)) == 2 * len(set(sources))  # each video is kept from exactly one member
+
+
+def test_caches_for_training_and_test_share_no_source_video(tmp_path: Path) -> None:
+    """Other clips of the same videos are no videos that nobody has learnt from."""
+    caches = []
+    for start in (0, 150):
+        batch = random_batch(4, first=start)
+        vids = [f"{i:011d}_{start}.0_{start + 150}.0" for i in range(4)]
+        path = write_cache(
+            tmp_path / str(start), replace(batch, vids=vids), **{**ARGUMENTS, "dataset": "qvhighlights"}
+        )
+        caches.append(DecoderStateCache.open(path))
+    assert not set(caches[0].vids()) & set(caches[1].vids())
+    with pytest.raises(DataError, match="shares 4 source videos with another cache"):
+        train_test(*caches)
 
 
 def test_members_learn_through_the_stages_of_a_curriculum(late: DecoderStateCache, tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
 """`vmr-env measure`: figures beyond the official ones, with intervals that keep source videos together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 from vmr_env.benchmarks.cli.common import FILE, past_end_option, problems_exit_with_1
 
 from vmr_env.data.annotations import PAST_END, PastEnd
 from vmr_env.data.answer_sets import paired_sets
-from vmr_env.data.profiles import PROFILES
+from vmr_env.data.highlights import paired_highlights
+from vmr_env.data.profiles import PROFILES, clips_of
 from vmr_env.metrics import generalised as generalised_metrics
 from vmr_env.metrics.groups import GROUPINGS, by_group
 from vmr_env.metrics.highlights import highlight_intervals
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+class _OfVideo(Protocol):
+    @property
+    def vid(self) -> str: ...
+
+
 @click.group()
 def measure() -> None:
     """Figures beyond the official ones: other recalls, groups of queries, comparisons, other tasks."""
@@ -29,7 +35,7 @@ def measure() -> None:
 _dataset_option = click.option(
     "--dataset",
     type=click.Choice(list(PROFILES)),
-    help="Whose rule tells which vids are cut from one video; default: none are.",
+    help="Whose rule tells which vids are cut from one video. Default: that of all vids' form, if any.",
 )
 
 
@@ -87,7 +93,7 @@ def moments(
       vmr-env measure moments model.jsonl annotations.jsonl --by length --dataset qvhighlights
     """
     joined, scores = _measured(predictions, annotations, **how)
-    table = by_group(scores, joined.annotations, by, _source_video(dataset), mean_over)
+    table = by_group(scores, joined.annotations, by, _source_video(dataset, joined.annotations), mean_over)
     click.echo(table.map(_cell).to_string())
     click.echo(_said(mean_over, **how))
 
@@ -114,7 +120,7 @@ def difference(
     other_joined, other_scores = _measured(others, annotations, **how)
     if [row.qid for row in joined.annotations] != [row.qid for row in other_joined.annotations]:
         raise click.ClickException(f"{predictions} and {others} answer different queries, expected the same")
-    source_video = _source_video(dataset)
+    source_video = _source_video(dataset, joined.annotations)
     videos = [source_video(row.vid) for row in joined.annotations]
     values, other_values = scores.to_numpy(), other_scores.to_numpy()
     found = comparisons(values, other_values, videos, mean_over)
@@ -154,11 +160,13 @@ def generalised(
     numbers = ranks.split(",")
     if not all(number.isdecimal() and int(number) for number in numbers):
         raise click.BadParameter(f"is {ranks!r}; expected numbers from 1, as in 1,3,5", param_hint="--ranks")
+    answers, truth = paired_sets(predictions, annotations)
     figures = generalised_metrics.generalised_intervals(
-        *paired_sets(predictions, annotations),
+        answers,
+        truth,
         rejection=rejection,
         ranks=[int(number) for number in numbers],
-        source_video=_source_video(dataset),
+        source_video=_source_video(dataset, truth),
     )
     click.echo(pd.Series(figures).map(_cell).to_string())
     click.echo(_BOOTSTRAP)
@@ -173,7 +181,8 @@ def highlights(predictions: Path, annotations: Path, dataset: str | None) -> Non
     """Saliency curves against rated clips, of data without moments."""
     import pandas as pd
 
-    figures = highlight_intervals(predictions, annotations, _source_video(dataset))
+    _, rated = paired_highlights(predictions, annotations)
+    figures = highlight_intervals(predictions, annotations, _source_video(dataset, rated))
     click.echo(pd.Series(figures).map(_cell).to_string())
     click.echo(_BOOTSTRAP)
 
@@ -195,8 +204,10 @@ def _measured(
     return joined, measure_queries(joined, measures.split(","), above=above, suppression=nms)
 
 
-def _source_video(dataset: str | None) -> Callable[[str], str]:
-    return str if dataset is None else PROFILES[dataset].source_video
+def _source_video(dataset: str | None, rows: Iterable[_OfVideo]) -> Callable[[str], str]:
+    """The rule of the data set that is named, else of the one whose clips the vids of all rows look like."""
+    profile = clips_of(row.vid for row in rows) if dataset is None else PROFILES[dataset]
+    return str if profile is None else profile.source_video
 
 
 def _cell(value: object) -> str:

@@ -12,6 +12,7 @@ pool, its best model where the policy learns) and from the vote, with 95 % inter
 of several networks by itself, the mean, with an interval over videos and seeds.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -44,7 +45,7 @@ from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.data.splits import video_folds
 from vmr_env.data.timelines import Asked, ClipFeatures, Grid, NoEvidence, check_features
 from vmr_env.data.validation import check_windows
-from vmr_env.errors import DataError, Problem, shorten
+from vmr_env.errors import DataError, DataWarning, Problem, shorten
 from vmr_env.files.writing import check_place
 from vmr_env.metrics.moments import evaluate
 from vmr_env.metrics.spans import best_tiou
@@ -184,6 +185,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         judge, parts = learn, _folds(learn, profile, options.folds)
     else:
         judge = read(options.test, cache=options.test_cache)
+        if shared := len(set(_sources(learn, profile)) & set(_sources(judge, profile))):
+            message = (
+                f"--test shares {shared} source videos with --train: it is judged on what it learnt from"
+            )
+            warnings.warn(message, DataWarning, stacklevel=2)
         parts = [(range(len(learn)), range(len(judge)))]
     models = list(judge.models)
     if options.cache is not None:
@@ -319,12 +325,16 @@ def _qualities(answers: Sequence[Prediction], annotations: Sequence[Asked]) -> F
 
 def _folds(timelines: Timelines, profile: DatasetProfile, folds: int) -> Parts:
     """Rows to learn from and rows held out, by source video."""
-    videos = [profile.source_video(annotation.vid) for annotation in timelines.annotations]
-    parts = video_folds(videos, folds, seed=0)
+    parts = video_folds(_sources(timelines, profile), folds, seed=0)
     return [
         (np.flatnonzero(parts != fold).tolist(), np.flatnonzero(parts == fold).tolist())
         for fold in range(folds)
     ]
+
+
+def _sources(timelines: Timelines, profile: DatasetProfile) -> list[str]:
+    """Source video of each query."""
+    return [profile.source_video(annotation.vid) for annotation in timelines.annotations]
 
 
 def _ranked(timelines: Timelines, distribution: Tensor) -> list[Prediction]:

@@ -44,14 +44,15 @@ def train_test(
     """All of one cache to learn from, all of another to be judged on, and perhaps a third to choose by.
 
     Raises:
-        DataError: two share videos, or training and test are of different data sets or numbers of models.
+        DataError: two share source videos, or training and test are of different data sets or numbers of
+            models.
     """
-    videos = set(train.vids())
+    videos = set(train.source_videos())
     for other in (test, select):
-        if other is not None and (shared := videos & set(other.vids())):
-            message = f"shares {len(shared)} videos with another cache, {min(shared)!r} among them"
+        if other is not None and (shared := videos & set(other.source_videos())):
+            message = f"shares {len(shared)} source videos with another cache, {min(shared)!r} among them"
             raise DataError(Problem(str(other.path), None, "vid", f"{message}; expected none"))
-        videos |= set(test.vids())
+        videos |= set(test.source_videos())
     for what, learnt, judged in (
         ("dataset", train.manifest["dataset"], test.manifest["dataset"]),
         ("number of models", len(train.manifest["models"]), len(test.manifest["models"])),

@@ -211,18 +211,26 @@ def add_profile(profile: DatasetProfile) -> None:
     _REGISTERED[profile.name] = profile
 
 
+def clips_of(vids: Iterable[str]) -> DatasetProfile | None:
+    """The data set whose clips, cut from longer videos, all the vids look like; None where there is none."""
+    vids = list(vids)
+    for profile in PROFILES.values():
+        names = profile.clip_names
+        if names is not None and vids and all(re.fullmatch(names, vid) for vid in vids):
+            return profile
+    return None
+
+
 def seems_of_another(vids: Iterable[str], profile: DatasetProfile) -> str | None:
     """What to say of vids that all look like those of another data set; None where they do not."""
     vids = list(vids)
-    for other in PROFILES.values():
-        if other.clip_names in (None, profile.clip_names):
-            continue
-        if vids and all(re.fullmatch(other.clip_names, vid) for vid in vids):
-            return (
-                f"looks like one of {other.name} in all {len(vids)} rows; expected one of {profile.name}: "
-                f"is the data set (--dataset) {other.name}?"
-            )
-    return None
+    other = clips_of(vids)
+    if other is None or other.clip_names == profile.clip_names:
+        return None
+    return (
+        f"looks like one of {other.name} in all {len(vids)} rows; expected one of {profile.name}: "
+        f"is the data set (--dataset) {other.name}?"
+    )
 
 
 def get_profile(name: str) -> DatasetProfile:
