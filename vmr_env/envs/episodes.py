@@ -137,8 +137,8 @@ class Episodes:
         """
         mode = self.task.mode
         numbers = mode.as_numbers(actions)
-        if len(numbers) != len(self):
-            raise ValueError(f"there are {len(numbers)} actions, expected {len(self)}")
+        if len(numbers) != len(self.state):
+            raise ValueError(f"there are {len(numbers)} actions, expected {len(self.state)}")
         if mode.moves.form != "continuous" and not direct(kernel.all_below)(mode.limit, numbers):
             raise mode.outside(actions)
         return numbers
@@ -216,7 +216,7 @@ class Episodes:
             first,
             last,
         )
-        if len(observations):
+        if len(observations) and self.task.groups:
             self._write_groups(rules, orders, observations, first, last)
 
     def _write_groups(
