@@ -131,9 +131,7 @@ class GRPO(PolicyAgent[GRPOConfig]):
                 steps.append(tuple(column.to(device) for column in step))
                 observations, rewards, terminated, truncated, infos = env.step(actions[:, 0].numpy())
                 self.collector.steps += int(runs.sum())
-                returns += (
-                    torch.from_numpy(rewards).float() * runs
-                )  # an episode that began anew does not count
+                returns += torch.from_numpy(rewards).float() * runs  # episodes that began anew do not count
                 # What a time limit cuts off counts so far.
                 runs = runs & ~torch.from_numpy(terminated | truncated)
         grouped = returns.view(-1, group)

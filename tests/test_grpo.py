@@ -67,6 +67,34 @@ def test_episodes_of_a_group_start_alike_and_are_compared_with_each_other(
     assert chosen.all()  # impossible actions are never taken
 
 
+def test_what_a_time_limit_cuts_off_counts_until_there(
+    cache: DecoderStateCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = env_of(cache, horizon=3)
+    agent = GRPO(env, seed=1, config=GRPOConfig(group=6))
+    step, told = env.step, []
+
+    def limited(actions: np.ndarray) -> tuple:  # type: ignore[type-arg]
+        """A limit of one step in the even slots, after which others' episodes go on."""
+        observations, rewards, terminated, truncated, infos = step(actions)
+        if not told:
+            truncated = truncated.copy()
+            truncated[::2] = ~terminated[::2]
+        told.append((rewards.copy(), terminated | truncated))
+        return observations, rewards, terminated, truncated, infos
+
+    monkeypatch.setattr(env, "step", limited)
+    experience, returns = agent.collect(agent._members()[0].network)
+    expected, over, transitions = np.zeros(24), np.zeros(24, bool), 0
+    for rewards, ends in told:
+        transitions += int((~over).sum())
+        expected += np.where(over, 0, rewards)
+        over |= ends
+    np.testing.assert_allclose(returns.numpy(), expected, atol=1e-6)
+    assert len(experience.actions) == transitions
+    assert len(told) > 1
+
+
 def test_log_probabilities_are_those_of_the_policy(
     cache: DecoderStateCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
