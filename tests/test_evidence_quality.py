@@ -37,6 +37,18 @@ def test_a_larger_share_spoils_the_same_videos_and_more() -> None:
     assert sorted(before.values()) == sorted(set(videos))
 
 
+def test_foreign_clips_are_as_many_as_the_video_has() -> None:
+    class Long:
+        dim = 1
+
+        def read(self, key: str) -> np.ndarray:
+            return np.arange(3 + 2 * int(key), dtype=np.float32)[:, None]
+
+    spoilt = SpoiltClips(Long(), ["0", "1"], 1.0)
+    np.testing.assert_array_equal(spoilt.read("0")[:, 0], [0, 1, 2])
+    np.testing.assert_array_equal(spoilt.read("1")[:, 0], [0, 1, 2, 0, 1])
+
+
 def test_the_gate_of_a_half_is_decided_by_the_other() -> None:
     halves = np.array([0, 0, 1, 1])
     columns = ["R1@0.5", "R1@0.7", "mIoU"]

@@ -79,8 +79,8 @@ def test_results_of_other_samples_are_refused(tmp_path: Path) -> None:
 
 
 def test_settings_that_are_damaged_or_gone_do_not_take_results_of_another_run(tmp_path: Path) -> None:
-    cache = SimpleNamespace(manifest={"files": {}})
-    fold: Any = SimpleNamespace(train=cache, test=cache)
+    cache = SimpleNamespace(manifest={"files": {}, "backbone": {}, "models": []})
+    fold: Any = SimpleNamespace(train=cache, test=cache, select=None)
     settle(Options(out=tmp_path), [fold])
     experiment(tmp_path).do(RUN)
     path = tmp_path / "settings.json"

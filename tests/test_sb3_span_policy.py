@@ -16,6 +16,8 @@ from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.dense.trainer import vote_distribution
 from vmr_env.agents.sb3.span_policy import SpanPolicy, timeline_batch
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*are not by falling score")  # as a detector may give them
+
 SETTINGS: dict[str, Any] = {"gamma": 1.0, "seed": 0, "device": "cpu"}
 
 

@@ -57,8 +57,12 @@ class SpoiltClips:
         return self._clips.dim
 
     def read(self, key: str) -> Floats:
-        """Features of the video that is shown for this one."""
-        return self._clips.read(self.shown.get(key, key))
+        """Features of the video that is shown for this one, cut or begun anew to be as long."""
+        own = self._clips.read(key)
+        if key not in self.shown:
+            return own
+        foreign = self._clips.read(self.shown[key])
+        return foreign[np.arange(len(own)) % len(foreign)]
 
 
 def gated(seen: pd.DataFrame, blind: pd.DataFrame, halves: NDArray[np.int64]) -> pd.DataFrame:
