@@ -78,7 +78,7 @@ def carry_out(given: Options, words: Sequence[str]) -> bool:
             options = train_backbone(options)
         experiment = prepared(options)
         failed = do_runs(experiment, options)
-        command = ["python", "benchmarks/run_tprl.py", *(word for word in words if word != "--resume")]
+        command = ["vmr-env", "tprl", *(word for word in words if word != "--resume")]
         print(reported(experiment, options, shlex.join(command)))
     raise_failed(failed or {})
     return failed is not None

@@ -66,17 +66,17 @@ class Execution:
 class Options(Execution):
     """The main job: from data to a table that says whether reinforcement learning improved the moments.
 
-        python benchmarks/run_tprl.py                                         TPRL and agents on a small
-        GIRL-DETR python benchmarks/run_tprl.py --dataset qvhighlights \\
-            --predictions val.moment_detr.jsonl --annotations val.jsonl       five folds by video over one
-        file python benchmarks/run_tprl.py --dataset qvhighlights \\
+        vmr-env tprl                                         TPRL and agents on a small GIRL-DETR
+        vmr-env tprl --dataset qvhighlights \\
+            --predictions val.moment_detr.jsonl --annotations val.jsonl       five folds by video of one file
+        vmr-env tprl --dataset qvhighlights \\
             --predictions val.cg_detr.jsonl --annotations val.jsonl \\
             --test-predictions test.cg_detr.jsonl --test-annotations test.jsonl
-        python benchmarks/run_tprl.py --agent my_package.my_module:MyAgent    an own algorithm among ours
-        python benchmarks/run_tprl.py --dataset qvhighlights --cache caches/train --test-cache caches/val \\
+        vmr-env tprl --agent my_package.my_module:MyAgent    an own algorithm among ours
+        vmr-env tprl --dataset qvhighlights --cache caches/train --test-cache caches/val \\
             --weights runs/captions/best --agents tprl head_ppo head_grpo ppo  a backbone's head, and agents
-        python benchmarks/run_tprl.py --backbone charades-simulated           from features: GIRL-DETR and all
-        python benchmarks/run_tprl.py --backbone charades-simulated --ablate  what in TPRL does the work
+        vmr-env tprl --backbone charades-simulated           from features: GIRL-DETR and all
+        vmr-env tprl --backbone charades-simulated --ablate  what in TPRL does the work
 
     Several files after --predictions form a pool. Agents learn and are selected on training videos only; test
     videos are read once, at the end of a run. Ctrl-C leaves the table of what was done; --resume goes on.
