@@ -77,7 +77,7 @@ def help_of(name: str) -> str:
         context = click.Context(command, info_name=part, parent=context, **_CONTEXT)
     if isinstance(command, Forwarded):
         parser = command.parser(name)
-        parser.formatter_class = partial(parser.formatter_class, width=_WIDTH)  # type: ignore[assignment]
+        parser.formatter_class = partial(parser.formatter_class, width=_WIDTH)
         text = parser.format_help().rstrip()
     else:
         text = command.get_help(context).replace(

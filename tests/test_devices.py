@@ -26,7 +26,7 @@ from vmr_env.agents.ensemble.cross_fitting import CrossFittedEnsemble
 from vmr_env.agents.ensemble.files import load_ensemble, save_ensemble
 from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
 from vmr_env.agents.grpo import GRPO, GRPOConfig
-from vmr_env.agents.policy_agent import PolicyAgent
+from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig
 from vmr_env.agents.ppo import PPO, PPOConfig
 from vmr_env.agents.reinforce import Reinforce, ReinforceConfig
 from vmr_env.agents.sb3.head_config import SB3HeadConfig
@@ -49,7 +49,7 @@ from vmr_env.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-AGENTS: Mapping[str, tuple[type[PolicyAgent], Any]] = {
+AGENTS: dict[str, tuple[type[PolicyAgent[Any]], PolicyConfig]] = {
     "ppo": (PPO, PPOConfig(minibatch=64, hidden=16, members=2)),
     "ppo, flat": (PPO, PPOConfig(minibatch=64, hidden=16, network="flat")),
     "reinforce": (Reinforce, ReinforceConfig(minibatch=64, hidden=16)),
@@ -83,7 +83,7 @@ def learnt(name: str, path: Path, where: str) -> tuple[str, list[Any], Any]:
     """Where an agent's networks are after two rounds, its state, and what it does then."""
     kind, config = AGENTS[name]
     env = environment(DecoderStateCache.open(path))
-    agent: PolicyAgent = kind(env, 3, config)  # type: ignore[call-arg]
+    agent = kind(env, 3, config)
     agent.to(where)
     for _ in range(2):
         agent.update()
@@ -109,7 +109,7 @@ def kept_and_loaded(path: Path, file: Path, learns: str, acts: str) -> Any:
     """The policy of an ensemble that learnt on one device and acts on another, and where it acts."""
     cache = DecoderStateCache.open(path)
     kind, config = AGENTS["ppo"]
-    agent: PolicyAgent = kind(environment(cache), 3, config)  # type: ignore[call-arg]
+    agent = kind(environment(cache), 3, config)
     agent.to(learns)
     agent.update()
     save_ensemble(file, CrossFittedEnsemble([agent], agent.env_options), cache, {})

@@ -203,10 +203,11 @@ def test_a_file_of_the_repository_is_included_without_gaps_in_its_tables(
     assert macros.expand("\n<!-- include some.md -->\nold\n<!-- end -->\n") == wanted
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="argparse sets help in another way there")
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
 def test_what_pages_say_of_the_code_is_so(page: Path) -> None:
     """Tables and help texts in the repository are those that `python docs/macros.py` writes."""
+    if page.name == "cli.md" and sys.version_info >= (3, 13):
+        pytest.skip("argparse sets help in another way there")
     text = page.read_text(encoding="utf-8")
     assert _module("macros").renew(text) == text
 

@@ -1,5 +1,7 @@
 """GRPO in the environments: groups, advantages, and that it learns."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -74,7 +76,7 @@ def test_what_a_time_limit_cuts_off_counts_until_there(
     agent = GRPO(env, seed=1, config=GRPOConfig(group=6))
     step, told = env.step, []
 
-    def limited(actions: np.ndarray) -> tuple:  # type: ignore[type-arg]
+    def limited(actions: np.ndarray) -> tuple[Any, ...]:
         """A limit of one step in the even slots, after which others' episodes go on."""
         observations, rewards, terminated, truncated, infos = step(actions)
         if not told:

@@ -59,7 +59,7 @@ def flat_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_agent(name: str, tree: Any = None, seed: int = 0, **changes: Any) -> Any:
     agent, config, settings, rounds = AGENTS[name]
-    made = agent(tree or Tree(N), seed, config(**{**settings, **changes}))  # type: ignore[call-arg]
+    made = agent(tree or Tree(N), seed, config(**{**settings, **changes}))
     made.rounds = rounds
     return made
 

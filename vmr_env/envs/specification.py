@@ -2,6 +2,7 @@
 
 import copy
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -14,7 +15,7 @@ from vmr_env.data.annotations import Annotation, annotation_row
 from vmr_env.data.predictions import Prediction, submission_row
 
 
-class Specified:
+class Specified(ABC):
     """Base of environments whose `spec`, which Gymnasium sets, can be written with `spec.to_json()`.
 
     `spec.max_episode_steps` is the horizon, where `make` was given no lower limit.
@@ -23,9 +24,9 @@ class Specified:
     _spec: EnvSpec | None = None
 
     @property
+    @abstractmethod
     def horizon(self) -> int:
         """Steps after which an episode ends at the latest."""
-        raise NotImplementedError
 
     @property
     def spec(self) -> EnvSpec | None:
