@@ -15,13 +15,13 @@ from refinement import environment, user_cache_in, written
 from slow_timelines import slow_timeline_of
 from walks import recorded
 
-from vmr_env.caches.boundary_features import INSIDE_FEATURES, INTEGRALS, SPAN_FEATURES
+from vmr_env.caches.boundary_features import INSIDE_FEATURES, INTEGRALS, POINT_FEATURES, SPAN_FEATURES
 from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged
 from vmr_env.caches.writer import sha256_of
 from vmr_env.envs import config
 from vmr_env.envs.config import EnvConfig, Task
 from vmr_env.envs.env import VMREnv
-from vmr_env.envs.timelines import exponential, timeline_bytes
+from vmr_env.envs.timelines import empty_timelines, exponential, timeline_bytes
 from vmr_env.errors import DataError
 
 ROUNDING = 1e-6
@@ -65,14 +65,25 @@ def test_timelines_are_those_of_plain_python(folder: Path, saliency: bool) -> No
     assert found is not None
     for sample in range(len(cache)):
         slow = slow_timeline_of(cache, sample)
-        np.testing.assert_allclose(found.points[sample], slow.points, atol=ROUNDING, err_msg=f"{sample}")
-        proposals = found.proposals[sample].reshape(12, len(SPAN_FEATURES)).copy()
+        points, padding = np.split(found.points[sample], [len(POINT_FEATURES)], axis=1)
+        assert not padding.any()
+        np.testing.assert_allclose(points, slow.points, atol=ROUNDING, err_msg=f"{sample}")
+        proposals = found.proposals[sample][: 12 * len(SPAN_FEATURES)].reshape(12, -1).copy()
         assert not proposals[len(slow.proposals) :].any()
         of_slow = np.array(slow.proposals)
         inside = proposals[: len(of_slow), INSIDE]
         np.testing.assert_allclose(inside, of_slow[:, INSIDE], atol=128 * ROUNDING, err_msg=f"{sample}")
         proposals[:, INSIDE] = of_slow[:, INSIDE] = 0
         np.testing.assert_allclose(proposals[: len(of_slow)], of_slow, atol=ROUNDING, err_msg=f"{sample}")
+
+
+def test_rows_begin_where_the_processor_fetches() -> None:
+    memory = empty_timelines(3, 7, shared=True)
+    for rows in (memory.points, memory.proposals):
+        for row in rows.reshape(-1, rows.shape[-1]):
+            assert row.ctypes.data % 64 == 0
+    sizes = [rows[0].nbytes for rows in (memory.points, memory.proposals)]
+    assert timeline_bytes(7) == sum(sizes)
 
 
 def test_the_exponential_function_is_that_of_the_library() -> None:

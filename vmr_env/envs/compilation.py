@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from llvmlite import binding
-from numba import njit
+from llvmlite import binding, ir
+from numba import njit, types
+from numba.extending import intrinsic
 from numpy.typing import DTypeLike
 
 from vmr_env.arrays import Array
@@ -80,6 +81,27 @@ def direct(function: Function) -> Function:
         (version,) = versions
         found = _DIRECT[function] = version.entry_point
     return found
+
+
+def _prefetch(typing: Any, row: Any, at: Any) -> Any:
+    """What Numba asks of an intrinsic: its types, and a function that writes LLVM's instruction."""
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(row)(context, builder, arguments[0])
+        address = builder.bitcast(builder.gep(array.data, [arguments[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
+        instruction = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+        to_read, near, data = number(0), number(3), number(1)
+        builder.call(instruction, [address, to_read, near, data])
+        return context.get_dummy_value()
+
+    return types.void(row, types.intp), write
+
+
+_made: Any = intrinsic(_prefetch)
+prefetch: Callable[[Array, int], None] = _made if COMPILES else lambda row, at: None
+"""`prefetch(row, at)`: the processor fetches what stands in memory at `row[at]`, and goes on meanwhile."""
 
 
 @cache

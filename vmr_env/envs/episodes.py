@@ -67,10 +67,7 @@ class Episodes:
         self._numbers, self._shares = np.zeros((n, 2), np.int64), np.zeros((n, 2), np.float32)
         self._none = np.empty((0, task.observer.width), np.float32)
         k = task.mode.probes
-        self._candidates = [
-            kernel.Candidates(np.zeros((2, k), np.float32), np.zeros((2, k), np.float32))
-            for _ in range(min(threads, n))
-        ]
+        self._candidates = [kernel.candidates_of_a_block(k) for _ in range(min(threads, n))]
         self._potentials: Array = np.zeros(n)
         self._older: list[tuple[kernel.Rules, Bools]] = []
         self._set_rules(len(task.curriculum) if task.config.stage is None else task.config.stage)

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.caches.boundary_features import CELLS, INTEGRALS, POINT_FEATURES, SPAN_FEATURES
-from vmr_env.envs.compilation import entry, scalar
+from vmr_env.envs.compilation import entry, prefetch, scalar
 from vmr_env.envs.timelines import (
+    LINE,
     Timelines,
     cell_of,
     inside_features,
@@ -156,12 +157,27 @@ class Rules(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Where the boundaries of one span can go; memory that is used for one episode after the other."""
+    """Where the boundaries of one span can go; memory for a block of episodes has BLOCK of each."""
 
     positions: Floats
     """(2, K) float32, of start and end; where a boundary is if it cannot go there while the other stays."""
     free: Floats
     """(2, K) float32, the same, but NaN where it cannot."""
+
+
+BLOCK = 8
+"""Episodes that are led on before they are observed; meanwhile what observations show is fetched."""
+
+
+def candidates_of_a_block(k: int) -> Candidates:
+    """Memory for the K candidates of each side."""
+    return Candidates(np.zeros((BLOCK, 2, k), np.float32), np.zeros((BLOCK, 2, k), np.float32))
+
+
+@scalar
+def one_of(block: Candidates, number: int) -> Candidates:
+    """The candidates of one episode of a block."""
+    return Candidates(block.positions[number], block.free[number])
 
 
 # Judging
@@ -438,10 +454,12 @@ def observe(
         part = out[at[_POINTS] :]
         for side in range(2):
             for k in range(positions.shape[1]):
-                copy(points[cell_of(positions[side, k])], part)
+                point = points[cell_of(positions[side, k])]
+                for feature in range(_POINT_WIDTH):
+                    part[feature] = point[feature]
                 part = part[_POINT_WIDTH:]
     if at[_WHOLE] >= 0:
-        copy(points[CELLS, _INTEGRALS:], out[at[_WHOLE] :])
+        copy(points[CELLS, _INTEGRALS:_POINT_WIDTH], out[at[_WHOLE] :])
     if at[_INSIDE] >= 0:
         first, last, whole = points[cell_of(start)], points[cell_of(end)], points[CELLS, _INTEGRALS:]
         inside_features(first, last, whole, end - start, out[at[_INSIDE] :])
@@ -455,7 +473,43 @@ def observe(
             part[a] = _ONE if mask[a] else _ZERO
 
 
+@scalar
+def row_of(timelines: Timelines, episode: Record, number: int) -> int:
+    """The row of the timeline of an episode's sample."""
+    return episode.sample if timelines.shared else number
+
+
+@scalar
+def prefetch_observed(rules: Rules, timelines: Timelines, row: int, candidates: Candidates) -> None:
+    """Have the parts of a timeline fetched that an observation will show."""
+    for side in range(2):
+        for k in range(candidates.positions.shape[1]):
+            prefetch(timelines.points[row, cell_of(candidates.positions[side, k])], 0)
+    for at in range(0, rules.proposals * _SPAN_WIDTH, LINE):
+        prefetch(timelines.proposals[row], at)
+
+
 # What Python calls
+
+
+@scalar
+def lead_on(
+    tables: Tables,
+    rules: Rules,
+    episode: Record,
+    candidates: Candidates,
+    mask: Bools,
+    order: Whole,
+    numbers: Integers,
+    shares: Floats,
+) -> tuple[Number, bool]:
+    """Carry out an order and find what is possible then: the reward, and whether a step ended the episode."""
+    before, steps = episode.potential, order == STEP
+    ended = steps and apply(tables, rules, episode, mask, numbers, shares)
+    judge(tables, rules, episode)
+    find_candidates(tables, rules, episode, candidates)
+    find_possible(tables, rules, episode, candidates, mask)
+    return (episode.potential - before if steps else _ZERO), ended
 
 
 @entry
@@ -496,19 +550,36 @@ def advance(
     for i in range(first, last):  # all of them first: what they read is in no processor's cache
         if orders[i] == BEGIN:
             begin(tables, episodes[i])
-    for i in range(first, last):
-        if orders[i] == SKIP:
-            continue
-        episode, mask = episodes[i], masks[i]
-        before, steps = episode.potential, orders[i] == STEP
-        ended[i] = steps and apply(tables, rules, episode, mask, numbers[i], shares[i])
-        row = episode.sample if timelines.shared else i
-        judge(tables, rules, episode)
-        rewards[i] = episode.potential - before if steps else _ZERO
-        find_candidates(tables, rules, episode, candidates)
-        find_possible(tables, rules, episode, candidates, mask)
-        if len(observations) > 0:
-            observe(tables, rules, timelines, row, episode, candidates, mask, observations[i])
+    for block in range(first, last, BLOCK):
+        after = min(block + BLOCK, last)
+        for i in range(block, after):
+            if orders[i] != SKIP:
+                rewards[i], ended[i] = lead_on(
+                    tables,
+                    rules,
+                    episodes[i],
+                    one_of(candidates, i - block),
+                    masks[i],
+                    orders[i],
+                    numbers[i],
+                    shares[i],
+                )
+                if len(observations) > 0:
+                    prefetch_observed(
+                        rules, timelines, row_of(timelines, episodes[i], i), one_of(candidates, i - block)
+                    )
+        for i in range(block, after):
+            if orders[i] != SKIP and len(observations) > 0:
+                observe(
+                    tables,
+                    rules,
+                    timelines,
+                    row_of(timelines, episodes[i], i),
+                    episodes[i],
+                    one_of(candidates, i - block),
+                    masks[i],
+                    observations[i],
+                )
 
 
 @entry

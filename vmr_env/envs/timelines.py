@@ -4,6 +4,7 @@ Nothing of them is kept on disk. Where the timelines of all samples of a cache a
 once and shared by its environments; else each episode holds that of its own sample, computed where it begins.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,9 @@ _TERMS = tuple(np.float32(1 / divisor) for divisor in (2, 6, 24, 120, 720))
 _ROUND = np.float32(1.5 * 2**23)  # what is added to it is rounded to whole numbers, its last bits
 _ONE_BITS = np.int32(127 << 23)  # of a float32: sign, exponent (8), fraction (23)
 
+LINE = 16
+"""Numbers of a line of the processor's cache, which is what it fetches: rows begin at one."""
+
 log_length, length_of = scalar(boundary_features.log_length), scalar(boundary_features.length_of)
 
 
@@ -60,9 +64,9 @@ class Timelines(NamedTuple):
     shared: int
     """1 where row r is that of the cache's sample r, 0 where it is that of episode r's sample."""
     points: Floats
-    """(R, CELLS + 1, `POINT_FEATURES`) float32, every point of the timeline."""
+    """(R, CELLS + 1, `POINT_FEATURES` and zeros) float32, every point of the timeline."""
     proposals: Floats
-    """(R, Q * `SPAN_FEATURES`) float32, the proposals; zeros where there is none."""
+    """(R, Q * `SPAN_FEATURES` and zeros) float32, the proposals; zeros where there is none."""
 
 
 class Workspace(NamedTuple):
@@ -84,13 +88,26 @@ def workspace(proposals: int, longest: int) -> Workspace:
 
 def timeline_bytes(proposals: int) -> int:
     """Memory of one timeline with at most so many proposals."""
-    return 4 * ((CELLS + 1) * _N_POINT + proposals * _N_SPAN)
+    return 4 * ((CELLS + 1) * _padded(_N_POINT) + _padded(proposals * _N_SPAN))
+
+
+def _padded(width: int) -> int:
+    """So many numbers, and those up to the end of their last line."""
+    return -(-width // LINE) * LINE
+
+
+def _lines(*shape: int) -> Floats:
+    """Zeros float32 of this shape with a padded last axis, whose rows begin at lines."""
+    *rows, width = shape
+    padded = (*rows, _padded(width))
+    memory = np.zeros(math.prod(padded) + LINE, np.float32)
+    first = -memory.ctypes.data // memory.itemsize % LINE
+    return memory[first : first + math.prod(padded)].reshape(padded)
 
 
 def empty_timelines(rows: int, proposals: int, shared: bool) -> Timelines:
     """Memory for so many timelines of samples with at most so many proposals."""
-    points = np.zeros((rows, CELLS + 1, _N_POINT), np.float32)
-    return Timelines(int(shared), points, np.zeros((rows, proposals * _N_SPAN), np.float32))
+    return Timelines(int(shared), _lines(rows, CELLS + 1, _N_POINT), _lines(rows, proposals * _N_SPAN))
 
 
 @scalar
