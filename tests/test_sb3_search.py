@@ -1,7 +1,10 @@
 """The search for settings of SB3's algorithms, and the comparison of stages, on small simulated data."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,8 +39,62 @@ def test_an_interrupted_search_goes_on(
     assert len({trial["learning_rate"] for trial in drawn}) == 6
     assert len(re.findall("# trial", capsys.readouterr().out)) == 5
     again = sb3_search.search("a2c", cache, trials=5, steps=1, seed=0, kept=kept)
-    assert again.best_params == drawn[-1]
+    assert sb3_search.FIXED["a2c"] | again.best_params == drawn[-1]
     assert len(drawn) == 6
+
+
+def test_two_searches_share_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another search over the same file, while a trial of the first runs."""
+    pytest.importorskip("optuna", reason="needs Optuna")
+    cache, drawn, kept = open_source("charades", "train"), [], tmp_path / "new" / "study"
+
+    def search() -> Any:
+        return sb3_search.search("dqn", cache, trials=4, steps=1, seed=0, kept=kept)
+
+    def trained(*given: object) -> float:
+        drawn.append(given[1])
+        number = len(drawn)
+        if number == 2:
+            search()
+        return float(number)
+
+    monkeypatch.setattr(sb3_search, "trained", trained)
+    monkeypatch.setattr(sb3_search, "gain", lambda model, cache, rows: model)
+    study = search()
+    # The second has done all that are complete without the one that the first still had to end.
+    assert [trial.value for trial in sb3_search.complete(study)] == [1, 2, 3, 4, 5]
+    assert study.best_params["learning_rate"] == drawn[4]["learning_rate"]
+    assert len({trial["learning_rate"] for trial in drawn}) == 5
+    assert sorted(re.findall(r"# trial (\d)", capsys.readouterr().out)) == list("12345")
+
+
+def test_processes_share_a_study(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="needs Optuna")
+    module = "vmr_env.benchmarks.experiment.sb3_search"
+    command = f"-W ignore -m {module} a2c --trials 5 --steps 64 --seeds 0 --study {tmp_path / 'a2c'}"
+    run = [sys.executable, *command.split()]
+    processes = [
+        subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    told = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    out = "".join(out for out, _ in told)
+    numbers = sorted(int(number) for number in re.findall(r"# trial (\d+):", out))
+    assert numbers in ([*range(1, 6)], [*range(1, 7)])
+    again = subprocess.run(run, capture_output=True, text=True, check=True, timeout=300).stdout
+    assert f"# a2c: best of {len(numbers)} trials" in again
+    assert "# trial" not in again
+    assert "# after" not in again
+
+
+def test_a_file_that_is_no_study_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="needs Optuna")
+    (tmp_path / "old.db").write_bytes(b"SQLite format 3\0\n\xff\n")
+    cache = open_source("charades", "train")
+    with pytest.raises(ValueError, match=r"old\.db: not a study, expected a file that --study wrote"):
+        sb3_search.search("a2c", cache, trials=1, steps=1, seed=0, kept=tmp_path / "old.db")
 
 
 ZOO = Path(sb3_search.__file__).parents[1] / "zoo"
@@ -58,7 +115,7 @@ def test_a_search_prints_settings_that_train(algorithm: str, capsys: pytest.Capt
     command = [algorithm, "--trials", "2", "--steps", "64", "--final-steps", "64", "--seeds", "1"]
     assert sb3_search.main(command) == 0
     told = capsys.readouterr().out
-    assert len(re.findall(r"^# trial \d: [+-]\d+\.\d\d$", told, re.MULTILINE)) == 2
+    assert len(re.findall(r"^# trial \d: [+-]\d+\.\d\d, \d+ s of a processor$", told, re.MULTILINE)) == 2
     found = dict(re.findall(r"^  (\w+): (.+)$", told, re.MULTILINE))
     assert set(sb3_search.SPACES[algorithm]) < set(found)
     assert (found["gamma"], found["policy"], found["n_timesteps"]) == ("1.0", "MlpPolicy", "64")
@@ -83,6 +140,8 @@ def test_shipped_settings_are_taken(algorithm: str) -> None:
         assert isinstance(model.policy.optimizer, RMSpropTFLike) == settings.pop("use_rms_prop")
     for name, value in settings.items():
         found = getattr(model, name)
+        if name == "policy_kwargs":
+            found = {key: found[key] for key in value}
         if name == "train_freq":
             found = found.frequency
         elif name == "clip_range":

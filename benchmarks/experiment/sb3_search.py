@@ -5,9 +5,14 @@
 Trials learn from four fifths of the training videos and are judged on the rest, once per query. The best
 settings then learn from all training videos, with several seeds, and are judged on the validation split,
 which no trial has seen. What is printed has the form of the files in benchmarks/zoo. It needs Optuna.
+
+With `--study` trials are kept in a file: the same command goes on where it was interrupted, and the same
+command in several processes at once shares the trials. `--seeds 0` leaves the best settings for later.
 """
 
 import argparse
+import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -58,14 +63,10 @@ _PPO = _ON_POLICY | {
     "clip_range": one_of(0.1, 0.2, 0.3),
 }
 _OFF_POLICY: dict[str, Draw] = {
-    "n_envs": one_of(64),
     "learning_rate": between(1e-4, 5e-3),
     "batch_size": one_of(64, 128, 256),
-    "gradient_steps": one_of(1, 2, 4),
-    "train_freq": one_of(1),
-    "buffer_size": one_of(50_000),
-    "learning_starts": one_of(1_000),
 }
+_REPLAY: Chosen = {"train_freq": 1, "buffer_size": 50_000, "learning_starts": 1_000}
 
 SPACES: Mapping[str, Mapping[str, Draw]] = {
     "a2c": _ON_POLICY
@@ -74,20 +75,34 @@ SPACES: Mapping[str, Mapping[str, Draw]] = {
         "learning_rate": between(3e-4, 5e-3),
         "ent_coef": between(1e-3, 5e-2),
         "normalize_advantage": one_of(False, True),
-        "use_rms_prop": one_of(False),
     },
     "dqn": _OFF_POLICY
     | {
+        "gradient_steps": one_of(1, 2, 4),
         "target_update_interval": one_of(500, 2_000, 5_000),
         "exploration_fraction": one_of(0.1, 0.3, 0.6),
         "exploration_final_eps": one_of(0.02, 0.05, 0.1),
     },
     "maskable_ppo": _PPO,
     "ppo": _PPO,
-    "sac": _OFF_POLICY | {"tau": one_of(0.005, 0.02), "ent_coef": one_of("auto", 0.001, 0.003, 0.01)},
+    "sac": _OFF_POLICY
+    | {
+        "learning_rate": between(2e-4, 3e-3),
+        "batch_size": one_of(64, 128),
+        "gradient_steps": one_of(4, 8),
+        "tau": one_of(0.005, 0.02),
+        "ent_coef": between(1e-4, 1e-2),
+    },
 }
-"""Of each algorithm the arguments that are searched, `n_envs` among them; all others are SB3's own, but for
-`gamma`, which is 1: rewards add up to the gain."""
+"""Of each algorithm the arguments that are searched, `n_envs` among them."""
+
+FIXED: Mapping[str, Chosen] = {
+    "a2c": {"use_rms_prop": False},
+    "dqn": {"n_envs": 64} | _REPLAY,
+    "sac": {"n_envs": 16, "policy_kwargs": {"net_arch": [64, 64]}} | _REPLAY,
+}
+"""Arguments that all trials of an algorithm have. All others are SB3's own, but for `gamma`, which is 1:
+rewards add up to the gain."""
 
 
 def trained(
@@ -108,7 +123,8 @@ def trained(
         steps: of all episodes together.
         seed: of everything random.
     """
-    arguments = dict(settings)
+    # SB3 adds to `policy_kwargs`.
+    arguments = copy.deepcopy(settings)
     env = VMRVectorEnv(
         arguments.pop("n_envs"),
         cache.manifest["dataset"],
@@ -130,39 +146,57 @@ def search(
     Args:
         algorithm: a key of `SPACES`.
         cache: training samples.
-        trials: how many, with those that `kept` holds.
+        trials: how many, with those that `kept` holds; of several processes each ends its last.
         steps: of each trial.
         seed: of the split, the draws and the trials.
-        kept: file that holds the trials, so that a search that was interrupted goes on; None for none.
+        kept: file that holds the trials, so that a search that was interrupted goes on and processes share
+            one; None for none.
 
     Raises:
         MissingExtra: the extra `[search]` is not installed.
+        ValueError: the file is no study.
     """
     try:
         import optuna
+        from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise MissingExtra(f"{error}; a search needs `pip install vmr-env[search]`") from error
     parts = split_by_video(cache.source_videos(), {"learn": 0.8, "judge": 0.2}, seed)
 
     def gained(trial: "optuna.Trial") -> float:
+        # A seed for each trial, so that no two processes draw the same.
+        study.sampler = optuna.samplers.TPESampler(seed=seed + trial.number)
         settings = {name: draw(trial, name) for name, draw in SPACES[algorithm].items()}
-        model = trained(algorithm, settings, cache, parts["learn"], steps, seed)
+        began = time.process_time()
+        model = trained(algorithm, FIXED.get(algorithm, {}) | settings, cache, parts["learn"], steps, seed)
         found = gain(model, cache, parts["judge"])
-        print(f"# trial {trial.number + 1}: {found:+.2f}", flush=True)
+        seconds = time.process_time() - began
+        print(f"# trial {trial.number + 1}: {found:+.2f}, {seconds:.0f} s of a processor", flush=True)
         return found
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = None
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(kept)))
+        except ValueError as error:
+            raise ValueError(f"{kept}: not a study, expected a file that --study wrote: {error}") from error
     study = optuna.create_study(
         direction="maximize",
-        storage=None if kept is None else f"sqlite:///{kept}",
+        storage=storage,
         study_name=f"{algorithm}, {steps} steps, seed {seed}",
         load_if_exists=True,
     )
-    # Those that were drawn before are not drawn again.
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
-    done = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    study.optimize(gained, max(trials - len(done), 0))
+    if len(complete(study)) < trials:
+        states = (optuna.trial.TrialState.COMPLETE,)
+        study.optimize(gained, callbacks=[optuna.study.MaxTrialsCallback(trials, states)])
     return study
+
+
+def complete(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+    """The trials of a study that have a value, not those that run or were interrupted."""
+    return [trial for trial in study.trials if trial.value is not None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,23 +209,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("--trials", 40, "trials of the search"),
         ("--steps", 40_000, "steps of a trial"),
         ("--final-steps", 200_000, "steps with the settings found"),
-        ("--seeds", 3, "trainings with the settings found"),
+        ("--seeds", 3, "trainings with the settings found; 0: none"),
         ("--seed", 0, "seed of the search"),
     ):
         parser.add_argument(name, type=int, default=default, help=f"{what}; default: %(default)s")
-    parser.add_argument("--study", type=Path, help="file that keeps the trials: the same command goes on")
+    parser.add_argument("--study", type=Path, help="file that keeps the trials, and shares them")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     train, held_out = (open_source("charades", split) for split in ("train", "val"))
     study = search(given.algorithm, train, given.trials, given.steps, given.seed, given.study)
-    best = study.best_params
+    best = FIXED.get(given.algorithm, {}) | study.best_params
     rows = np.arange(len(train))
     gains = [
         gain(trained(given.algorithm, best, train, rows, given.final_steps, seed), held_out)
         for seed in range(given.seeds)
     ]
-    mean = mean_over_seeds(gains)
-    print(f"# {given.algorithm}: {mean.value:+.2f} ± {mean.half:.2f}, {gains}")
+    print(f"# {given.algorithm}: best of {len(complete(study))} trials {study.best_value:+.2f}")
+    if gains:
+        mean = mean_over_seeds(gains)
+        print(f"# after {given.final_steps} steps {mean.value:+.2f} ± {mean.half:.2f}, {gains}")
     for name, value in {
         "n_timesteps": given.final_steps,
         "policy": "MlpPolicy",
