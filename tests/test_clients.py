@@ -62,6 +62,23 @@ def episodes(env: Any, count: int = 3) -> Iterator[tuple[Any, float, bool, bool,
 # Gymnasium, also 0.29.1.
 
 
+def test_an_id_with_the_module_needs_no_import(options: dict[str, Any]) -> None:
+    """In an interpreter that has imported nothing of ours; Gymnasium 1 finds no plugins by itself."""
+    code = f"""
+import gymnasium
+try:
+    gymnasium.make({ENV_ID.partition(":")[2]!r}, **{options!r})
+except gymnasium.error.NameNotFound:
+    print("not found")
+for name in {ENV_ID!r}, {ENV_ID.partition(":")[2]!r}:
+    print(gymnasium.make(name, **{options!r}).spec.id)
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert told.stdout.split("\n") == ["not found", *[ENV_ID.partition(":")[2]] * 2, ""]
+
+
 def test_gymnasium_wrappers(options: dict[str, Any]) -> None:
     made = gymnasium.make(ENV_ID, observation="dict", **options)
     env = gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.wrappers.FlattenObservation(made))
