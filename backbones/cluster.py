@@ -77,15 +77,12 @@ def spread(work: Work, items: Sequence[Any], cluster: Cluster) -> Iterator[tuple
         context.enable_progress_bars = False
         packed = pack(work)
         desk = open_desk(packed.folders)
-        resources: Any = ray.cluster_resources
-        total = resources()
-        places = total.get("GPU", 0) / cluster.gpus if cluster.gpus else total["CPU"] / cluster.cpus
         rows = ray.data.from_items([{"index": index} for index in range(len(items))])
         done = rows.map_batches(
             _Worker,
             batch_size=1,
             fn_constructor_args=(packed, desk, list(items)),
-            compute=ray.data.ActorPoolStrategy(size=max(1, min(len(items), int(places)))),
+            compute=ray.data.ActorPoolStrategy(size=max(1, min(len(items), workers(cluster)))),
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus or None,
         )
@@ -93,6 +90,14 @@ def spread(work: Work, items: Sequence[Any], cluster: Cluster) -> Iterator[tuple
             if row["error"]:
                 raise DataError(Problem("--cluster", None, None, f"a worker failed: {row['error']}"))
             yield row["index"], row["content"]
+
+
+def workers(cluster: Cluster) -> int:
+    """How many the cluster of this process has room for, at least one."""
+    resources: Any = ray.cluster_resources
+    total = resources()
+    places = total.get("GPU", 0) / cluster.gpus if cluster.gpus else total["CPU"] / cluster.cpus
+    return max(1, int(places))
 
 
 def open_desk(folders: dict[str, str]) -> Any:

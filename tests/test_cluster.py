@@ -76,9 +76,11 @@ class Fatal(Small):
 class Bulky(Nothing):
     """Answers at once, and keeps a third of an object store."""
 
-    def run(self, fold: Fold, seed: int, settings: Settings, keep: Path, *rest: Any) -> MethodResult:
+    def answer(
+        self, learnt: Any, fold: Fold, seed: int, settings: Settings, keep: Path, about: Any
+    ) -> MethodResult:
         keep.with_name(f"{keep.name}.bin").write_bytes(np.random.default_rng(seed).bytes(STORE // 3))
-        return super().run(fold, seed, settings, keep, *rest)
+        return super().answer(learnt, fold, seed, settings, keep, about)
 
 
 @pytest.fixture(scope="module")

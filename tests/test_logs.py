@@ -79,3 +79,18 @@ def test_a_watcher_logs_figures_and_gains_of_all_members(tmp_path: Path) -> None
         ("20", "losses/policy", "0.5"),
         ("20", "charts/held_out_gain", "0.25"),
     ]
+
+
+def test_members_that_are_trained_side_by_side_are_logged_one_after_the_other(tmp_path: Path) -> None:
+    """Steps of a log only rise, and what comes when the run has its result is left out."""
+    one = Run("ppo", 0, 0)
+    experiment = SimpleNamespace(is_done=lambda run: False)
+    work: Any = SimpleNamespace(runs=lambda: iter([one]), of=lambda run: experiment)
+    told = [(1, 1), (0, 1), (2, 1), (2, 2), (0, 2), (1, 2)]
+    with Watcher(work, tmp_path, ("csv",), StringIO()) as watcher:
+        for member, number in told:
+            watcher.progress(one, Progress(member, number, 2, 0, {"losses/policy": member}, None, members=3))
+        watcher.finished(one)
+        watcher.progress(one, Progress(2, 2, 2, 0, {"losses/policy": 9.0}, None, members=3))
+    logged = [(row["step"], row["value"]) for row in rows(tmp_path / "csv" / f"{one.name}.csv")]
+    assert logged == [(str(2 * member + number), f"{member}.0") for member in range(3) for number in (1, 2)]

@@ -24,15 +24,16 @@ from pathlib import Path
 from endless import main
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    main(Path({workers!r}))
+    main(Path({workers!r}), {runs})
 """
 
 
-def endless(tmp_path: Path) -> "subprocess.Popen[str]":
-    """A program with two worker processes that never end by themselves; both have begun."""
+def endless(tmp_path: Path, runs: int) -> "subprocess.Popen[str]":
+    """A program with two worker processes that never end by themselves, for two runs or for two members of
+    one; both have begun."""
     (tmp_path / "workers").mkdir()
     script = tmp_path / "program.py"
-    script.write_text(PROGRAM.format(tests=str(TESTS), workers=str(tmp_path / "workers")))
+    script.write_text(PROGRAM.format(tests=str(TESTS), workers=str(tmp_path / "workers"), runs=runs))
     pipe = subprocess.PIPE
     program = subprocess.Popen([sys.executable, script], stdout=pipe, stderr=pipe, text=True)
     assert program.stdout is not None
@@ -54,9 +55,11 @@ def alive(tmp_path: Path) -> list[str]:
     return [path.name for path in (tmp_path / "workers").iterdir() if Path("/proc", path.name).exists()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_sigterm_is_ctrl_c(tmp_path: Path, number: int) -> None:
-    with endless(tmp_path) as program:
+@pytest.mark.parametrize(
+    ("number", "runs"), [(signal.SIGTERM, 2), (signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGINT, 1)]
+)
+def test_sigterm_is_ctrl_c(tmp_path: Path, number: int, runs: int) -> None:
+    with endless(tmp_path, runs) as program:
         program.send_signal(number)
         errors = errors_of(program)
     assert program.returncode == 130
@@ -65,15 +68,17 @@ def test_sigterm_is_ctrl_c(tmp_path: Path, number: int) -> None:
     assert alive(tmp_path) == []
 
 
-def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path) -> None:
-    with endless(tmp_path) as program:
+@pytest.mark.parametrize("runs", [2, 1])
+def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path, runs: int) -> None:
+    with endless(tmp_path, runs) as program:
         assert len(alive(tmp_path)) == 2
         program.kill()
         program.communicate()  # workers hold the pipes: they are at their end when all have ended
 
 
-def test_a_killed_worker_is_one_error_that_says_how_to_go_on(tmp_path: Path) -> None:
-    with endless(tmp_path) as program:
+@pytest.mark.parametrize("runs", [2, 1])
+def test_a_killed_worker_is_one_error_that_says_how_to_go_on(tmp_path: Path, runs: int) -> None:
+    with endless(tmp_path, runs) as program:
         os.kill(int(alive(tmp_path)[0]), signal.SIGKILL)
         errors = errors_of(program)
     assert program.returncode == 1

@@ -53,6 +53,19 @@ def test_without_a_terminal_there_is_a_line_every_30_seconds() -> None:
     ]
 
 
+def test_members_side_by_side_are_added_up() -> None:
+    """The member that told last is named; half of one and a fifth of the other are 35 % of the run."""
+    stream = StringIO()
+    with watched(stream, [0, 10, 35]) as watcher:
+        watcher.progress(RUNS[1], at(2, member=1))
+        watcher.progress(RUNS[1], at(5, gain=0.0125))
+    _, told = stream.getvalue().splitlines()
+    assert told == (
+        "0:35, about 4:25 left: 1 of 4 runs done; ppo-seed1-fold0 member 1 of 2, round 5 of 10, "
+        "held-out gain +1.25 points"
+    )
+
+
 def test_the_first_rounds_foretell_nothing() -> None:
     stream = StringIO()
     with watched(stream, [0, 40, 80]) as watcher:

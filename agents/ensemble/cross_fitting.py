@@ -9,6 +9,7 @@ the detector's moments alone. Test samples take no part.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -60,7 +61,7 @@ class Progress:
     round: int
     rounds: int
     steps: int
-    """Environment steps so far, of all members."""
+    """Environment steps of this member so far."""
     metrics: Metrics
     gain: float | None
     """Mean gain in `quality` on the samples held out, when it was just measured."""
@@ -126,92 +127,157 @@ def _plurality(votes: Array) -> Array:
     return chosen
 
 
+@dataclass(frozen=True)
+class TrainedMember:
+    """What one member learnt, and how it did on the samples held out for it; pickles."""
+
+    rounds: tuple[int, ...]
+    """Rounds after which it was judged."""
+    states: list[dict[str, Any]]
+    """Its state after each of them."""
+    judged: list[Refined]
+    """What became of the samples held out, after each of them."""
+    told: list[Metrics]
+    """What each of them told."""
+    steps: int
+    """Environment steps in all."""
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """A cross-fitted training: members are trained each by itself, here or in another process, then joined.
+
+    Raises:
+        ValueError: fewer than two members.
+        DataError: the cache has no ground truth, or there are fewer training videos than members.
+    """
+
+    make: MakeAgent
+    """Makes an agent for an environment and a seed."""
+    cache: DecoderStateCache
+    """Where the samples are."""
+    samples: Array
+    """(n,), training samples."""
+    members: int
+    """K, at least 2."""
+    evaluations: int
+    """How often a member is judged; an agent that does not learn is judged once."""
+    seed: int
+    """Fixes everything."""
+    options: Mapping[str, Any]
+    """Environment arguments."""
+    rounds: int | None = None
+    """Of learning; None for the agent's own number."""
+    curriculum: Rule | None = None
+    """When each member goes on to the next stage; None to learn in stage 3 alone."""
+    device: str = "cpu"
+    """Torch device of the members' networks."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be cut into parts."""
+        if self.members < 2:
+            message = "expected at least 2: each is judged on what the others learn from"
+            raise ValueError(f"members is {self.members}, {message}")
+        self.cache.require_ground_truth()
+
+    def train(self, member: int, watch: Callable[[Progress], None] = lambda progress: None) -> TrainedMember:
+        """Train one member, which depends on no other.
+
+        Args:
+            member: from 0.
+            watch: called after every round.
+        """
+        judge = self.samples[self._part_of == member]
+        agent = self._agent(member)
+        learns = agent.rounds > 0
+        if learns and self.rounds is not None:
+            agent.rounds = self.rounds
+        last = max(agent.rounds, 1)  # an agent that does not learn is judged once
+        judged_after = _evaluation_rounds(last, self.evaluations if learns else 1)
+        states, judged, told, steps = [], [], [], 0
+        for number in range(1, last + 1):
+            metrics = agent.update() if learns else {}
+            gain = None
+            if number in judged_after:
+                judged.append(refine(agent.act, self.cache, judge, self.options))
+                states.append(copy.deepcopy(agent.state_dict()))
+                told.append(metrics)
+                gain = float(_gains(judged[-1]).mean())
+            steps += int(metrics.get("charts/steps", 0))
+            watch(Progress(member, number, last, steps, metrics, gain, self.members))
+        return TrainedMember(judged_after, states, judged, told, steps)
+
+    def join(self, trained: Sequence[TrainedMember]) -> tuple[CrossFittedEnsemble, Selection]:
+        """The ensemble of all trained members, as it is after the round that did best out of fold.
+
+        Raises:
+            ValueError: agents improved on the detector by learning, and have no state that tells what they
+                learnt.
+        """
+        judged, told = ([getattr(member, name) for member in trained] for name in ("judged", "told"))
+        gains = np.concatenate([[_gains(one) for one in of_member] for of_member in judged], axis=1)
+        videos, rounds = self.cache.source_videos(), trained[0].rounds
+        order = np.concatenate([of_member[0].samples for of_member in judged])
+        chosen = _choose(gains, [videos[i] for i in order])
+        selection = Selection(
+            rounds,
+            tuple(gains.mean(axis=1).tolist()),
+            0 if chosen is None else rounds[chosen],
+            sum(member.steps for member in trained),
+            tuple(_uses(self.cache, of_members) for of_members in zip(*judged, strict=True)),
+            tuple(mean_health(of_members) for of_members in zip(*told, strict=True)),
+        )
+        if chosen is None:
+            return CrossFittedEnsemble([], self.options), selection
+        agents = [self._agent(number) for number in range(self.members)]
+        for agent, member in zip(agents, trained, strict=True):
+            state = member.states[chosen]
+            if agent.rounds > 0 and not state:
+                message = "learns, and its state_dict is empty; expected all that it learnt"
+                raise ValueError(f"{type(agent).__name__} {message}")
+            agent.load_state_dict(state)
+        return CrossFittedEnsemble(agents, self.options), selection
+
+    @cached_property
+    def _part_of(self) -> Array:
+        """(n,): the member that each sample is held out for."""
+        videos = self.cache.source_videos()
+        return video_folds([videos[i] for i in self.samples], self.members, self.seed)
+
+    def _agent(self, member: int) -> Agent:
+        """A member that has learnt nothing yet."""
+        learn = self.samples[self._part_of != member]
+        env = training_environment(self.make, self.cache, learn, self.options, self.curriculum)
+        agent = self.make(env, derived(self.seed, "member", member))
+        agent.to(self.device)
+        return agent
+
+
 def cross_fit(
     make: MakeAgent,
     cache: DecoderStateCache,
     samples: Array,
     *,
-    members: int,
-    evaluations: int,
-    seed: int,
-    options: Mapping[str, Any],
-    rounds: int | None = None,
-    curriculum: Rule | None = None,
-    device: str = "cpu",
     watch: Callable[[Progress], None] = lambda progress: None,
+    **settings: Any,
 ) -> tuple[CrossFittedEnsemble, Selection]:
-    """Train an ensemble on samples of a cache.
+    """Train an ensemble on samples of a cache, one member after the other.
 
     Args:
         make: makes an agent for an environment and a seed.
         cache: where the samples are.
         samples: (n,), training samples.
-        members: K, at least 2.
-        evaluations: how often a member is judged; an agent that does not learn is judged once.
-        seed: fixes everything.
-        options: environment arguments.
-        rounds: of learning; None for the agent's own number.
-        curriculum: when each member goes on to the next stage; None to learn in stage 3 alone.
-        device: torch device of the members' networks.
         watch: called after every round.
-
-    Raises:
-        ValueError: fewer than two members.
-        DataError: fewer training videos than members.
+        settings: the others of `CrossFit`, whose errors are those here.
     """
-    if members < 2:
-        raise ValueError(
-            f"members is {members}, expected at least 2: each is judged on what the others learn from"
-        )
-    cache.require_ground_truth()
-    videos = cache.source_videos()
-    part_of = video_folds([videos[i] for i in samples], members, seed)
-    order = np.concatenate([samples[part_of == member] for member in range(members)])  # as they are judged
-    agents, snapshots, gains, answers, told, steps = [], [], [], [], [], 0
-    judged_after: tuple[int, ...] = ()
-    for member in range(members):
-        learn, judge = samples[part_of != member], samples[part_of == member]
-        agent = make(
-            training_environment(make, cache, learn, options, curriculum), derived(seed, "member", member)
-        )
-        agent.to(device)
-        learns = agent.rounds > 0
-        if learns and rounds is not None:
-            agent.rounds = rounds
-        last = max(agent.rounds, 1)  # an agent that does not learn is judged once
-        judged_after = _evaluation_rounds(last, evaluations if learns else 1)
-        kept, judged, refined, healths = [], [], [], []
-        for number in range(1, last + 1):
-            metrics = agent.update() if learns else {}
-            gain = None
-            if number in judged_after:
-                refined.append(refine(agent.act, cache, judge, options))
-                kept.append(copy.deepcopy(agent.state_dict()))
-                judged.append(quality(refined[-1].after) - quality(refined[-1].before))
-                gain = float(judged[-1].mean())
-                healths.append(metrics)
-            steps += int(metrics.get("charts/steps", 0))
-            watch(Progress(member, number, last, steps, metrics, gain, members))
-        agents.append(agent)
-        snapshots.append(kept)
-        gains.append(judged)
-        answers.append(refined)
-        told.append(healths)
-    judged_all = np.concatenate([np.stack(member) for member in gains], axis=1)  # (evaluations, n)
-    chosen = _choose(judged_all, [videos[i] for i in order])
-    selection = Selection(
-        judged_after,
-        tuple(judged_all.mean(axis=1).tolist()),
-        0 if chosen is None else judged_after[chosen],
-        steps,
-        tuple(_uses(cache, of_members) for of_members in zip(*answers, strict=True)),
-        tuple(mean_health(of_members) for of_members in zip(*told, strict=True)),
-    )
-    if chosen is None:
-        return CrossFittedEnsemble([], options), selection
-    for agent, kept in zip(agents, snapshots, strict=True):
-        agent.load_state_dict(kept[chosen])
-    return CrossFittedEnsemble(agents, options), selection
+    fit = CrossFit(make, cache, samples, **settings)
+    return fit.join([fit.train(member, watch) for member in range(fit.members)])
+
+
+def _gains(refined: Refined) -> Array:
+    """(n,) by how much moments are better than the detector's, in `quality`."""
+    gains: Array = quality(refined.after) - quality(refined.before)
+    return gains
 
 
 def _uses(cache: DecoderStateCache, parts: Sequence[Refined]) -> tuple[float, ...]:

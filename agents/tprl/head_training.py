@@ -9,6 +9,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -297,6 +298,70 @@ class HeadTrainer(ABC, Generic[Config, Epoch]):
         return state["epochs"], HeadResult(**state["result"])
 
 
+@dataclass(frozen=True)
+class TrainedHead:
+    """What one member of a cross-fitted head learnt, with an entry for the head as it came and one for each
+    evaluation; pickles."""
+
+    config: HeadConfig
+    held_out: Rows
+    """(n,), rows that it has not learnt from."""
+    proposals: list[Proposals]
+    """For them."""
+    weights: list[Weights]
+    history: list[Figures]
+
+
+def train_head(
+    make: Callable[[int], HeadTrainer[Any, Any]],
+    cache: DecoderStateCache,
+    rows: Rows,
+    member: int,
+    *,
+    members: int,
+    seed: int,
+    watch: Callable[[Figures], None] = lambda row: None,
+) -> TrainedHead:
+    """Train one member of a cross-fitted head, which depends on no other; see `cross_fit_head`.
+
+    Args:
+        member: From 0.
+        watch: Told its figures after each evaluation.
+    """
+    videos = cache.source_videos()
+    part_of = video_folds([videos[row] for row in rows], members, seed)
+    trainer = make(derived(seed, "member", member))
+    batches = StateBatches(cache, trainer.config.target_length, rows[part_of != member], trainer.device)
+    held_out = StateBatches(cache, rows=rows[part_of == member], device=trainer.device)
+    trained = TrainedHead(trainer.config, rows[part_of == member], [], [], [])
+    came: Figures = {"epoch": -1.0}
+    for row in _and_then(came, trainer.train(batches)):
+        trained.proposals.append(propose(trainer.averaged, held_out))
+        trained.weights.append(trainer.trained())
+        trained.history.append(row)
+        if row is not came:
+            watch(row)
+    return trained
+
+
+def join_heads(cache: DecoderStateCache, trained: Sequence[TrainedHead]) -> HeadResult:
+    """One head of all members, as it is after the epoch that did best on what they had not learnt from."""
+    config, order = trained[0].config, np.concatenate([member.held_out for member in trained])
+    validate = Validator(cache, config.selection, order)
+    weights = list(zip(*(member.weights for member in trained), strict=True))
+    result = HeadResult(weights[0][0])
+    chosen, before = 0, _joined([member.proposals[0] for member in trained])
+    for number, figures in enumerate(zip(*(member.history for member in trained), strict=True)):
+        after = _joined([member.proposals[number] for member in trained])
+        row = _mean_figures(figures) | validate(*after) | uses(before, after, cache, order)
+        result.history.append(row)
+        candidate = number > 0 or config.start_is_candidate
+        if candidate and row["selection"] > result.selection:
+            chosen, result.epoch, result.selection = number, int(row["epoch"]), row["selection"]
+    result.head = _mean_weights(weights[chosen])
+    return result
+
+
 def cross_fit_head(
     make: Callable[[int], HeadTrainer[Any, Any]],
     cache: DecoderStateCache,
@@ -325,36 +390,11 @@ def cross_fit_head(
         DataError: The cache has no decoder states, or fewer videos than members.
         FloatingPointError: A loss is not finite.
     """
-    videos = cache.source_videos()
-    part_of = video_folds([videos[row] for row in rows], members, seed)
-    order = np.concatenate([rows[part_of == k] for k in range(members)])
-    proposals: dict[int, list[Proposals]] = {}
-    weights: dict[int, list[Weights]] = {}
-    history: dict[int, list[Figures]] = {}
-    for k in range(members):
-        trainer = make(derived(seed, "member", k))
-        batches = StateBatches(cache, trainer.config.target_length, rows[part_of != k], trainer.device)
-        held_out = StateBatches(cache, rows=rows[part_of == k], device=trainer.device)
-        came: Figures = {"epoch": -1.0}
-        for row in _and_then(came, trainer.train(batches)):
-            epoch = int(row["epoch"])
-            proposals.setdefault(epoch, []).append(propose(trainer.averaged, held_out))
-            weights.setdefault(epoch, []).append(trainer.trained())
-            history.setdefault(epoch, []).append(row)
-            if epoch >= 0:
-                watch(k, row)
-    validate = Validator(cache, trainer.config.selection, order)
-    result = HeadResult(weights[-1][0])
-    before = _joined(proposals[-1])
-    for epoch, of_members in proposals.items():
-        after = _joined(of_members)
-        row = _mean_figures(history[epoch]) | validate(*after) | uses(before, after, cache, order)
-        result.history.append(row)
-        candidate = epoch >= 0 or trainer.config.start_is_candidate
-        if candidate and row["selection"] > result.selection:
-            result.epoch, result.selection = epoch, row["selection"]
-    result.head = _mean_weights(weights[result.epoch])
-    return result
+    trained = [
+        train_head(make, cache, rows, member, members=members, seed=seed, watch=partial(watch, member))
+        for member in range(members)
+    ]
+    return join_heads(cache, trained)
 
 
 def uses(before: Proposals, after: Proposals, cache: DecoderStateCache, rows: Rows | None) -> Figures:

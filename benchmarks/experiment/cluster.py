@@ -1,9 +1,10 @@
 """Runs of an experiment on a Ray cluster; needs the extra `[distributed]`.
 
-Every run is a Ray task. It works in a folder of its own and returns its files as values, which the driver
-writes where a run in one process writes them, the result last. So resuming, tables and reports know no
-difference, and the numbers are the same to the bit on machines of one kind. Ray starts the task of a lost
-worker or node again.
+Every run is a Ray task; where a worker would have nothing to do, every member of a run is one, and what they
+learnt goes to one that ends the run. It works in a folder of its own and returns its files as values, which
+the driver writes where a run in one process writes them, the result last. So resuming, tables and reports
+know no difference, and the numbers are the same to the bit on machines of one kind. Ray starts the task of a
+lost worker or node again.
 """
 
 import pickle
@@ -16,9 +17,9 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 from vmr_env.agents.ensemble.cross_fitting import Progress
-from vmr_env.backbones.cluster import Cluster, connected, open_desk, received
+from vmr_env.backbones.cluster import Cluster, connected, open_desk, received, workers
 from vmr_env.backbones.shipping import Packed, pack
-from vmr_env.benchmarks.experiment.experiment import Experiment, Run, Work, reason
+from vmr_env.benchmarks.experiment.experiment import Experiment, Run, Work, reason, shared_out
 
 from vmr_env.files.folders import files_of
 from vmr_env.files.writing import write_bytes
@@ -26,6 +27,9 @@ from vmr_env.files.writing import write_bytes
 _RETRIES = 3
 """How often Ray starts a run anew whose worker or node was lost. Errors of the run itself are not retried."""
 _POLL = 0.2  # seconds between looks at what runs tell
+
+Content = list[tuple[str, bytes]]
+"""Of a folder: names and contents of files."""
 
 
 def run_on_cluster(
@@ -55,9 +59,17 @@ def run_on_cluster(
         packed = {folder: pack(experiment, folder) for folder, experiment in parts.items()}
         paths = {digest: path for part in packed.values() for digest, path in part.folders.items()}
         desk = open_desk(paths)
-        task = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=_RETRIES)(_work)
+        remote = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=_RETRIES)
+        do, train, finish = map(remote, (_do, _train, _finish))
         contents = {folder: ray.put(part) for folder, part in packed.items()}
-        running = {task.remote(contents[work.of(run).folder], run, desk): run for run in runs}
+        whole, members = shared_out(work, runs, workers(cluster))
+        running = {do.remote(contents[work.of(run).folder], desk, run): run for run in whole}
+        training: list[Any] = []
+        for run, count in members.items():
+            given = contents[work.of(run).folder], desk, run
+            trained = [train.remote(*given, member) for member in range(count)]
+            training += trained
+            running[finish.remote(*given, *trained)] = run
         failed: dict[Run, str] = {}
         try:
             while running:
@@ -73,7 +85,7 @@ def run_on_cluster(
                     else:
                         finished(run)
         except BaseException:
-            for result in running:
+            for result in [*training, *running]:
                 ray.cancel(result, force=True)
             raise
         return failed
@@ -84,19 +96,43 @@ _unpacked: dict[bytes, Experiment] = {}
 run."""
 
 
-def _work(packed: Packed, run: Run, desk: Any) -> list[tuple[str, bytes]]:
+def _do(packed: Packed, desk: Any, run: Run) -> Content:
     """Do one run on the node where this is called; returns its files."""
+    experiment = _experiment(packed, desk)
+    return _written(experiment, lambda: experiment.do(run, _watch(desk, run)))
+
+
+def _train(packed: Packed, desk: Any, run: Run, member: int) -> bytes:
+    """Train one member of a run; returns what it learnt, pickled: it is read where its modules are found."""
+    return pickle.dumps(_experiment(packed, desk).train(run, member, _watch(desk, run)))
+
+
+def _finish(packed: Packed, desk: Any, run: Run, *trained: bytes) -> Content:
+    """End a run whose members are trained; returns its files."""
+    experiment = _experiment(packed, desk)
+    return _written(experiment, lambda: experiment.finish(run, list(map(pickle.loads, trained))))
+
+
+def _experiment(packed: Packed, desk: Any) -> Experiment:
     torch.set_num_threads(1)
     if packed.content not in _unpacked:
         _unpacked[packed.content] = received(packed, desk)
-    experiment = _unpacked[packed.content]
+    return _unpacked[packed.content]
+
+
+def _watch(desk: Any, run: Run) -> Callable[[Progress], None]:
+    return lambda progress: desk.tell.remote(pickle.dumps((run, progress)))
+
+
+def _written(experiment: Experiment, work: Callable[[], object]) -> Content:
+    """The files that work writes into the folder of an experiment."""
     with tempfile.TemporaryDirectory() as folder:
         experiment.folder = Path(folder)
-        experiment.do(run, lambda progress: desk.tell.remote(pickle.dumps((run, progress))))
+        work()
         return list(files_of(experiment.folder))
 
 
-def _write(experiment: Experiment, run: Run, files: Sequence[tuple[str, bytes]]) -> None:
+def _write(experiment: Experiment, run: Run, files: Content) -> None:
     """Write the files of a run, its result last: a run that has one is done."""
     result = experiment.path(run)
     for name, content in sorted(files, key=lambda file: experiment.folder / file[0] == result):

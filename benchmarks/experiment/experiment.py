@@ -4,38 +4,26 @@ A run is one agent, one seed, one fold. Its result is a file, written in one ste
 beside it; a run that was interrupted goes on with the runs that have none, to the same numbers.
 """
 
-import multiprocessing
 import os
-import queue
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import torch
-from vmr_env.agents.ensemble.cross_fitting import Progress, Selection
+from vmr_env.agents.ensemble.cross_fitting import Selection
 from vmr_env.agents.evaluation import Refined, Trajectories
-from vmr_env.benchmarks.experiment.methods import Answers, Fold, Method, MethodResult, Ranked, Settings
+from vmr_env.benchmarks.experiment.methods import Answers, Fold, Method, MethodResult, Ranked, Settings, Watch
 
 import vmr_env
 from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.errors import DataError, Problem
 from vmr_env.files.objects import read_state, write_state
-from vmr_env.programs import end_with_parent
 from vmr_env.seeding import derived
 
 FOLD_SEED = 0
 REMEDY = "remove it, and --resume does the run again"
-_POLL = 0.2  # seconds between looks at what worker processes tell
-_MESSAGES = 100  # read of them at most before looking whether all still live
 
 
 def train_test(
@@ -95,12 +83,20 @@ class Run(NamedTuple):
         return f"{self.row}/{self.file}" if self.row else self.file
 
 
+class Trained(NamedTuple):
+    """What one member of a run learnt, and how long that took; pickles."""
+
+    learnt: Any
+    seconds: float
+
+
 @dataclass(frozen=True)
 class RunResult:
-    """Result of one run, and how long it took."""
+    """Result of one run."""
 
     outcome: MethodResult
     seconds: float
+    """Time that its parts took, as if they were done one after the other."""
 
     @property
     def selection(self) -> Selection:
@@ -172,18 +168,38 @@ class Experiment:
         """Whether the run has its result."""
         return os.path.lexists(self.path(run))
 
-    def do(self, run: Run, watch: Callable[[Progress], None] = lambda progress: None) -> RunResult:
-        """Carry out a run; keep its result, and what was learnt."""
+    def members(self, run: Run) -> int:
+        """How many members of a run are trained, each by itself."""
+        return self.agents[run.agent].members(self.folds[run.fold], self.settings)
+
+    def do(self, run: Run, watch: Watch = lambda progress: None) -> RunResult:
+        """Carry out a run, one member after the other; keep its result, and what was learnt."""
+        return self.finish(run, [self.train(run, member, watch) for member in range(self.members(run))])
+
+    def train(self, run: Run, member: int, watch: Watch = lambda progress: None) -> Trained:
+        """Train one member of a run; nothing is kept."""
+        began = time.perf_counter()
+        method, fold = self.agents[run.agent], self.folds[run.fold]
+        learnt = method.train(fold, _seed(run), self.settings, member, watch)
+        return Trained(learnt, time.perf_counter() - began)
+
+    def finish(self, run: Run, trained: Sequence[Trained]) -> RunResult:
+        """End a run whose members are trained; keep its result, and what was learnt."""
         path = self.path(run)
         path.parent.mkdir(parents=True, exist_ok=True)
         of_run = {"agent": run.agent, "seed": run.seed, "fold": run.fold}
         about = {**of_run, "settings": asdict(self.settings), "version": vmr_env.__version__}
-        seed = derived(run.seed, "fold", run.fold)
         began = time.perf_counter()
-        outcome = self.agents[run.agent].run(
-            self.folds[run.fold], seed, self.settings, path.with_suffix(""), about, watch
+        outcome = self.agents[run.agent].answer(
+            [member.learnt for member in trained],
+            self.folds[run.fold],
+            _seed(run),
+            self.settings,
+            path.with_suffix(""),
+            about,
         )
-        result = RunResult(outcome, time.perf_counter() - began)
+        seconds = time.perf_counter() - began + sum(member.seconds for member in trained)
+        result = RunResult(outcome, seconds)
         self._write(path, result)
         return result
 
@@ -251,6 +267,10 @@ class Experiment:
         return [self.read(run) for run in runs] if all(map(self.is_done, runs)) else None
 
 
+def _seed(run: Run) -> int:
+    return derived(run.seed, "fold", run.fold)
+
+
 def _answers(content: Mapping[str, Any]) -> Answers:
     if "ranked" in content:
         columns = content["ranked"]
@@ -287,123 +307,20 @@ def merge(parts: Sequence[OneKind]) -> OneKind:
     return type(parts[0])(*(column[order] for column in columns))
 
 
-def run_all(
-    work: Work,
-    runs: Sequence[Run],
-    jobs: int,
-    watch: Callable[[Run, Progress], None],
-    finished: Callable[[Run], None],
-) -> dict[Run, str]:
-    """Do runs in as many processes as `jobs` says; the numbers do not depend on it.
+def shared_out(work: Work, runs: Sequence[Run], workers: int) -> tuple[list[Run], dict[Run, int]]:
+    """Runs that are done whole, and those whose members are trained side by side.
 
-    Args:
-        work: what the runs are of.
-        runs: which to do.
-        jobs: 1 does them in this process, as one run alone is.
-        watch: called after every round of every run.
-        finished: called when a run has its result.
+    The latter are the last ones, as many as there are workers: else one worker would train the members of a
+    run one after the other while another has nothing to do.
 
     Returns:
-        what went wrong, in a line, of each run that failed; all others are done.
-
-    Raises:
-        KeyboardInterrupt: interrupted; worker processes have ended.
-        DataError: a worker process was killed.
+        runs that are done whole, and the number of members of each of the others.
     """
-    failed: dict[Run, str] = {}
-
-    def settled(run: Run, result: Callable[[], object]) -> None:
-        try:
-            result()
-        except BrokenProcessPool:
-            raise
-        except Exception as error:  # a fault of one run, whatever it is, must not cost the others
-            failed[run] = reason(error)
-        else:
-            finished(run)
-
-    jobs = min(jobs, len(runs))
-    if jobs <= 1:
-        for run in runs:
-            settled(run, partial(work.of(run).do, run, partial(watch, run)))
-        return failed
-    context = multiprocessing.get_context("spawn")
-    told, stop = context.SimpleQueue(), context.Event()
-    arguments = work, told, stop
-    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    ended: queue.SimpleQueue[Future[None]] = queue.SimpleQueue()
-    # In a thread of its own: a worker that is killed while telling leaves half a message to wait for.
-    threading.Thread(target=_relay, args=(told, inbox), daemon=True).start()
-    running: dict[Future[None], Run] = {}
-    with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=arguments) as pool:
-        try:
-            with _interrupts_ignored():  # workers inherit it: only `stop` ends them
-                running = {pool.submit(_work, run): run for run in runs}
-                # Not `wait`: an interrupt while it takes the futures' locks would leave some of them taken,
-                # and the executor would wait for them for ever.
-                for future in running:
-                    future.add_done_callback(ended.put)
-                # The executor watches the workers that were there when it was last woken, which is before it
-                # starts another one: without this, nobody hears that the last worker was killed.
-                pool.submit(_nothing)
-            while running:
-                last: Future[None] | None = None
-                with suppress(queue.Empty):
-                    last = ended.get(timeout=_POLL)
-                for _ in range(min(inbox.qsize(), _MESSAGES)):
-                    watch(*inbox.get())
-                if last is not None:
-                    settled(running.pop(last), last.result)
-        except BrokenProcessPool as error:
-            message = "a worker process was killed, perhaps for want of memory; --resume goes on"
-            raise DataError(Problem(str(work.folder), None, None, message)) from error
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return failed
-
-
-def _nothing() -> None:
-    """Work that is done at once."""
-
-
-def _relay(told: Any, inbox: "queue.SimpleQueue[Any]") -> None:
-    """Pass on what workers tell, also while they are being stopped, so that none waits for room."""
-    while True:
-        inbox.put(told.get())
+    last = runs[-workers:] if workers > 1 else []
+    members = {run: count for run in last if (count := work.of(run).members(run)) > 1}
+    return [run for run in runs if run not in members], members
 
 
 def reason(error: BaseException) -> str:
     """What went wrong in a run, in a line."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-_worker: tuple[Work, Any, Any]
-
-
-def _start_worker(work: Work, told: Any, stop: Any) -> None:
-    global _worker
-    _worker = work, told, stop
-    torch.set_num_threads(1)
-    end_with_parent()
-
-
-def _work(run: Run) -> None:
-    work, told, stop = _worker
-
-    def watch(progress: Progress) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        told.put((run, progress))
-
-    work.of(run).do(run, watch)

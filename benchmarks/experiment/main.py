@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from vmr_env.benchmarks.experiment.chosen_methods import chosen_methods, methods_of
 from vmr_env.benchmarks.experiment.data import open_data, settings_of, train_backbone
-from vmr_env.benchmarks.experiment.experiment import Experiment, Run, Work, run_all
+from vmr_env.benchmarks.experiment.experiment import Experiment, Run, Work
 from vmr_env.benchmarks.experiment.options import SEEDS, Execution, Options, check, resolved
+from vmr_env.benchmarks.experiment.processes import run_all
 from vmr_env.benchmarks.experiment.processors import available_processors
 from vmr_env.benchmarks.experiment.progress import Watcher
 from vmr_env.benchmarks.experiment.run_folder import SETTINGS_FILE, make_folder, settle

@@ -6,7 +6,7 @@ proposals, ranked anew. The rest of the backbone is frozen: hashes of its tensor
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from vmr_env.agents.ensemble.cross_fitting import (
     Configured,
+    CrossFit,
     MakeAgent,
     Progress,
     Selection,
-    cross_fit,
+    TrainedMember,
     training_environment,
 )
 from vmr_env.agents.ensemble.files import save_ensemble
@@ -30,7 +31,14 @@ from vmr_env.agents.tprl.data import StateBatches
 from vmr_env.agents.tprl.head import Head, frozen, learning
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.head_policy import HeadPolicyConfig, HeadPolicyTrainer
-from vmr_env.agents.tprl.head_training import Figures, HeadResult, HeadTrainer, cross_fit_head
+from vmr_env.agents.tprl.head_training import (
+    Figures,
+    HeadResult,
+    HeadTrainer,
+    TrainedHead,
+    join_heads,
+    train_head,
+)
 from vmr_env.agents.tprl.trainer import TprlTrainer
 from vmr_env.agents.tprl.validation import propose
 from vmr_env.backbones.base import TrainableDetector, open_detector
@@ -135,20 +143,48 @@ class Method(ABC):
     def check(self, name: str, fold: Fold, settings: Settings) -> None:  # noqa: B027 - most have nothing to check
         """Raise DataError, which calls the method by its name, where it does not go with these settings."""
 
+    def members(self, fold: Fold, settings: Settings) -> int:
+        """How many members are trained, each by itself: side by side where there are processes for them."""
+        return 1
+
     @abstractmethod
-    def run(
-        self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
-    ) -> MethodResult:
-        """Learn, keep what was learnt, and answer.
+    def train(self, fold: Fold, seed: int, settings: Settings, member: int, watch: Watch) -> Any:
+        """Train one member; what it learnt pickles.
 
         Args:
             fold: The data.
             seed: Fixes everything.
             settings: See `Settings`.
-            keep: Path of what is kept, without its suffix.
-            about: What to note there.
+            member: From 0.
             watch: Called after every round.
         """
+
+    @abstractmethod
+    def answer(
+        self,
+        learnt: Sequence[Any],
+        fold: Fold,
+        seed: int,
+        settings: Settings,
+        keep: Path,
+        about: Mapping[str, Any],
+    ) -> MethodResult:
+        """Put together what all members learnt, keep it, and answer.
+
+        Args:
+            learnt: What `train` gave for each member.
+            fold: As there; so are `seed` and `settings`.
+            keep: Path of what is kept, without its suffix.
+            about: What to note there.
+        """
+
+    def run(
+        self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
+    ) -> MethodResult:
+        """Train one member after the other, and answer."""
+        members = range(self.members(fold, settings))
+        learnt = [self.train(fold, seed, settings, member, watch) for member in members]
+        return self.answer(learnt, fold, seed, settings, keep, about)
 
 
 @dataclass(frozen=True)
@@ -181,11 +217,33 @@ class EnvironmentMethod(Method):
         """Arguments of the agent's environments."""
         return {**settings.environment, **getattr(self.make, "env_options", {})}
 
-    def run(
-        self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
+    def members(self, fold: Fold, settings: Settings) -> int:
+        """See `Method`."""
+        return settings.members
+
+    def train(self, fold: Fold, seed: int, settings: Settings, member: int, watch: Watch) -> TrainedMember:
+        """See `Method`."""
+        return self._fit(fold, seed, settings).train(member, watch)
+
+    def answer(
+        self,
+        learnt: Sequence[TrainedMember],
+        fold: Fold,
+        seed: int,
+        settings: Settings,
+        keep: Path,
+        about: Mapping[str, Any],
     ) -> MethodResult:
         """See `Method`."""
-        ensemble, selection = cross_fit(
+        ensemble, selection = self._fit(fold, seed, settings).join(learnt)
+        refined, trajectories = trace(ensemble.act, fold.test, fold.test_samples, ensemble.options)
+        kept = keep.with_name(f"{keep.name}.safetensors")
+        save_ensemble(kept, ensemble, fold.train, {**about, "chosen": selection.chosen})
+        return MethodResult(refined, selection, trajectories=trajectories)
+
+    def _fit(self, fold: Fold, seed: int, settings: Settings) -> CrossFit:
+        """The training of all members."""
+        return CrossFit(
             self.make,
             fold.train,
             fold.train_samples,
@@ -196,12 +254,7 @@ class EnvironmentMethod(Method):
             rounds=settings.rounds,
             curriculum=settings.curriculum,
             device=settings.device,
-            watch=watch,
         )
-        refined, trajectories = trace(ensemble.act, fold.test, fold.test_samples, ensemble.options)
-        kept = keep.with_name(f"{keep.name}.safetensors")
-        save_ensemble(kept, ensemble, fold.train, {**about, "chosen": selection.chosen})
-        return MethodResult(refined, selection, trajectories=trajectories)
 
 
 KIND = "backbone"
@@ -236,21 +289,69 @@ class HeadMethod(Method):
             )
             raise DataError(Problem("--device", None, name, message))
 
-    def run(
-        self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
+    def members(self, fold: Fold, settings: Settings) -> int:
+        """See `Method`: one where samples of their own tell the best epoch."""
+        return settings.members if fold.select is None else 1
+
+    def train(self, fold: Fold, seed: int, settings: Settings, member: int, watch: Watch) -> "TrainedPart":
+        """See `Method`."""
+        detector = self._detector(fold, settings)
+        members, samples = self.members(fold, settings), len(fold.train_samples)
+        epochs = self.trainer(detector.head, seed).epochs
+
+        def told(row: Figures) -> None:
+            losses = {name: value for name, value in row.items() if name.startswith("losses/")}
+            done = int(row["epoch"]) + 1
+            gain = row["gain"] / 100 if "gain" in row else None
+            watch(Progress(member, done, epochs, done * samples, losses, gain, members))
+
+        trained: TrainedHead | HeadResult
+        if fold.select is None:
+            trained = train_head(
+                lambda each: self.trainer(detector.head, each),
+                fold.train,
+                fold.train_samples,
+                member,
+                members=members,
+                seed=seed,
+                watch=told,
+            )
+            samples -= len(trained.held_out)
+        else:
+            trained = self.trainer(detector.head, seed).fit(
+                fold.train, fold.select, train_rows=fold.train_samples, progress=False, watch=told
+            )
+        return TrainedPart(trained, epochs * samples, frozen_sha256(detector))
+
+    def answer(
+        self,
+        learnt: Sequence["TrainedPart"],
+        fold: Fold,
+        seed: int,
+        settings: Settings,
+        keep: Path,
+        about: Mapping[str, Any],
     ) -> MethodResult:
         """See `Method`."""
-        kind = fold.train.manifest["backbone"]["kind"]
-        detector = open_detector(kind, self.weights)
-        detector.head.to(settings.device)
+        detector = self._detector(fold, settings)
         before = frozen_sha256(detector)
-        result, steps = self._train(detector.head, fold, seed, settings, watch)
+        trained: list[Any] = [part.trained for part in learnt]
+        result: HeadResult = join_heads(fold.train, trained) if fold.select is None else trained[0]
         detector.head.load_state_dict(result.head)
+        kind = fold.train.manifest["backbone"]["kind"]
         write_tensors(keep.with_name(f"{keep.name}.safetensors"), result.head, {KIND: kind})
         answers = ranked(fold.test, fold.test_samples, detector.head)
-        return MethodResult(
-            answers, selection_of(result, steps), {"before": before, "after": frozen_sha256(detector)}
-        )
+        after = frozen_sha256(detector)
+        for part in learnt:
+            after |= {name: digest for name, digest in part.frozen.items() if digest != before[name]}
+        steps = sum(part.steps for part in learnt)
+        return MethodResult(answers, selection_of(result, steps), {"before": before, "after": after})
+
+    def _detector(self, fold: Fold, settings: Settings) -> TrainableDetector:
+        """The backbone, its head on the device of the settings."""
+        detector = open_detector(fold.train.manifest["backbone"]["kind"], self.weights)
+        detector.head.to(settings.device)
+        return detector
 
     def trainer(self, head: Head, seed: int) -> HeadTrainer[Any, Any]:
         """A trainer of a detector's head."""
@@ -264,37 +365,16 @@ class HeadMethod(Method):
             return SB3HeadTrainer(head, self.config, seed)
         raise TypeError(f"config is {type(self.config).__name__}, expected that of a trainer of heads")
 
-    def _train(
-        self, head: Head, fold: Fold, seed: int, settings: Settings, watch: Watch
-    ) -> tuple[HeadResult, int]:
-        """The chosen head, and how many samples were learnt from."""
-        epochs, samples = self.trainer(head, seed).epochs, len(fold.train_samples)
-        members = settings.members if fold.select is None else 1
 
-        def told(member: int, row: Figures) -> None:
-            losses = {name: value for name, value in row.items() if name.startswith("losses/")}
-            done = int(row["epoch"]) + 1
-            gain = row["gain"] / 100 if "gain" in row else None
-            watch(Progress(member, done, epochs, done * samples, losses, gain, members))
+class TrainedPart(NamedTuple):
+    """What one member of a `HeadMethod` learnt; pickles."""
 
-        if fold.select is None:
-            result = cross_fit_head(
-                lambda each: self.trainer(head, each),
-                fold.train,
-                fold.train_samples,
-                members=members,
-                seed=seed,
-                watch=told,
-            )
-            return result, epochs * samples * (settings.members - 1)
-        result = self.trainer(head, seed).fit(
-            fold.train,
-            fold.select,
-            train_rows=fold.train_samples,
-            progress=False,
-            watch=lambda row: told(0, row),
-        )
-        return result, epochs * samples
+    trained: TrainedHead | HeadResult
+    """The latter where there is one member."""
+    steps: int
+    """Samples learnt from, each as often as it was."""
+    frozen: dict[str, str]
+    """SHA-256 of every frozen tensor of the backbone, after the training."""
 
 
 def selection_of(result: HeadResult, steps: int) -> Selection:

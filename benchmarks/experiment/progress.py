@@ -50,10 +50,9 @@ class Watcher:
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._began = self._told = clock()
-        self._running: dict[Run, Progress] = {}
-        self._gains: dict[Run, float] = {}
+        self._running: dict[Run, _Running] = {}
+        self._ended: set[Run] = set()
         self._folder, self._kinds = folder, kinds
-        self._logs: dict[Run, Log] = {}
         self._bar: tqdm[Any] | None = None
         if self._stream.isatty():
             self._bar = tqdm(
@@ -71,30 +70,27 @@ class Watcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for log in self._logs.values():
-            log.close()
+        for running in self._running.values():
+            running.close()
         if self._bar is not None:
             self._bar.close()
 
     def progress(self, run: Run, now: Progress) -> None:
-        """A round is over."""
-        self._running[run] = now
-        if now.gain is not None:
-            self._gains[run] = now.gain
+        """A round is over. What is told of a run that has its result comes too late, and is left out."""
+        if run in self._ended:
+            return
+        if run not in self._running:
+            self._running[run] = _Running(open_logs(self._kinds, self._folder, run.name))
+        self._running[run].take(now)
         self._show()
-        if run not in self._logs:
-            self._logs[run] = open_logs(self._kinds, self._folder, run.name)
-        at = now.member * now.rounds + now.round
-        gain = {} if now.gain is None else {"charts/held_out_gain": now.gain}
-        self._logs[run].write(at, {**now.metrics, **gain})
 
     def finished(self, run: Run) -> None:
         """A run has its result."""
-        self._running.pop(run, None)
+        self._ended.add(run)
         self._done += 1
+        if run in self._running:
+            self._running.pop(run).close()
         self._show()
-        if run in self._logs:
-            self._logs.pop(run).close()
 
     def _show(self) -> None:
         """Move the bar, or write a line where it is time for one."""
@@ -116,17 +112,63 @@ class Watcher:
 
     def _amount(self) -> float:
         """Runs that are done, and the parts of those that go on."""
-        return self._done + sum(
-            (now.member * now.rounds + now.round) / (now.members * now.rounds)
-            for now in self._running.values()
-        )
+        return self._done + sum(running.amount for running in self._running.values())
 
     def _state(self, run: Run) -> str:
         """Where a run is, and what it gains by now."""
-        now = self._running[run]
+        return f"{run.name}{self._running[run].state}"
+
+
+class _Running:
+    """A run that goes on; its members may be trained side by side.
+
+    Args:
+        log: of the run.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._last: dict[int, Progress] = {}
+        self._gain: float | None = None
+        self._waiting: list[Progress] = []
+        self._turn = 0
+
+    def take(self, now: Progress) -> None:
+        """A round is over. It is logged when all members before are: steps in a log only rise."""
+        self._last.pop(now.member, None)
+        self._last[now.member] = now  # the newest last
+        if now.gain is not None:
+            self._gain = now.gain
+        self._waiting.append(now)
+        self._waiting.sort(key=lambda one: one.member)
+        while self._waiting and self._waiting[0].member <= self._turn:
+            first = self._waiting.pop(0)
+            if first.round == first.rounds:
+                self._turn = first.member + 1
+            self._write(first)
+
+    def close(self) -> None:
+        """Nothing more comes; log what still waits."""
+        for one in self._waiting:
+            self._write(one)
+        self._log.close()
+
+    def _write(self, one: Progress) -> None:
+        gain = {} if one.gain is None else {"charts/held_out_gain": one.gain}
+        self._log.write(one.member * one.rounds + one.round, {**one.metrics, **gain})
+
+    @property
+    def amount(self) -> float:
+        """The part of it that is done."""
+        return sum(now.round / (now.members * now.rounds) for now in self._last.values())
+
+    @property
+    def state(self) -> str:
+        """Where the member is that told last, and what the run gains by now."""
+        now = next(reversed(self._last.values()))
         member = f" member {now.member + 1} of {now.members}," if now.members > 1 else ""
-        gain = f", held-out gain {100 * self._gains[run]:+.2f} points" if run in self._gains else ""
-        return f"{run.name}{member} round {now.round} of {now.rounds}{gain}"
+        gain = "" if self._gain is None else f", held-out gain {100 * self._gain:+.2f} points"
+        return f"{member} round {now.round} of {now.rounds}{gain}"
 
 
 def minutes(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """The published step-wise agent in the main job: every proposal is walked, scores and order stay."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,9 @@ class StepwiseMethod(Method):
         """See `Method`."""
         return asdict(self.config)
 
-    def run(
-        self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
-    ) -> MethodResult:
+    def train(self, fold: Fold, seed: int, settings: Settings, member: int, watch: Watch) -> StepwiseResult:
         """See `Method`."""
-        cache = fold.train if fold.select is None else fold.select
-        train, select = fold.train_samples, None
-        if fold.select is None:
-            videos = fold.train.source_videos()
-            parts = video_folds([videos[row] for row in train], settings.members, seed)
-            train, select = train[parts != 0], train[parts == 0]
+        train, cache, select = _split(fold, seed, settings)
         epochs = self.config.warm_up_epochs + self.config.epochs
 
         def told(row: dict[str, float]) -> None:
@@ -62,11 +55,23 @@ class StepwiseMethod(Method):
             done = int(row["epoch"]) + 1
             watch(Progress(0, done, epochs, done * len(train), losses, None))
 
-        width = DetectedBatches(fold.train).d
-        result = StepwiseTrainer(self.config, width, seed, settings.device).fit(
+        return StepwiseTrainer(self.config, DetectedBatches(fold.train).d, seed, settings.device).fit(
             fold.train, cache, train_rows=train, validation_rows=select, progress=False, watch=told
         )
-        policy = new_policy(self.config, width).to(settings.device)
+
+    def answer(
+        self,
+        learnt: Sequence[StepwiseResult],
+        fold: Fold,
+        seed: int,
+        settings: Settings,
+        keep: Path,
+        about: Mapping[str, Any],
+    ) -> MethodResult:
+        """See `Method`."""
+        (result,) = learnt
+        train, cache, select = _split(fold, seed, settings)
+        policy = new_policy(self.config, DetectedBatches(fold.train).d).to(settings.device)
         policy.load_state_dict(result.policy)
         write_tensors(keep.with_name(f"{keep.name}.safetensors"), result.policy)
         spans = walk(policy, fold.test, self.config.steps, fold.test_samples)
@@ -77,9 +82,20 @@ class StepwiseMethod(Method):
         trajectories = _trajectories(
             fold.test, fold.test_samples, spans[np.arange(len(spans)), scores.argmax(1)]
         )
-        return MethodResult(
-            answers, _selection(result, before, epochs * len(train)), trajectories=trajectories
-        )
+        steps = (self.config.warm_up_epochs + self.config.epochs) * len(train)
+        return MethodResult(answers, _selection(result, before, steps), trajectories=trajectories)
+
+
+def _split(
+    fold: Fold, seed: int, settings: Settings
+) -> tuple[NDArray[np.intp], DecoderStateCache, NDArray[np.intp] | None]:
+    """Rows of the training cache to learn from; a cache to choose the epoch by, and its rows, None for
+    all."""
+    if fold.select is not None:
+        return fold.train_samples, fold.select, None
+    videos = fold.train.source_videos()
+    parts = video_folds([videos[row] for row in fold.train_samples], settings.members, seed)
+    return fold.train_samples[parts != 0], fold.train, fold.train_samples[parts == 0]
 
 
 def _trajectories(

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,21 +81,31 @@ class UnfrozenMethod(Method):
         """Settings of the training, and what is unfrozen."""
         return {**asdict(self.config), "unfrozen": self.unfrozen, "dropout": self.dropout}
 
-    def run(
-        self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
+    def train(
+        self, fold: Fold, seed: int, settings: Settings, member: int, watch: Watch
+    ) -> tuple[HeadResult, GirlDetr]:
+        """See `Method`: the history, and the averaged model that did best."""
+        model = load_checkpoint(self.weights).to(settings.device)
+        samples = _Samples(self.weights, self.features.train, fold.train)
+        train, select = _split(fold, seed, settings)
+        return self._fit(model, samples, train, select, seed, watch)
+
+    def answer(
+        self,
+        learnt: Sequence[tuple[HeadResult, GirlDetr]],
+        fold: Fold,
+        seed: int,
+        settings: Settings,
+        keep: Path,
+        about: Mapping[str, Any],
     ) -> MethodResult:
         """See `Method`."""
-        model = load_checkpoint(self.weights).to(settings.device)
-        before = frozen_sha256(model)
-        videos = fold.train.source_videos()
-        parts = video_folds([videos[row] for row in fold.train_samples], settings.members, seed)
-        train, select = fold.train_samples[parts != 0], fold.train_samples[parts == 0]
-        samples = _Samples(self.weights, self.features.train, fold.train)
-        result, chosen = self._fit(model, samples, train, select, seed, watch)
+        ((result, chosen),) = learnt
         save_checkpoint(keep, chosen, {"unfrozen": self.unfrozen, **about})
         test = _Samples(self.weights, self.features.test, fold.test)
         answers = test.answers(chosen, fold.test_samples)
-        frozen = {"before": before, "after": frozen_sha256(chosen)}
+        frozen = {"before": frozen_sha256(load_checkpoint(self.weights)), "after": frozen_sha256(chosen)}
+        train, _ = _split(fold, seed, settings)
         return MethodResult(answers, selection_of(result, self.config.schedule.epochs * len(train)), frozen)
 
     def _fit(
@@ -139,6 +149,13 @@ class UnfrozenMethod(Method):
         """Samples as the model sees them now, with gradients where it learns."""
         with torch.set_grad_enabled(self.unfrozen != "nothing"):
             return samples.batch(model.train(self.dropout), rows, self.config)
+
+
+def _split(fold: Fold, seed: int, settings: Settings) -> tuple[Rows, Rows]:
+    """Rows to learn from, and rows to choose the epoch by."""
+    videos = fold.train.source_videos()
+    parts = video_folds([videos[row] for row in fold.train_samples], settings.members, seed)
+    return fold.train_samples[parts != 0], fold.train_samples[parts == 0]
 
 
 class _Samples:

@@ -2,23 +2,33 @@
 
 import importlib
 import json
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 from vmr_env.agents.ensemble.cross_fitting import Selection
 from vmr_env.agents.evaluation import Refined
 from vmr_env.agents.expected_gain import ExpectedGain
 from vmr_env.backbones.cluster import Cluster
 from vmr_env.benchmarks.experiment.cluster import run_on_cluster
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run, train_test
-from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Fold, Method, MethodResult, Settings
+from vmr_env.benchmarks.experiment.methods import (
+    EnvironmentMethod,
+    Fold,
+    Method,
+    MethodResult,
+    Settings,
+    Watch,
+)
 from vmr_env.benchmarks.speed.options import ClusterSpeed
 
 from vmr_env.caches.reader import DecoderStateCache
@@ -38,8 +48,17 @@ SETTINGS = Settings(members=2, evaluations=1, proposals=1, rounds=20)
 class Nothing(Method):
     """Learns nothing and answers with whole videos."""
 
-    def run(
-        self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Any
+    def train(self, fold: Fold, seed: int, settings: Settings, member: int, watch: Watch) -> None:
+        """See `Method`."""
+
+    def answer(
+        self,
+        learnt: Sequence[None],
+        fold: Fold,
+        seed: int,
+        settings: Settings,
+        keep: Path,
+        about: Mapping[str, Any],
     ) -> MethodResult:
         """See `Method`."""
         samples = fold.test_samples
@@ -83,6 +102,27 @@ def measure_workers(folder: Path, caches: Path, workers: int, runs: int) -> dict
         ray.shutdown()
 
 
+def measure_processes(folder: Path, caches: Path, workers: int, runs: int) -> float:
+    """Wall seconds of the same runs in plain processes, their start apart: what the machine itself gives."""
+    context = multiprocessing.get_context("spawn")
+    work = experiment(folder, caches, EnvironmentMethod(ExpectedGain), runs)
+    with ProcessPoolExecutor(workers, context, _begin, (context.Barrier(workers),)) as pool:
+        list(pool.map(_begun, range(workers)))
+        began = time.perf_counter()
+        list(pool.map(work.do, work.runs()))
+        return time.perf_counter() - began
+
+
+def _begin(all_there: Any) -> None:
+    """Start a process; wait until all have started."""
+    torch.set_num_threads(1)
+    all_there.wait()
+
+
+def _begun(worker: int) -> None:
+    """Work that is done at once."""
+
+
 def measure_size(folder: Path, caches: Path) -> dict[str, float]:
     """Processor seconds of a run in this process, bytes of its results, and of its caches; the best of 3."""
     work = experiment(folder, caches, EnvironmentMethod(ExpectedGain), 3)
@@ -117,9 +157,12 @@ def measure(runs: int) -> dict[str, Any]:
             height, slope, line = foretold(SIZES, values)
             figures[what] = {"at 0": height, "of a sample": slope, "measured": values, "foretold": line}
         for workers in (1, 2):
-            told = measure_workers(folder / f"workers-{workers}", folder / str(SIZES[2]), workers, runs)
-            figures[f"{workers} workers"] = told
-    figures["speed-up"] = figures["1 workers"]["seconds"] / figures["2 workers"]["seconds"]
+            caches = folder / str(SIZES[2])
+            told = measure_workers(folder / f"workers-{workers}", caches, workers, runs)
+            plain = measure_processes(folder / f"processes-{workers}", caches, workers, runs)
+            figures[f"{workers} workers"] = {**told, "plain seconds": plain}
+    for name, of in (("speed-up", "seconds"), ("plain speed-up", "plain seconds")):
+        figures[name] = figures["1 workers"][of] / figures["2 workers"][of]
     figures["load at the end"] = os.getloadavg()[0]
     return figures
 
@@ -135,9 +178,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = figures[f"{workers} workers"]
         print(
             f"{workers} workers: {options.runs} runs in {told['seconds']:.1f} s; "
-            f"overhead of a run {told['overhead']:.3f} s"
+            f"overhead of a run {told['overhead']:.3f} s; in plain processes {told['plain seconds']:.1f} s"
         )
-    print(f"speed-up of two workers: {figures['speed-up']:.2f}")
+    print(
+        f"speed-up of two workers: {figures['speed-up']:.2f}; "
+        f"of two plain processes, the most that this machine gives: {figures['plain speed-up']:.2f}"
+    )
     for what, unit in (("seconds", "s"), ("results", "bytes"), ("caches", "bytes")):
         said = figures[what]
         print(f"{what}: {said['at 0']:.4g} + {said['of a sample']:.4g} N {unit}")

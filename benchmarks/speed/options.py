@@ -107,7 +107,8 @@ class ClusterSpeed:
     Three questions, Ray's start apart:
 
     - overhead: wall seconds of a run that does nothing, with everything that is sent and written for it;
-    - efficiency: wall seconds of independent runs on one worker over those on two;
+    - efficiency: wall seconds of independent runs on one worker over those on two, and the same of plain
+      processes without Ray, which is the most that this machine gives;
     - cost model: a run costs a + b N seconds of processor time on N samples, and its results c + d N bytes.
       The four numbers are fitted to the smallest and the largest size, and foretell the three between them.
 
