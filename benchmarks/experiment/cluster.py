@@ -10,6 +10,7 @@ lost worker or node again.
 import pickle
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,16 @@ def run_on_cluster(
         packed = {folder: pack(experiment, folder) for folder, experiment in parts.items()}
         paths = {digest: path for part in packed.values() for digest, path in part.folders.items()}
         desk = open_desk(paths)
-        remote = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=_RETRIES)
-        do, train, finish = map(remote, (_do, _train, _finish))
+        remote: Any = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=_RETRIES)
+        do, train, finish = remote(_do), remote(_train), remote(_finish)
         contents = {folder: ray.put(part) for folder, part in packed.items()}
         whole, members = shared_out(work, runs, workers(cluster))
-        running = {do.remote(contents[work.of(run).folder], desk, run): run for run in whole}
-        training: list[Any] = []
+        running: dict[Any, Run] = {do.remote(contents[work.of(run).folder], desk, run): run for run in whole}
+        training: dict[Run, list[Any]] = {}
         for run, count in members.items():
             given = contents[work.of(run).folder], desk, run
-            trained = [train.remote(*given, member) for member in range(count)]
-            training += trained
-            running[finish.remote(*given, *trained)] = run
+            training[run] = [train.remote(*given, member) for member in range(count)]
+            running[finish.remote(*given, *training[run])] = run
         failed: dict[Run, str] = {}
         try:
             while running:
@@ -78,6 +78,7 @@ def run_on_cluster(
                     watch(*pickle.loads(message))
                 for result in done:
                     run = running.pop(result)
+                    training.pop(run, None)
                     try:
                         _write(work.of(run), run, ray.get(result))
                     except RayError as error:
@@ -85,7 +86,7 @@ def run_on_cluster(
                     else:
                         finished(run)
         except BaseException:
-            for result in [*training, *running]:
+            for result in chain(running, *training.values()):
                 ray.cancel(result, force=True)
             raise
         return failed
