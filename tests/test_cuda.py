@@ -1,7 +1,7 @@
 """On a GPU, where there is one: what is learnt and cached there is what the processor learns and caches.
 
-Kernels round in another order, and Adam divides by roots of small squares, so numbers are near, not equal:
-docs/cluster.md states the tolerances. Nothing is dropped here, as dropout draws where it is.
+Kernels round in another order, so numbers are near, not equal: docs/cluster.md states how near. Nothing is
+dropped here, as dropout draws where it is.
 """
 
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from vmr_env.agents.dense.trainer import believe, train
 from vmr_env.backbones.base import GirlDetrDetector
 from vmr_env.backbones.cache import build_cache
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint
+from vmr_env.backbones.girl_detr.layers import Dropout
 from vmr_env.backbones.simulated.features import write_simulated
 
 from vmr_env.caches.reader import DecoderStateCache
@@ -33,15 +34,14 @@ pytestmark = [
 ]
 
 GPU = "cuda"
-STATES, POLICY, WEIGHTS = 1e-4, 1e-3, 1e-2
-"""Largest differences of cached states, of probabilities after some steps of learning, of weights then."""
+NEAR = 1e-4
+"""Largest difference of cached states, and of probabilities and weights after some steps of learning."""
 
 
 def farthest(found: object, expected: object) -> float:
     """The largest difference between the numbers of two nested states."""
-    pairs = list(zip(leaves(found), leaves(expected), strict=True))
-    numbers = [(a, b) for a, b in pairs if not isinstance(a, str | None.__class__)]
-    return max(float(np.max(np.abs(np.subtract(a, b, dtype=np.float64)), initial=0)) for a, b in numbers)
+    pairs = zip(leaves(found), leaves(expected), strict=True)
+    return max(float(np.max(np.abs(np.subtract(one, other)), initial=0)) for one, other in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +55,14 @@ def test_an_agent_learns_on_a_gpu_what_it_learns_on_the_processor(name: str, cac
     where, _, policy = learnt(name, cache, GPU)
     _, _, expected = learnt(name, cache, "cpu")
     assert where.startswith(GPU)
-    print(f"{name}: {farthest([policy], [expected]):.1e}")
-    np.testing.assert_allclose(policy, expected, rtol=0, atol=POLICY)
+    np.testing.assert_allclose(policy, expected, rtol=0, atol=NEAR)
 
 
 @pytest.mark.parametrize("name", [name for name in HEADS if name != "tprl, sampled"])
 def test_a_head_learns_on_a_gpu_what_it_learns_on_the_processor(name: str, tmp_path: Path) -> None:
     write_states(tmp_path / "train", 0, dtype="float16"), write_states(tmp_path / "val", 1)
     found, expected = (head_learnt(name, tmp_path, where) for where in (GPU, "cpu"))
-    print(f"{name}: {farthest(found, expected):.1e}")
-    assert farthest(found, expected) <= WEIGHTS
+    assert farthest(found, expected) <= NEAR
 
 
 @pytest.mark.parametrize("gradient", ["exact", "reinforce", "ppo"])
@@ -74,16 +72,14 @@ def test_a_policy_over_all_spans_learns_on_a_gpu_what_it_learns_on_the_processor
     found, expected = (
         believe([train(timelines, 0, config, device=where)], timelines) for where in (GPU, "cpu")
     )
-    print(f"{gradient}: {farthest(list(found), list(expected)):.1e}")
-    assert farthest(list(found), list(expected)) <= POLICY
+    assert farthest(list(found), list(expected)) <= NEAR
 
 
 @pytest.mark.parametrize("name", STEPWISE)
 def test_a_step_wise_agent_learns_on_a_gpu_what_it_learns_on_the_processor(name: str, tmp_path: Path) -> None:
     write_clips(tmp_path / "train", 0, 16), write_clips(tmp_path / "val", 1, 16)
     found, expected = (stepwise_learnt(STEPWISE[name], tmp_path, where) for where in (GPU, "cpu"))
-    print(f"{name}: {farthest(found, expected):.1e}")
-    assert farthest(found, expected) <= WEIGHTS
+    assert farthest(found, expected) <= NEAR
 
 
 def test_a_backbone_caches_on_a_gpu_what_it_caches_on_the_processor(tmp_path: Path) -> None:
@@ -102,8 +98,7 @@ def test_a_backbone_caches_on_a_gpu_what_it_caches_on_the_processor(tmp_path: Pa
     for found, expected in ((there.states, here.states), (there.spans, here.spans)):
         assert found is not None
         assert expected is not None
-        print(f"cache: {np.abs(found - expected).max():.1e}")
-        np.testing.assert_allclose(found, expected, rtol=0, atol=STATES)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=NEAR)
 
 
 def test_a_backbone_learns_on_a_gpu_what_it_learns_on_the_processor(tmp_path: Path) -> None:
@@ -112,6 +107,8 @@ def test_a_backbone_learns_on_a_gpu_what_it_learns_on_the_processor(tmp_path: Pa
     found, expected = {}, {}
     for where, losses in ((GPU, found), ("cpu", expected)):
         run = trainer(tmp_path / "data", tmp_path / where, recipe, device=where)
+        for module in run.model.modules():
+            if isinstance(module, Dropout):
+                module.p = 0.0  # that of the refinement is fixed
         losses.update(run.train_epoch())
-    print(f"losses: {found}, {expected}")
-    assert found == pytest.approx(expected, abs=WEIGHTS)
+    assert found == pytest.approx(expected, rel=10 * NEAR)
