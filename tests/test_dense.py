@@ -529,3 +529,33 @@ def test_what_only_decoder_states_tell_is_learnt() -> None:
     assert gains[1] > gains[0] + 0.2
     with pytest.raises(ValueError, match="reads decoder states"):
         DensePolicy((network,), GRID, CONFIG.channels)
+
+
+def test_a_query_is_asked_in_all_its_wordings_and_its_own_counts_half() -> None:
+    timelines = problem(70)
+    rng = np.random.default_rng(0)
+    for row in range(0, 70, 2):
+        own = timelines._queries[str(row)]
+        other = rng.normal(size=(3 if row % 4 else 1, DIM)).astype(np.float32)
+        timelines._queries[str(row)] = np.concatenate([own, other])
+    torch.manual_seed(0)
+    network = DenseNetwork(DIM, GRID.clips, 16)
+    with torch.no_grad():
+        network.clip_scores.weight.normal_()
+    rows = [5, 4, 2, 69]
+    told = believe([network], timelines, rows)
+
+    def alone(row: int, wording: int) -> tuple[torch.Tensor, torch.Tensor]:
+        vector = timelines._queries[str(row)][wording : wording + 1]
+        queries = timelines._queries | {str(row): vector}
+        one = Timelines(timelines.models, timelines.annotations, timelines._features, queries, GRID)
+        outputs = network.eval()(one.batch([row]))
+        return outputs.logits[0].softmax(dim=0), outputs.relevance[0].sigmoid()
+
+    for place, (row, paraphrases) in enumerate(zip(rows, (0, 1, 3, 0), strict=True)):
+        for part, found in enumerate((told.probabilities[place], told.relevance[place])):
+            own, *others = (alone(row, wording)[part] for wording in range(1 + paraphrases))
+            expected = own if not others else own / 2 + sum(others) / (2 * len(others))
+            inside = slice(None) if part == 0 else slice(int(timelines.clips[row]))
+            torch.testing.assert_close(found[inside], expected[inside].detach())
+        assert not told.relevance[place, int(timelines.clips[row]) :].any()

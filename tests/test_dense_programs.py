@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from vmr_env.benchmarks.experiment import dense, dense_sb3, parsers
 from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
 from vmr_env.data.predictions import by_score, read_predictions, write_predictions
 from vmr_env.data.profiles import get_profile
+from vmr_env.data.queries import Query
 from vmr_env.data.timelines import Grid
 from vmr_env.errors import DataError, DataWarning
 
@@ -106,7 +108,10 @@ def test_folds_are_judged_beside_all_references(
     assert len(read_predictions(out)) == 20
 
 
-def test_ppo_of_sb3_goes_on_from_imitation(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_ppo_of_sb3_goes_on_from_imitation(
+    files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dense_sb3, "ROLLOUT", 512)
     judged = ["--test", *files[1:3]]
     dense_sb3.main([*files, *judged, "--seeds", "1", "--steps", "512"])
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
@@ -122,6 +127,7 @@ def test_weights_that_are_not_finite_stop_ppo_with_one_error(
     clips = dense.Stores([dense.FeatureStore(Path(files[-1]))])
     timelines = dense.read_timelines(paths, clips, PROFILE)
     network = dense.train(timelines, 0, DenseConfig(epochs=1, gradient="none"))
+    monkeypatch.setattr(dense_sb3, "ROLLOUT", 512)
     monkeypatch.setattr(dense_sb3, "gain_of", lambda tiou: float("nan"))
     with pytest.raises(FloatingPointError, match=r"SB3's PPO over spans, seed 5, step 512: gradient norm is"):
         dense_sb3.ppo_from(network, timelines, clips, "qvhighlights", 5, 512)
@@ -297,3 +303,49 @@ def test_a_wrong_call_with_a_cache_is_one_line(
         cached_predictions(pool)
     with pytest.raises(DataError, match="no decoder states"):
         cached_states(pool)
+
+
+def test_paraphrases_belong_to_the_query_of_the_same_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"qid": 1, "query": "a dog", "rephrased_query": ["one dog", "some dog"]},
+        {"qid": 2, "query": "a cat", "rephrased_query": ["one cat"]},
+        {"qid": 3, "query": "another split's", "rephrased_query": ["words"]},
+    ]
+    path = tmp_path / "rephrased.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    class Letters:
+        """Vectors that tell sentences apart: of the first letters."""
+
+        def __init__(self, *_: object) -> None: ...
+
+        def fill(self, texts: Iterable[str]) -> None: ...
+
+        def __getitem__(self, text: str) -> np.ndarray:
+            return np.array([[ord(text[0]), ord(text[-1])]], np.float32)
+
+    monkeypatch.setattr(dense, "SentenceCache", Letters)
+    monkeypatch.setattr(dense, "SentenceEncoder", lambda model: None)
+    asked = [Query(7, "v", "a cat", 30.0), Query("1", "v", "a dog", 30.0), Query(3, "v", "a bird", 30.0)]
+    vectors = dense.encode_queries(asked, [path])
+    assert vectors["7"].tolist() == [[97.0, 116.0], [111.0, 116.0]]
+    assert vectors["1"].tolist() == [[97.0, 103.0], [111.0, 103.0], [115.0, 103.0]]
+    assert vectors["3"].tolist() == [[97.0, 100.0]]  # of another query with this qid
+
+
+def test_judged_queries_are_asked_in_their_paraphrases_too(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[int, list[Path]]] = []
+    real = dense.encode_queries
+
+    def encode(queries: Sequence[object], paraphrases: Sequence[Path]) -> Mapping[str, np.ndarray]:
+        given.append((len(queries), list(paraphrases)))
+        return real(queries, paraphrases)
+
+    monkeypatch.setattr(dense, "encode_queries", encode)
+    short = ["--seeds", "1", "--epochs", "1", "--paraphrases", "words"]
+    dense.main([*files, "--test", *files[1:3], *short])
+    assert given == [(20, [Path("words")])] * 2

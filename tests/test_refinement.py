@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -253,15 +254,25 @@ def test_a_policy_over_all_spans_refines_by_the_command(
     with FeatureStoreWriter(tmp_path / "clips", source="real", origin={}) as writer:
         for vid, rows in features.items():
             writer.add(vid, rows)
-    sentences = {str(i): rng.normal(size=(1, DIM)).astype(np.float32) for i in range(ROWS)}
-    monkeypatch.setattr(dense, "encode_queries", lambda queries, paraphrases, model: sentences)
+    sentences = {str(i): rng.normal(size=(1 + i % 3, DIM)).astype(np.float32) for i in range(ROWS)}
+    words = tmp_path / "rephrased.jsonl"
+    words.write_text("")
+
+    def encode(queries: Sequence[object], paraphrases: Sequence[Path], model: str | None) -> dict:
+        assert (list(paraphrases), model) == ([words], None)
+        return sentences
+
+    monkeypatch.setattr(dense, "encode_queries", encode)
     torch.manual_seed(0)
     policy = DensePolicy((DenseNetwork(DIM, Grid().clips, 16),), Grid(), 16)
     save_policy(tmp_path / "policy", policy)
     monkeypatch.setattr(refinement, "BATCH", 7)
     files = [str(made / "predictions.jsonl"), str(made / "queries.jsonl")]
     command = ["refine", *files, "--agent", str(tmp_path / "policy"), "--out", str(tmp_path / "out.jsonl")]
-    shown = CliRunner().invoke(main, [*command, "--clips", str(tmp_path / "clips")])
+    given = ["--clips", str(tmp_path / "clips"), "--paraphrases", str(words)]
+    alone = CliRunner().invoke(main, [*command, *given[2:]])
+    assert (alone.exit_code, "--paraphrases is read beside --clips" in alone.output) == (2, True)
+    shown = CliRunner().invoke(main, [*command, *given])
     assert shown.exit_code == 0, shown.output
     written = read_predictions(tmp_path / "out.jsonl")
     stores = Evidence(FeatureStore(tmp_path / "clips"), sentences)

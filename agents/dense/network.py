@@ -33,7 +33,7 @@ class DenseNetwork(nn.Module):
     """
 
     def __init__(
-        self, dim: int, clips: int, channels: int = 64, dropout: float = 0.3, state_dim: int = 0
+        self, dim: int, clips: int, channels: int = 64, dropout: float = 0.2, state_dim: int = 0
     ) -> None:
         """Build it.
 

@@ -41,7 +41,7 @@ class Evidence(NamedTuple):
     clips: ClipFeatures
     """Features of each video by vid."""
     queries: Mapping[str, Floats]
-    """Vector of each query by qid as text: (1, D)."""
+    """Vector of each query by qid as text, and below it those of its paraphrases, if any: (1 + P, D)."""
 
 
 @dataclass(frozen=True)

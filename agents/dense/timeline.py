@@ -53,12 +53,15 @@ class Timelines(PaintedTimelines):
         """int64 (S, 2), `spans.all_spans` of the grid."""
         return all_spans(self.grid.clips)
 
-    def batch(self, rows: Sequence[int], draw: "Draw | None" = None) -> TimelineBatch:
+    def batch(
+        self, rows: Sequence[int], draw: "Draw | None" = None, wordings: Sequence[int] | None = None
+    ) -> TimelineBatch:
         """Inputs of some queries.
 
         Args:
             rows: which.
             draw: what is random in training; without it every query is shown as it is, with all models.
+            wordings: without `draw`, which of its `query_vectors` stands for each query; its own by default.
         """
         length = self.grid.clips
         clips = np.zeros((len(rows), length, self.dim), np.float32)
@@ -66,15 +69,16 @@ class Timelines(PaintedTimelines):
         channels = np.zeros((len(rows), length, len(CHANNELS)), np.float32)
         states = np.zeros((len(rows), length, self.state_dim), np.float32)
         shown = [range(len(self.models)) if draw is None else draw.models(len(self.models)) for _ in rows]
+        wordings = [0] * len(rows) if wordings is None else wordings
         for i, row in enumerate(rows):
             count = int(self.clips[row])
             if draw is None or draw.evidence():
                 vectors = self.query_vectors(row)
                 clips[i, :count] = self._clips_of(row if draw is None else draw.video(row, len(self)), count)
-                query[i] = vectors[0] if draw is None else draw.query(vectors)
+                query[i] = vectors[wordings[i]] if draw is None else draw.query(vectors)
             channels[i, :count] = self.channels(row, clips[i, :count], query[i], shown[i])
             states[i, :count] = self.state_vectors(row)
-        counts = torch.from_numpy(self.clips[rows])
+        counts = torch.from_numpy(self.clips[list(rows)])
         return TimelineBatch(
             torch.from_numpy(clips),
             torch.from_numpy(query),

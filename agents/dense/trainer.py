@@ -23,6 +23,9 @@ MAX_NORM = 1.0
 
 MIXTURE_RATE = 10.0
 
+OWN_WORDS = 0.5
+"""What a query's own wording counts for in an answer; its paraphrases, if any, share the rest."""
+
 
 @dataclass(frozen=True)
 class DenseConfig(Settings):
@@ -51,7 +54,7 @@ class DenseConfig(Settings):
     }
 
     channels: int = 64
-    dropout: float = 0.3
+    dropout: float = 0.2
     epochs: int = 6
     batch_size: int = 32
     learning_rate: float = 2e-3
@@ -175,20 +178,47 @@ def believe(
 ) -> Beliefs:
     """Mean probabilities over the networks (seeds), of all queries or of some.
 
+    A query that has paraphrases is asked in all its wordings; its own counts for half.
+
     Raises:
         ValueError: no network.
     """
     if not networks:
         raise ValueError("networks is empty; expected one or more")
     chosen = list(range(len(timelines))) if rows is None else list(rows)
-    probabilities, relevance = [], []
-    for at in range(0, len(chosen), 64):
-        batch = timelines.batch(chosen[at : at + 64]).to(device_of(networks[0]))
+    asked = [
+        _Asked(place, row, wording, share)
+        for place, row in enumerate(chosen)
+        for wording, share in enumerate(_shares(len(timelines.query_vectors(row))))
+    ]
+    beliefs = Beliefs(
+        torch.zeros(len(chosen), len(timelines.spans)), torch.zeros(len(chosen), timelines.grid.clips)
+    )
+    for at in range(0, len(asked), 64):
+        places, rows_asked, wordings, shares = zip(*asked[at : at + 64], strict=True)
+        batch = timelines.batch(rows_asked, wordings=wordings).to(device_of(networks[0]))
         outputs = [network.eval()(batch) for network in networks]
-        probabilities.append(torch.stack([one.logits.softmax(dim=1) for one in outputs]).mean(dim=0).cpu())
-        relevant = torch.stack([one.relevance.sigmoid() for one in outputs]).mean(dim=0)
-        relevance.append((relevant * batch.clip_mask).cpu())
-    return Beliefs(torch.cat(probabilities), torch.cat(relevance))
+        probabilities = torch.stack([one.logits.softmax(dim=1) for one in outputs]).mean(dim=0)
+        relevance = torch.stack([one.relevance.sigmoid() for one in outputs]).mean(dim=0) * batch.clip_mask
+        for whole, part in zip(beliefs, (probabilities, relevance), strict=True):
+            whole.index_add_(0, torch.tensor(places), part.cpu() * torch.tensor(shares)[:, None])
+    return beliefs
+
+
+class _Asked(NamedTuple):
+    """One wording of one query."""
+
+    place: int
+    """Of the query in what is returned."""
+    row: int
+    wording: int
+    share: float
+
+
+def _shares(wordings: int) -> list[float]:
+    """What each of so many wordings counts for, the query's own first; their sum is 1."""
+    others = wordings - 1
+    return [OWN_WORDS, *[(1 - OWN_WORDS) / others] * others] if others else [1.0]
 
 
 @torch.no_grad()

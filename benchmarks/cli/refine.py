@@ -24,6 +24,12 @@ from vmr_env.benchmarks.cli.common import FILE, FOLDER, NEW, device_option, prob
     help="Feature store of the videos, for a policy over all spans; may repeat.",
 )
 @click.option(
+    "--paraphrases",
+    type=FILE,
+    multiple=True,
+    help="Json lines with query and rephrased_query, for a policy over all spans; may repeat.",
+)
+@click.option(
     "--model", help="Sentence encoder of the queries, as the policy learnt with. Default: offline MiniLM."
 )
 @click.option("--sort", is_flag=True, help="Bring the windows of each row by falling score first.")
@@ -35,6 +41,7 @@ def refine(
     queries: Path,
     agent: Path,
     clips: tuple[Path, ...],
+    paraphrases: tuple[Path, ...],
     model: str | None,
     sort: bool,
     device: str,
@@ -53,6 +60,8 @@ def refine(
     from vmr_env.agents.dense import Evidence
     from vmr_env.agents.refinement import refine as refine_predictions
 
+    if paraphrases and not clips:
+        raise click.UsageError("--paraphrases is read beside --clips, which is not given; expected both")
     evidence = None
     if clips:
         from vmr_env.backbones.features.store import FeatureStore
@@ -61,7 +70,7 @@ def refine(
         from vmr_env.data.queries import read_queries
 
         stores = Stores([FeatureStore(path) for path in clips])
-        evidence = Evidence(stores, encode_queries(read_queries(queries), [], model))
+        evidence = Evidence(stores, encode_queries(read_queries(queries), paraphrases, model))
     rows = refine_predictions(
         predictions, queries, agent=agent, evidence=evidence, sort=sort, out=out, device=device
     )

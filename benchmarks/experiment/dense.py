@@ -85,15 +85,18 @@ def encode_queries(
 
     Args:
         annotations: the queries.
-        paraphrases: json lines with ``qid``, ``query`` and ``rephrased_query``.
+        paraphrases: json lines with ``qid``, ``query`` and ``rephrased_query``; they belong to the query of
+            the same words, whatever its qid.
         model: sentence-transformers model; the offline MiniLM by default.
     """
-    sentences = {str(annotation.qid): [annotation.query] for annotation in annotations}
+    wordings = {annotation.query: [annotation.query] for annotation in annotations}
     for path in paraphrases:
-        for key, text in read_sentences(path).items():
+        read = read_sentences(path)
+        for key, text in read.items():
             qid, mark, _ = key.rpartition("#")
-            if mark and qid in sentences:
-                sentences[qid].append(text)
+            if mark and read[qid] in wordings:
+                wordings[read[qid]].append(text)
+    sentences = {str(annotation.qid): wordings[annotation.query] for annotation in annotations}
     known = SentenceCache(None, SentenceEncoder(model), "sentence")
     known.fill(text for texts in sentences.values() for text in texts)
     return {qid: np.concatenate([known[text] for text in texts]) for qid, texts in sentences.items()}
@@ -184,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.test is None:
         judge, parts = learn, _folds(learn, profile, options.folds)
     else:
-        judge = read(options.test, cache=options.test_cache)
+        judge = read(options.test, paraphrases=options.paraphrases, cache=options.test_cache)
         if shared := len(set(_sources(learn, profile)) & set(_sources(judge, profile))):
             message = (
                 f"--test shares {shared} source videos with --train: it is judged on what it learnt from"

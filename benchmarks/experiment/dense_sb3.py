@@ -40,6 +40,8 @@ from vmr_env.envs.span_env import VMRSpanEnv
 from vmr_env.programs import run_program
 
 ENVIRONMENTS = 4
+ROLLOUT = 2_048
+"""Episodes between updates. With 512, and with more episodes in all, what was learnt by imitation is lost."""
 
 
 def gain_of(tiou: float) -> float:
@@ -74,9 +76,9 @@ def ppo_from(
     model = PPO(
         SpanPolicy,
         make_vec_env(environment, n_envs=ENVIRONMENTS, seed=seed),
-        learning_rate=2e-4,
-        n_steps=512 // ENVIRONMENTS,
-        batch_size=128,
+        learning_rate=5e-4,
+        n_steps=ROLLOUT // ENVIRONMENTS,
+        batch_size=256,
         n_epochs=2,
         gamma=1.0,
         seed=seed,
@@ -106,9 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", nargs="+", type=Path, required=True, metavar="FILE", help=files)
     parser.add_argument("--dataset", choices=PROFILES, default="qvhighlights", help="default: qvhighlights")
     parser.add_argument("--clips", nargs="+", type=Path, required=True, help="feature stores of the clips")
-    parser.add_argument("--paraphrases", nargs="*", type=Path, default=[], help="of the training queries")
+    parser.add_argument(
+        "--paraphrases", nargs="*", type=Path, default=[], help="of the queries, as of `vmr-env dense`"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="networks whose probabilities are averaged")
-    parser.add_argument("--steps", type=int, default=12_288, help="episodes of PPO (default: 12,288)")
+    parser.add_argument("--steps", type=int, default=16_384, help="episodes of PPO (default: 16,384)")
     options = parser.parse_args(arguments)
     if options.seeds < 1 or options.steps < 1:
         parser.error(f"--seeds is {options.seeds}, --steps is {options.steps}; expected 1 or more of both")
@@ -119,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     clips = Stores([FeatureStore(path) for path in options.clips])
     profile = get_profile(options.dataset)
     learn = read_timelines(options.train, clips, profile, options.paraphrases)
-    judge = read_timelines(options.test, clips, profile)
+    judge = read_timelines(options.test, clips, profile, options.paraphrases)
 
     def answered(networks: Sequence[DenseNetwork]) -> list[Prediction]:
         beliefs = believe(networks, judge)

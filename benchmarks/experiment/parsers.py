@@ -31,7 +31,14 @@ def dense_parser() -> argparse.ArgumentParser:
     parser.add_argument("--states", action="store_true", help="see the decoder states of the caches too")
     parser.add_argument("--dataset", choices=PROFILES, default="qvhighlights", help="default: qvhighlights")
     parser.add_argument("--clips", nargs="+", type=Path, required=True, help="feature stores of the clips")
-    parser.add_argument("--paraphrases", nargs="*", type=Path, default=[], help="of the training queries")
+    parser.add_argument(
+        "--paraphrases",
+        nargs="*",
+        type=Path,
+        default=[],
+        help="json lines with query and rephrased_query: training mixes a query with its paraphrases, and "
+        "judged queries are asked in all their wordings",
+    )
     parser.add_argument("--no-evidence", action="store_true", help="control: clips and queries are zero")
     parser.add_argument("--seeds", type=int, default=3, help="networks whose probabilities are averaged")
     parser.add_argument("--folds", type=int, default=5, help="folds by video where there is no --test")
