@@ -1,6 +1,9 @@
 """Evidence in caches: its tables by a slow definition, what environments show, and where it comes from."""
 
 import json
+import pickle
+import shutil
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +20,13 @@ from vmr_env.backbones.evidence import on_grid
 from vmr_env.backbones.features.store import FeatureStoreWriter
 from vmr_env.benchmarks.cli.main import main
 
-from vmr_env.caches.evidence import LOG_SCALE, bytes_kept, evidence_of, two_levels
+from vmr_env.caches.evidence import LOG_SCALE
 from vmr_env.caches.format import MOST_CELLS, Ragged, cells_of, merged, spans_of
 from vmr_env.caches.reader import DecoderStateCache, write_cache
+from vmr_env.envs import memory
+from vmr_env.envs.evidence import EvidenceRows, evidence_bytes, evidence_of
+from vmr_env.envs.memory import Memory
 from vmr_env.errors import DataError
-from vmr_env.files.user_cache import user_cache_folder
 
 N = 12
 LONG = 200
@@ -121,30 +126,72 @@ def expected(
     return [mean(*here), *near], said
 
 
-def test_samples_do_not_depend_on_those_beside_them(
-    cache: DecoderStateCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def found(cache: DecoderStateCache) -> EvidenceRows:
+    """Tables of all samples."""
+    evidence = Memory(cache, evidence_of(cache), 1)
+    assert evidence.shared
+    evidence.hold(np.zeros(len(cache), int), np.arange(len(cache)))
+    rows: EvidenceRows = evidence.rows
+    return rows
+
+
+def log_scores(rows: EvidenceRows, sample: int) -> dict[tuple[int, int], float]:
+    """The first of `SPAN_EVIDENCE` of every span, from boundary to boundary."""
+    cells, first = int(rows.cells[sample]), int(rows.span_firsts[sample])
+    spans = [(i, i + length) for length in range(1, cells + 1) for i in range(cells - length + 1)]
+    steps = rows.spans[first : first + len(spans), 0].tolist()
+    return {span: -step / 65535 for span, step in zip(spans, steps, strict=True)}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_episodes_own_evidence_is_the_shared_one(
+    cache: DecoderStateCache, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    together = evidence_of(cache)
-    monkeypatch.setenv("VMR_ENV_CACHE", str(tmp_path))
-    monkeypatch.setattr("vmr_env.caches.derived.BLOCK_SAMPLES", 1)
-    alone = evidence_of(cache)
-    assert together is not None
-    assert alone is not None
-    np.testing.assert_allclose(alone.spans, together.spans, atol=1e-3)  # a float16 may be rounded otherwise
-    np.testing.assert_array_equal(alone.points, together.points)
-    np.testing.assert_array_equal(alone.entropies, together.entropies)
+    def observed() -> list[Any]:
+        env = environment(cache, threads=threads)
+        actions = np.random.default_rng(0).integers(0, env.single_action_space.n, (20, env.num_envs))
+        return [env.reset(seed=3)[0], *(env.step(action)[0] for action in actions)]
+
+    shared = observed()
+    size = evidence_bytes(cells_of(cache.n_clips))
+    monkeypatch.setattr(memory, "SHARED_BYTES", size)
+    assert Memory(cache, evidence_of(cache), 1).shared
+    monkeypatch.setattr(memory, "SHARED_BYTES", size - 1)
+    assert not Memory(cache, evidence_of(cache), 1).shared
+    np.testing.assert_array_equal(observed(), shared)
 
 
-def test_tables_take_the_bytes_that_are_foretold(cache: DecoderStateCache) -> None:
-    """A bound for any cache: no sample has more cells than the longest here."""
-    assert evidence_of(cache) is not None
-    folders = [path for path in (user_cache_folder() / "evidence").iterdir() if path.name[0] != "."]
-    cells = cells_of(cache.n_clips)
-    sizes = {sum(path.stat().st_size - 128 for path in folder.glob("*.npy")) for folder in folders}
-    assert sizes == {bytes_kept(cells)}
-    assert bytes_kept(np.array([MOST_CELLS])) == 24_324
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_pickle_holds_no_evidence_and_goes_on_alike_in_another_process(
+    cache: DecoderStateCache, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    if not shared:
+        monkeypatch.setattr(memory, "SHARED_BYTES", 0)
+    env = environment(cache, n=5, horizon=4, components=["span", "relevance", "span_evidence"])
+    env.reset(seed=1)
+    packed = pickle.dumps(env)
+    assert env.episodes._groups[0].tables.points.tobytes() not in packed
+    monkeypatch.setattr(memory, "_SHARED", weakref.WeakKeyDictionary())
+    twin = pickle.loads(packed)
+    for action in (0, 20, 41, 9, 3):
+        actions = np.full(5, action)
+        np.testing.assert_array_equal(twin.step(actions)[0], env.step(actions)[0])
+
+
+def test_tables_take_the_memory_that_is_foretold(cache: DecoderStateCache) -> None:
+    """And of no sample more than of one with as many cells as there may be."""
+    evidence = evidence_of(cache)
+    rows = evidence.empty(len(cache), True)
+    arrays = (rows.spans, rows.points, rows.entropies, rows.span_firsts, rows.point_firsts)
+    assert evidence.size == sum(array.nbytes for array in arrays)
+    assert evidence_bytes(np.array([MOST_CELLS])) == 24_340
     for clips in (1, 2, 30, 75, 76, 10**6):
-        assert bytes_kept(cells_of(np.array([clips]))) <= 24_324
+        assert evidence_bytes(cells_of(np.array([clips]))) <= 24_340
+
+
+def test_nothing_is_kept_on_disk(cache: DecoderStateCache) -> None:
+    environment(cache).reset(seed=0)
+    assert {path.parent for path in cache.path.parent.rglob("*.npy")} == {cache.path}
 
 
 @pytest.mark.parametrize("actions", ["discrete", "multidiscrete", "continuous"])
@@ -173,7 +220,7 @@ def test_environments_show_the_evidence_of_the_span_that_each_action_leads_to(
                 span = cache.spans[episodes.samples[i], first]
             wanted = expected(cache, int(episodes.samples[i]), (span[0], span[1]))
             np.testing.assert_allclose(relevance, wanted[0], atol=1e-5)
-            np.testing.assert_allclose(said, wanted[1], atol=2e-3)  # float16
+            np.testing.assert_allclose(said, wanted[1], atol=1e-5)  # steps of 1 / 65535
             looked_at += 1
     assert looked_at > N
 
@@ -203,15 +250,45 @@ def test_our_network_sees_evidence(cache: DecoderStateCache) -> None:
         assert torch.equal(differs, masks & (torch.arange(masks.shape[1]) == 3))
 
 
-def test_a_step_in_the_curve_is_the_best_span() -> None:
-    curve = np.array([0.0, 0.1, 0, 1, 0.9, 1, 0, 0.1])
-    first, last = np.triu_indices(len(curve))
-    best = int(two_levels(curve).argmax())
-    assert (first[best], last[best]) == (3, 5)
+def with_curves(folder: Path, curves: list[list[float]]) -> DecoderStateCache:
+    batch = random_batch(len(curves))
+    clips = np.array([len(curve) for curve in curves], np.int32)
+    moments = Ragged.from_rows([[[0.0, clips]] for clips in clips])
+    relevance = Ragged.from_rows([np.array(curve, np.float32) for curve in curves])
+    batch = replace(batch, durations=clips.astype(float), n_clips=clips, moments=moments, saliency=None)
+    return DecoderStateCache.open(write_cache(folder, replace(batch, relevance=relevance), **ARGUMENTS))
 
 
-def test_a_flat_curve_tells_nothing() -> None:
-    assert not two_levels(np.full(6, 0.25)).any()
+def test_a_step_in_the_curve_is_the_best_span(tmp_path: Path) -> None:
+    scores = log_scores(found(with_curves(tmp_path / "c", [[0.0, 0.1, 0, 1, 0.9, 1, 0, 0.1]])), 0)
+    assert max(scores, key=scores.__getitem__) == (3, 6)
+
+
+def test_a_flat_curve_and_a_video_of_one_clip_tell_nothing(tmp_path: Path) -> None:
+    rows = found(with_curves(tmp_path / "c", [[0.25] * 6, [0.7]]))
+    assert not rows.spans[:, 0].any()
+    assert not rows.points[:, :3].any()
+    np.testing.assert_allclose(rows.entropies, [1, 0], atol=1e-6)
+    one = rows.spans[rows.span_firsts[1]]
+    np.testing.assert_array_equal(one[1:], 65535)  # the only span has a tIoU of 1 with itself
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 4, 7, 20, MOST_CELLS])
+def test_all_spans_are_compared_with_all(tmp_path: Path, cells: int) -> None:
+    curve = np.random.default_rng(cells).normal(size=cells).tolist()
+    cache = with_curves(tmp_path / "c", [curve])
+    rows, logs = found(cache), distribution(cache, 0)
+    spans = [(i, i + length) for length in range(1, cells + 1) for i in range(cells - length + 1)]
+    low, high = np.array(spans).T
+    common = np.maximum(np.minimum(high[:, None], high) - np.maximum(low[:, None], low), 0)
+    union = (high - low)[:, None] + (high - low) - common
+    chances = np.exp([logs[span] for span in spans])
+    wanted = [
+        (common / union) @ chances,
+        (2 * common >= union) @ chances,
+        (10 * common >= 7 * union) @ chances,
+    ]
+    np.testing.assert_allclose(rows.spans[:, 1:].T / 65535, wanted, atol=1e-5)
 
 
 def test_backbones_scores_are_those_of_the_spans_of_the_grid() -> None:
@@ -230,6 +307,19 @@ def test_scores_of_another_number_of_spans_are_refused(tmp_path: Path) -> None:
         write_cache(tmp_path / "cache", replace(batch, span_scores=short), **ARGUMENTS)
     with pytest.raises(DataError, match="relevance: is missing"):
         write_cache(tmp_path / "cache", replace(batch, relevance=None), **ARGUMENTS)
+
+
+@pytest.mark.parametrize("name", ["relevance", "span_scores"])
+def test_an_environment_refuses_a_damaged_copy_but_not_the_cache(tmp_path: Path, name: str) -> None:
+    good = write_cache(tmp_path / "good", batch_with_evidence(True), **ARGUMENTS)
+    shutil.copytree(good, tmp_path / "damaged")
+    path = tmp_path / "damaged" / f"{name}.values.npy"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=rf"{name}\.values\.npy: has sha256"):
+        environment(DecoderStateCache.open(tmp_path / "damaged"))
+    environment(DecoderStateCache.open(good))
 
 
 def test_evidence_is_verified(cache: DecoderStateCache) -> None:
@@ -285,12 +375,8 @@ def test_cosines_need_features_alone(files: dict[str, Path], tmp_path: Path) -> 
         alike = 2 / np.sqrt(4.01)
         np.testing.assert_allclose(cache.relevance[0], [0] * 4 + [alike] * 4 + [0] * 2, atol=1e-3)
         assert not cache.relevance[1].any()
-        tables = evidence_of(cache)
-        assert tables is not None
-        scores = tables.spans[: spans_of(10), 0]
-        first, last = np.triu_indices(10)
-        best = int(scores.argmax())
-        assert (first[best], last[best]) == (4, 7)
+        scores = log_scores(found(cache), 0)
+        assert max(scores, key=scores.__getitem__) == (4, 8)
 
 
 @pytest.mark.parametrize(

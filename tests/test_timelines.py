@@ -18,7 +18,7 @@ from walks import recorded
 from vmr_env.caches.boundary_features import INSIDE_FEATURES, INTEGRALS, POINT_FEATURES, SPAN_FEATURES
 from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged
 from vmr_env.caches.writer import sha256_of
-from vmr_env.envs import config
+from vmr_env.envs import memory
 from vmr_env.envs.config import EnvConfig, Task
 from vmr_env.envs.env import VMREnv
 from vmr_env.envs.timelines import empty_timelines, exponential, timeline_bytes
@@ -61,8 +61,10 @@ def extreme_batch() -> CacheBatch:
 def test_timelines_are_those_of_plain_python(folder: Path, saliency: bool) -> None:
     batch = extreme_batch() if saliency else replace(extreme_batch(), saliency=None)
     cache = written(folder / "cache", batch)
-    found = Task(EnvConfig(source=cache)).timelines
-    assert found is not None
+    timelines = Task(EnvConfig(source=cache)).timelines(1)
+    timelines.hold(np.zeros(len(cache), int), np.arange(len(cache)))
+    assert timelines.shared
+    found = timelines.rows
     for sample in range(len(cache)):
         slow = slow_timeline_of(cache, sample)
         points, padding = np.split(found.points[sample], [len(POINT_FEATURES)], axis=1)
@@ -99,9 +101,8 @@ def test_an_episodes_own_timeline_is_the_shared_one(
 ) -> None:
     source = str(make_cache(folder / "cache", 40, full=True))
     shared = recorded(source, threads=threads)
-    monkeypatch.setattr(config, "SHARED_BYTES", 40 * timeline_bytes(4) - 1)
-    monkeypatch.setattr(config, "_SHARED", {})
-    assert Task(EnvConfig(source=source)).timelines is None
+    monkeypatch.setattr(memory, "SHARED_BYTES", 40 * timeline_bytes(4) - 1)
+    assert not Task(EnvConfig(source=source)).timelines(1).shared
     for name, values in recorded(source, threads=threads).items():
         np.testing.assert_array_equal(values, shared[name], err_msg=name)
 
@@ -109,7 +110,9 @@ def test_an_episodes_own_timeline_is_the_shared_one(
 def test_environments_of_a_cache_share_its_timelines_and_keep_nothing_on_disk(folder: Path) -> None:
     cache = DecoderStateCache.open(make_cache(folder / "cache", 10))
     first, second = environment(cache), environment(cache, n=3)
-    assert first.episodes.task.timelines is second.episodes.task.timelines is not None
+    firsts, seconds = (env.episodes.task.timelines(1) for env in (first, second))
+    assert firsts.shared
+    assert firsts.rows is seconds.rows
     assert {path.parent for path in folder.rglob("*.npy")} == {cache.path}
 
 

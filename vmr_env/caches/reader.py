@@ -52,6 +52,7 @@ LABELLED = "labelled"
 _VERIFY_ROWS = 4096
 _TRUSTED = (
     *("spans", "scores", "counts", "models", "durations", "n_clips", "moments.values", "saliency.values"),
+    *("relevance.values", "span_scores.values"),
     *(f"{name}.offsets" for name in RAGGED),
 )
 """Arrays that compiled code takes for sound; the others hold numbers only that are passed on."""

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.caches.boundary_features import CELLS
 from vmr_env.caches.clip_sums import EDGE_CLIPS, POINT_PARTS, ClipSums, clip_sums_of
-from vmr_env.caches.evidence import RELEVANCE, SPAN_EVIDENCE, EvidenceTables, evidence_of
+from vmr_env.caches.evidence import RELEVANCE, SPAN_EVIDENCE
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.compilation import entry, fixed, scalar
+from vmr_env.envs.evidence import EvidenceRows, evidence_of, of_steps, span_row
 from vmr_env.envs.kernel import (
     COMPONENTS,
     SKIP,
@@ -28,10 +29,20 @@ from vmr_env.envs.kernel import (
     copy,
     overlap,
 )
+from vmr_env.envs.memory import Memory
 from vmr_env.envs.timelines import cell_of, exponential
 
-Group = tuple[Callable[..., None], Any]
-"""What writes a group of components, and its tables."""
+
+class Group(NamedTuple):
+    """Components that are written together."""
+
+    write: Callable[..., None]
+    """The compiled function."""
+    tables: Any
+    """Its first argument."""
+    memory: Memory | None = None
+    """Where the tables are computed as episodes begin, if they are."""
+
 
 VOTES = ("tIoU with the first", "tIoU", "hits at 0.5", "hits at 0.7", "start density", "end density")
 """What a model thinks of a span: its tIoU with the model's first proposal; and over all of its proposals,
@@ -59,26 +70,26 @@ class Vectors(NamedTuple):
     """(S, X), bits of float16."""
 
 
-def groups_of(cache: DecoderStateCache, components: Collection[str]) -> list[Group]:
-    """What writes the components that are among these, in their order."""
+def groups_of(cache: DecoderStateCache, components: Collection[str], n: int) -> list[Group]:
+    """What writes the components of n episodes that are among these, in their order.
+
+    Raises:
+        DataError: the cache is damaged, or the tables of clips cannot be kept.
+    """
     found: list[Group] = []
     if not {"decoder_state", "proposal_states", "text"}.isdisjoint(components):
         vectors = Vectors(*_by_precision(cache.states, 3), *_by_precision(cache.text, 2))
-        found.append((write_vectors, vectors))
+        found.append(Group(write_vectors, vectors))
     if not {"point_clips", "proposal_clips"}.isdisjoint(components):
         clips = clip_sums_of(cache)
         assert clips is not None
         sums = fixed(clips.sums, np.float32, 2)
-        found.append((write_clips, ClipSums(sums, *(fixed(of, np.int64, 1) for of in clips[1:]))))
+        found.append(Group(write_clips, ClipSums(sums, *(fixed(of, np.int64, 1) for of in clips[1:]))))
     if not {"relevance", "span_evidence"}.isdisjoint(components):
-        tables = evidence_of(cache)
-        assert tables is not None
-        floats = fixed(tables.points, np.float32, 2), fixed(tables.entropies, np.float32, 1)
-        whole = (fixed(of, np.int64, 1) for of in tables[3:])
-        bits = fixed(tables.spans.view(np.uint16), np.uint16, 2)
-        found.append((write_evidence, EvidenceTables(bits, *floats, *whole)))
+        memory = Memory(cache, evidence_of(cache), n)
+        found.append(Group(write_evidence, memory.rows, memory))
     if "votes" in components:
-        found.append((write_votes, fixed(_shares(cache), np.float32, 2)))
+        found.append(Group(write_votes, fixed(_shares(cache), np.float32, 2)))
     return found
 
 
@@ -190,22 +201,30 @@ def observe_relevance(points: Floats, first: int, last: int, out: Floats) -> Non
 
 @scalar
 def observe_evidence(
-    evidence: EvidenceTables, sample: int, points: Floats, first: int, last: int, out: Floats
+    spans: NDArray[np.uint16], points: Floats, entropy: Number, first: int, last: int, out: Floats
 ) -> None:
     """What is known of a span under the distribution of all: `SPAN_EVIDENCE`."""
-    before = first * (2 * (len(points) - 1) - first + 1) // 2  # spans that start earlier
-    copy_half(evidence.spans[evidence.span_firsts[sample] + before + last - first - 1], out)
-    out[4], out[5], out[6] = points[first, 3], points[last, 4], evidence.entropies[sample]
+    steps = spans[span_row(len(points) - 1, first, last)]
+    out[0] = -of_steps(steps[0])
+    for k in range(1, len(steps)):
+        out[k] = of_steps(steps[k])
+    out[4], out[5], out[6] = points[first, 3], points[last, 4], entropy
 
 
 @scalar
 def observe_choices(
-    evidence: EvidenceTables, tables: Tables, rules: Rules, episode: Record, mask: Bools, out: Floats
+    evidence: EvidenceRows,
+    row: int,
+    tables: Tables,
+    rules: Rules,
+    episode: Record,
+    mask: Bools,
+    out: Floats,
 ) -> None:
     """`relevance` and `span_evidence` of the span that each choice leads to; zeros for impossible ones."""
-    at, sample = rules.columns, episode.sample
-    cells, begin_at = evidence.cells[sample], evidence.point_firsts[sample]
-    points = evidence.points[begin_at : begin_at + cells + 1]
+    at, cells = rules.columns, evidence.cells[episode.sample]
+    spans = evidence.spans[evidence.span_firsts[row] :]
+    points = evidence.points[evidence.point_firsts[row] :][: cells + 1]
     for a in range(len(mask)):
         start, end = chosen_span(tables, rules, episode, a)
         first, last = evidence_cells(cells, start, end)
@@ -219,7 +238,7 @@ def observe_choices(
         if at[_SPAN_EVIDENCE] >= 0:
             part = out[at[_SPAN_EVIDENCE] + a * _EVIDENCE_WIDTH :]
             if mask[a]:
-                observe_evidence(evidence, sample, points, first, last, part)
+                observe_evidence(spans, points, evidence.entropies[row], first, last, part)
             else:
                 for k in range(_EVIDENCE_WIDTH):
                     part[k] = _ZERO
@@ -325,7 +344,7 @@ def write_clips(
 
 @entry
 def write_evidence(
-    evidence: EvidenceTables,
+    evidence: EvidenceRows,
     tables: Tables,
     rules: Rules,
     episodes: Array,
@@ -338,7 +357,8 @@ def write_evidence(
     """Write `relevance` and `span_evidence`."""
     for i in range(first, last):
         if orders[i] != SKIP:
-            observe_choices(evidence, tables, rules, episodes[i], masks[i], observations[i])
+            row = episodes[i].sample if evidence.shared else i
+            observe_choices(evidence, row, tables, rules, episodes[i], masks[i], observations[i])
 
 
 @entry

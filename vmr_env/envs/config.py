@@ -2,10 +2,9 @@
 
 import difflib
 import os
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,23 +14,20 @@ from vmr_env.caches.boundary_features import log_length
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs import kernel
 from vmr_env.envs.actions import FREE, KINDS, free_groups, get_action_mode
-from vmr_env.envs.compilation import COMPILES, direct, fixed
-from vmr_env.envs.components import groups_of
+from vmr_env.envs.compilation import COMPILES, fixed
+from vmr_env.envs.components import Group, groups_of
 from vmr_env.envs.curriculum import CURRICULA
+from vmr_env.envs.memory import Computed, Memory
 from vmr_env.envs.observations import Observer
 from vmr_env.envs.rewards import BUILT_IN, POTENTIALS, Reward
 from vmr_env.envs.sources import check_split, open_source
-from vmr_env.envs.timelines import Timelines, empty_timelines, find_timelines, timeline_bytes, workspace
+from vmr_env.envs.timelines import empty_timelines, find_timelines, timeline_bytes, workspace
 from vmr_env.errors import DataError, Problem, check_count
 
 Source = str | os.PathLike[str] | DecoderStateCache | None
 
 PROPOSALS = 10
 """Proposals of a sample that take part, by default."""
-
-SHARED_BYTES = 1 << 29
-"""Memory that the timelines of all samples of a cache may take; those of larger ones are computed where
-episodes begin."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +78,11 @@ class Task:
         observation_space: of one episode.
         action_space: of one episode.
         tables: for `vmr_env.envs.kernel`.
-        groups: of components that the kernel does not write, see `vmr_env.envs.components`.
         samples: rows of the cache to draw from, empty for all.
 
     Raises:
         ValueError: an argument is none of those expected.
-        DataError: the source is no cache of the data set, or has no such samples; tables cannot be kept.
+        DataError: the source is no cache of the data set, or has no such samples.
     """
 
     def __init__(self, config: EnvConfig) -> None:
@@ -112,9 +107,6 @@ class Task:
             self._free_in(number)
         cache.require_sound()
         self.tables = _tables(cache)
-        self.groups = groups_of(cache, self.observer.shapes)
-        longest = 0 if cache.saliency is None else int(cache.saliency.lengths.max())
-        self._workspace = workspace(cache.manifest["proposals"], longest)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Task, (self.config,)  # a pickle holds no tables; they are mapped again
@@ -122,30 +114,31 @@ class Task:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Task":
         return self
 
-    @cached_property
-    def timelines(self) -> Timelines | None:
-        """Those of all samples, which all environments of the cache share. None where they are too large, or
-        are not computed by compiled code: each episode has that of its own sample then."""
-        samples, proposals = len(self.cache), self.cache.manifest["proposals"]
-        found = _SHARED.get(self.cache)
-        if found is None and COMPILES and samples * timeline_bytes(proposals) <= SHARED_BYTES:
-            found = empty_timelines(samples, proposals, shared=True)
-            every = np.arange(samples)
-            self.find_timelines(every, every, found)
-            _SHARED[self.cache] = found
-        return found
-
-    def own_timelines(self, n: int) -> Timelines:
-        """Memory for those of n episodes."""
-        return empty_timelines(n, self.cache.manifest["proposals"], shared=False)
-
-    def find_timelines(self, samples: Ints, rows: Ints, timelines: Timelines) -> None:
-        """Write the timelines of samples (K,) to rows (K,)."""
-        of, saliency = self.tables, self.cache.saliency
-        scores = fixed(self.cache.scores, np.float32, 2)
+    def timelines(self, n: int) -> Memory:
+        """Memory for the timelines of n episodes; shared ones take so little time that all are computed."""
+        cache, of, saliency = self.cache, self.tables, self.cache.saliency
+        proposals, longest = cache.manifest["proposals"], 0 if saliency is None else saliency.lengths.max()
+        scores = fixed(cache.scores, np.float32, 2)
         curves = fixed(None if saliency is None else saliency.values, np.float32, 1)
-        find, work = direct(find_timelines), self._workspace
-        find(of.samples, of.spans, scores, of.models, curves, samples, rows, timelines, work)
+        timelines = Computed(
+            find_timelines,
+            (of.samples, of.spans, scores, of.models, curves),
+            len(cache) * timeline_bytes(proposals),
+            partial(empty_timelines, proposals),
+            partial(workspace, proposals, int(longest)),
+        )
+        memory, every = Memory(cache, timelines, n), np.arange(len(cache))
+        if COMPILES and memory.shared and not memory.complete:
+            memory.hold(every, every)
+        return memory
+
+    def groups(self, n: int) -> list[Group]:
+        """What writes the components of n episodes that the kernel does not.
+
+        Raises:
+            DataError: the cache is damaged, or the tables of clips cannot be kept.
+        """
+        return groups_of(self.cache, self.observer.shapes, n)
 
     def reward(self, stage: int) -> Reward:
         """The reward of a stage.
@@ -234,10 +227,6 @@ def opened(dataset: str, split: str | None, source: Source) -> DecoderStateCache
     cache = source if isinstance(source, DecoderStateCache) else open_source(dataset, split, source)
     check_split(cache, split)
     return cache
-
-
-_SHARED: weakref.WeakKeyDictionary[DecoderStateCache, Timelines] = weakref.WeakKeyDictionary()
-"""Timelines of all samples of the caches that are open."""
 
 
 def _tables(cache: DecoderStateCache) -> kernel.Tables:

@@ -71,14 +71,35 @@ class Episodes:
         self._potentials: Array = np.zeros(n)
         self._older: list[tuple[kernel.Rules, Bools]] = []
         self._set_rules(len(task.curriculum) if task.config.stage is None else task.config.stage)
+        self._groups = task.groups(n)
+        memories = [group.memory for group in self._groups if group.memory]
         compiled = find_timelines, kernel.advance, kernel.all_below, kernel.draw, kernel.tell
-        with first_call([*compiled, *(write for write, _ in task.groups)]):
-            self._own = task.own_timelines(n if task.timelines is None else 0)
+        others = *(memory.computed.find for memory in memories), *(group.write for group in self._groups)
+        with first_call([*compiled, *others]):
+            self._find_memory()
             self.advance(np.full(n, kernel.BEGIN, np.uint8), self._none)
             self._write_groups(self.rules, np.zeros(n, np.uint8), self._none, 0, 0)
             self.draw(np.zeros(n, np.uint8))
             kernel.all_below(0, self._numbers)
             self.told()
+
+    def _find_memory(self) -> None:
+        """Find, or make, the memory of what is computed of samples."""
+        self._timelines = self.task.timelines(len(self))
+        memories = self._timelines, *(group.memory for group in self._groups if group.memory)
+        self._memories = [memory for memory in memories if not memory.complete]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is computed of the cache, as a pickle holds it."""
+        computed = "_groups", "_timelines", "_memories"
+        return {name: value for name, value in vars(self).items() if name not in computed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._groups = self.task.groups(len(self))
+        self._find_memory()
+        for memory in self._memories:
+            memory.hold(np.arange(len(self)), self.samples)
 
     def __len__(self) -> int:
         return len(self.state)
@@ -159,9 +180,10 @@ class Episodes:
         n, parts = len(self.state), len(self._candidates)
         observations = np.empty((n, self.task.observer.width), np.float32) if out is None else out
         outcome = Outcome(observations, np.zeros(n), np.zeros(n, bool))
-        if self.task.timelines is None:
+        if self._memories and kernel.BEGIN in orders.tobytes():
             begun = np.flatnonzero(orders == kernel.BEGIN)
-            self.task.find_timelines(self.samples[begun], begun, self._own)
+            for memory in self._memories:
+                memory.hold(begun, self.samples[begun])
         for rules, theirs in self._by_rules(orders):
             others = [
                 _pool(parts - 1, os.getpid()).submit(self._lead_on, rules, theirs, outcome, part)
@@ -200,7 +222,7 @@ class Episodes:
         advance(
             self.task.tables,
             rules,
-            self._own if self.task.timelines is None else self.task.timelines,
+            self._timelines.rows,
             self.state,
             self._candidates[part],
             self.mask,
@@ -213,16 +235,16 @@ class Episodes:
             first,
             last,
         )
-        if len(observations) and self.task.groups:
+        if len(observations) and self._groups:
             self._write_groups(rules, orders, observations, first, last)
 
     def _write_groups(
         self, rules: kernel.Rules, orders: NDArray[np.uint8], observations: Floats, first: int, last: int
     ) -> None:
         """Write the components that the kernel does not, see `vmr_env.envs.components`."""
-        for write, group in self.task.groups:
+        for write, tables, _ in self._groups:
             direct(write)(
-                group, self.task.tables, rules, self.state, self.mask, orders, observations, first, last
+                tables, self.task.tables, rules, self.state, self.mask, orders, observations, first, last
             )
 
     def observe(self) -> Floats:

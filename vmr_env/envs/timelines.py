@@ -1,7 +1,6 @@
 """Timelines (`vmr_env.caches.boundary_features`), computed by compiled code from a cache's arrays in memory.
 
-Nothing of them is kept on disk. Where the timelines of all samples of a cache are small they are computed
-once and shared by its environments; else each episode holds that of its own sample, computed where it begins.
+`vmr_env.envs.memory` tells where they are kept.
 """
 
 import math
@@ -105,7 +104,7 @@ def _lines(*shape: int) -> Floats:
     return memory[first : first + math.prod(padded)].reshape(padded)
 
 
-def empty_timelines(rows: int, proposals: int, shared: bool) -> Timelines:
+def empty_timelines(proposals: int, rows: int, shared: bool) -> Timelines:
     """Memory for so many timelines of samples with at most so many proposals."""
     return Timelines(int(shared), _lines(rows, CELLS + 1, _N_POINT), _lines(rows, proposals * _N_SPAN))
 
