@@ -124,7 +124,7 @@ class Task:
             find_timelines,
             (of.samples, of.spans, scores, of.models, curves),
             len(cache) * timeline_bytes(proposals),
-            partial(empty_timelines, proposals),
+            lambda rows, shared: empty_timelines(rows, proposals, shared),
             partial(workspace, proposals, int(longest)),
         )
         memory, every = Memory(cache, timelines, n), np.arange(len(cache))

@@ -104,7 +104,7 @@ def _lines(*shape: int) -> Floats:
     return memory[first : first + math.prod(padded)].reshape(padded)
 
 
-def empty_timelines(proposals: int, rows: int, shared: bool) -> Timelines:
+def empty_timelines(rows: int, proposals: int, shared: bool) -> Timelines:
     """Memory for so many timelines of samples with at most so many proposals."""
     return Timelines(int(shared), _lines(rows, CELLS + 1, _N_POINT), _lines(rows, proposals * _N_SPAN))
 
