@@ -27,7 +27,7 @@ from vmr_env.files.writing import write_bytes
 
 _RETRIES = 3
 """How often Ray starts a run anew whose worker or node was lost. Errors of the run itself are not retried."""
-_POLL = 0.2  # seconds between looks at what runs tell
+_POLL = 1.0  # seconds between looks at what runs tell; each look takes milliseconds from a worker
 
 Content = list[tuple[str, bytes]]
 """Of a folder: names and contents of files."""
@@ -73,7 +73,7 @@ def run_on_cluster(
         failed: dict[Run, str] = {}
         try:
             while running:
-                done, _ = ray.wait(list(running), num_returns=len(running), timeout=_POLL)
+                done, _ = ray.wait(list(running), timeout=_POLL)
                 for message in ray.get(desk.told.remote()):
                     watch(*pickle.loads(message))
                 for result in done:
