@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from vmr_env.agents.base import Agent
+from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.agents.expected_gain import ExpectedGain
 from vmr_env.backbones import cache
 from vmr_env.backbones.base import GirlDetrDetector
@@ -73,6 +75,26 @@ class Fatal(Small):
         return super().update()
 
 
+class Endless(Small):
+    """Never comes back from its second round."""
+
+    def update(self) -> Any:
+        while self.round == 1:
+            pass
+        return super().update()
+
+
+class Given(Nothing):
+    """Answers at once, and keeps what its task was given."""
+
+    def answer(
+        self, learnt: Any, fold: Fold, seed: int, settings: Settings, keep: Path, about: Any
+    ) -> MethodResult:
+        given = ray.get_runtime_context().get_assigned_resources()
+        keep.with_name(f"{keep.name}.txt").write_text(json.dumps(given))
+        return super().answer(learnt, fold, seed, settings, keep, about)
+
+
 class Bulky(Nothing):
     """Answers at once, and keeps a third of an object store."""
 
@@ -130,16 +152,20 @@ def ignore(*_: Any) -> None:
 def test_numbers_equal_those_of_one_process(nodes: Any, caches: Path, tmp_path: Path) -> None:
     here = experiment(tmp_path / "here", caches, {"small": Small})
     there = experiment(tmp_path / "there", caches, {"small": Small})
+    expected: list[tuple[Run, int, int]] = []
+    watched: list[tuple[Run, int, int]] = []
     for run in here.runs():
-        here.do(run)
+        here.do(run, lambda now, run=run: expected.append((run, now.member, now.round)))
     done: list[Run] = []
-    watched: list[Run] = []
-    failed = cluster.run_on_cluster(
-        there, list(there.runs()), HERE, lambda run, _: watched.append(run), done.append
-    )
+
+    def watch(run: Run, now: Progress) -> None:
+        assert run not in done
+        watched.append((run, now.member, now.round))
+
+    failed = cluster.run_on_cluster(there, list(there.runs()), HERE, watch, done.append)
     assert failed == {}
     assert sorted(done) == sorted(there.runs())
-    assert set(watched) <= set(done)
+    assert sorted(watched) == expected
     assert contents(here) == contents(there)
     for run in here.runs():
         one, other = (of.path(run).with_suffix("") for of in (here, there))
@@ -249,6 +275,57 @@ def test_an_interrupt_stops_the_work_and_resuming_goes_on(nodes: Any, caches: Pa
     assert cluster.run_on_cluster(of, todo, HERE, ignore, ignore) == {}
     assert cluster.run_on_cluster(whole, list(whole.runs()), HERE, ignore, ignore) == {}
     assert contents(of) == contents(whole)
+
+
+def test_an_interrupt_ends_work_that_would_never_end(nodes: Any, caches: Path, tmp_path: Path) -> None:
+    """Else there would be no processor for the runs that come then."""
+    folds, agents = experiment(tmp_path, caches, {}).folds, {"endless": EnvironmentMethod(Endless)}
+    of = Experiment(tmp_path / "endless", folds, agents, 2, replace(SETTINGS, rounds=2))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cluster.run_on_cluster(of, list(of.runs()), HERE, interrupt, ignore)
+    after = experiment(tmp_path / "after", caches, {"small": Small})
+    assert cluster.run_on_cluster(after, list(after.runs()), HERE, ignore, ignore) == {}
+
+
+def test_runs_are_given_the_processors_and_accelerators_that_are_asked_for(
+    nodes: Any, caches: Path, tmp_path: Path
+) -> None:
+    extra = nodes.add_node(num_cpus=4, num_gpus=1)
+    assert work_on_cluster.workers(HERE) == 6
+    asked = cluster.Cluster("auto", cpus=2, gpus=0.5)
+    assert work_on_cluster.workers(asked) == 2
+    folds = experiment(tmp_path, caches, {}).folds
+    of = Experiment(tmp_path / "out", folds, {"given": Given()}, 3, SETTINGS)
+    assert cluster.run_on_cluster(of, list(of.runs()), asked, ignore, ignore) == {}
+    for run in of.runs():
+        assert json.loads(of.path(run).with_suffix(".txt").read_text()) == {"CPU": 2, "GPU": 0.5}
+    nodes.remove_node(extra)
+
+
+def test_a_node_that_lacks_a_folder_gets_it_from_the_driver_once(
+    nodes: Any, caches: Path, tmp_path: Path
+) -> None:
+    """Through Ray: the path that is told does not exist, as on another machine."""
+    packed = pack(experiment(tmp_path / "out", caches, {}), tmp_path / "out")
+    told = packed._replace(folders=dict.fromkeys(packed.folders, "/nowhere"))
+    desk = work_on_cluster.open_desk(packed.folders)
+
+    def spans(packed: Any, desk: Any) -> list[Any]:
+        (fold,) = work_on_cluster.received(packed, desk).folds
+        return [str(fold.train.path), np.array(fold.train.spans), np.array(fold.test.spans)]
+
+    environment = {"env_vars": {"VMR_ENV_CACHE": str(tmp_path / "user")}}
+    task: Any = ray.remote(runtime_env=environment)(spans)
+    place, *found = ray.get(task.remote(told, desk))
+    assert Path(place).parent == tmp_path / "user" / "shipped"
+    for split, one in zip(("train", "test"), found, strict=True):
+        np.testing.assert_array_equal(one, DecoderStateCache.open(caches / split).spans)
+    nobody = work_on_cluster.open_desk({})
+    assert ray.get(task.remote(told, nobody))[0] == place
 
 
 def test_the_main_job_gives_the_same_table_and_goes_on_after_an_interrupt(

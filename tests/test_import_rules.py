@@ -27,6 +27,7 @@ FORBIDDEN = {
         BENCHMARKS,
         "tests",
         "torch",
+        "ray",
         "stable_baselines3",
         "scipy",
         "safetensors",

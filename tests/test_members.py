@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from backbone import Backbone, make_backbone
 from safetensors import safe_open
 from vmr_env.agents.ensemble import cross_fitting
@@ -35,11 +36,11 @@ class Small(ExpectedGain):
 
 
 class Meeting(Small):
-    """Notes its process, and waits until another one has, if there is another."""
+    """Notes its process and the threads of it, and waits until another one has, if there is another."""
 
     def update(self) -> Any:
         place = Path(os.environ[PLACE])
-        (place / str(os.getpid())).touch()
+        (place / str(os.getpid())).write_text(str(torch.get_num_threads()))
         until = time.monotonic() + 120
         while (place / "several").exists() and len(list(place.iterdir())) < 3:
             if time.monotonic() > until:
@@ -125,7 +126,9 @@ def test_members_of_one_run_use_all_processes_and_give_the_files_of_one_after_th
     assert done == list(together.runs())
     assert files(alone) == files(together)
     assert len(files(alone)) == 4
-    assert len({path.name for path in place.iterdir()} - {"several", str(os.getpid())}) == 2
+    (place / "several").unlink()
+    assert [path.read_text() for path in place.iterdir()] == ["1", "1"]  # two processes, of one thread each
+    assert not (place / str(os.getpid())).exists()
 
 
 def test_a_run_whose_worker_is_killed_in_a_member_is_done_by_the_next_call(

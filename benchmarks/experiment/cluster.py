@@ -9,7 +9,8 @@ lost worker or node again.
 
 import pickle
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,14 @@ run."""
 def _do(packed: Packed, desk: Any, run: Run) -> Content:
     """Do one run on the node where this is called; returns its files."""
     experiment = _experiment(packed, desk)
-    return _written(experiment, lambda: experiment.do(run, _watch(desk, run)))
+    with _watched(desk, run) as watch:
+        return _written(experiment, lambda: experiment.do(run, watch))
 
 
 def _train(packed: Packed, desk: Any, run: Run, member: int) -> bytes:
     """Train one member of a run; returns what it learnt, pickled: it is read where its modules are found."""
-    return pickle.dumps(_experiment(packed, desk).train(run, member, _watch(desk, run)))
+    with _watched(desk, run) as watch:
+        return pickle.dumps(_experiment(packed, desk).train(run, member, watch))
 
 
 def _finish(packed: Packed, desk: Any, run: Run, *trained: bytes) -> Content:
@@ -121,8 +124,16 @@ def _experiment(packed: Packed, desk: Any) -> Experiment:
     return _unpacked[packed.content]
 
 
-def _watch(desk: Any, run: Run) -> Callable[[Progress], None]:
-    return lambda progress: desk.tell.remote(pickle.dumps((run, progress)))
+@contextmanager
+def _watched(desk: Any, run: Run) -> Iterator[Callable[[Progress], None]]:
+    """What to call after every round; when the block ends, all that was told is at the desk."""
+    last: list[Any] = []
+
+    def watch(progress: Progress) -> None:
+        last[:] = [desk.tell.remote(pickle.dumps((run, progress)))]
+
+    yield watch
+    ray.get(last)
 
 
 def _written(experiment: Experiment, work: Callable[[], object]) -> Content:

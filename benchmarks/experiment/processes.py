@@ -100,7 +100,8 @@ def run_all(
                 last: Future[Any] | None = None
                 with suppress(queue.Empty):
                     last = ended.get(timeout=_POLL)
-                for _ in range(min(inbox.qsize(), _MESSAGES)):
+                # All that was told before a task has ended, which may end its run.
+                for _ in range(min(inbox.qsize(), _MESSAGES) if last is None else inbox.qsize()):
                     watch(*inbox.get())
                 if last is None or (run := running.pop(last)) in failed:  # by another member of it
                     continue
