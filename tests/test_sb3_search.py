@@ -149,6 +149,23 @@ def test_shipped_settings_are_taken(algorithm: str) -> None:
         assert found == value, name
 
 
+@pytest.mark.parametrize("algorithm", ["a2c", "dqn"])
+def test_the_page_says_of_shipped_settings_what_their_file_says(algorithm: str) -> None:
+    lines = (ZOO / f"{algorithm}.yml").read_text(encoding="utf-8").splitlines()
+    head = " ".join(line[2:] for line in lines if line[0] == "#")
+    trials, steps = re.findall(rf"sb3_search {algorithm} --trials (\d+) --steps (\d+)", head)[0]
+    best, final, gained = re.findall(
+        r"held out: ([+-][\d.]+); .* After ([\d,]+) steps it gains (\+[\d.]+ ± [\d.]+) ", head
+    )[0]
+    page = (Path(__file__).parents[1] / "docs" / "clients.md").read_text(encoding="utf-8")
+    row = f"| `{algorithm}` | {trials}, {int(steps):,} | {best} | {final} | {gained} |"
+    assert row in page.splitlines()
+    shipped = read_yaml(ZOO / f"{algorithm}.yml")["default"]
+    assert int(final.replace(",", "")) == shipped["n_timesteps"]
+    drawn = sb3_search.SPACES[algorithm].keys() | sb3_search.FIXED.get(algorithm, {}).keys()
+    assert drawn | {"n_timesteps", "policy", "gamma"} == shipped.keys()
+
+
 def test_trials_are_judged_on_videos_that_they_do_not_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("optuna", reason="needs Optuna")
     cache, rows = open_source("charades", "train"), {}
