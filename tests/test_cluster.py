@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backbone import make_backbone
 from vmr_env.agents.base import Agent
 from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.agents.expected_gain import ExpectedGain
@@ -433,6 +434,16 @@ def test_a_cache_made_on_a_cluster_is_that_of_one_process(
     cache.build_cache(spread, detector, dataset, progress=False, cluster=HERE, **facts)
     assert made == [range(16), range(16, 32), range(48, 60)]
     assert sha256_of_folder(spread) == sha256_of_folder(alone)
+
+
+def test_the_command_that_makes_a_cache_takes_a_cluster(nodes: Any, tmp_path: Path) -> None:
+    made = make_backbone(tmp_path / "backbone", train=20, select=4, test=4)
+    features = made.features / "train"
+    words = [made.weights, "--annotations", features / "annotations.jsonl", "--split", "train"]
+    words += ["--clips", features / "clips", "--text", features / "text"]
+    for out, more in (("alone", []), ("spread", ["--cluster", "auto", "--cpus-per-worker", "1"])):
+        cache.main([str(word) for word in (*words, "--out", tmp_path / out, *more)])
+    assert sha256_of_folder(tmp_path / "alone") == sha256_of_folder(tmp_path / "spread")
 
 
 def test_what_a_worker_refuses_is_one_error(nodes: Any, samples: Path, tmp_path: Path) -> None:
