@@ -21,6 +21,8 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, registry
 from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config
 
+from vmr_env.envs.actions import KINDS
+
 ROOT = Path(__file__).resolve().parents[1]
 Maker = Callable[[str], str]
 _WIDTH = 100
@@ -116,12 +118,21 @@ def _settings(config: TprlConfig) -> dict[str, str]:
 
 
 def environments(_: str) -> str:
-    """Every registered id, with its arguments."""
-    rows = ["| id | data set | arguments |", "|---|---|---|"]
+    """Every registered id, with its arguments and the data that it needs."""
+    rows = ["| id | data set | arguments | data of your own |", "|---|---|---|---|"]
     for spec in _specs():
         others = ", ".join(f"`{name}={value!r}`" for name, value in _arguments(spec).items())
-        rows.append(f"| `{spec.id}` | {spec.kwargs['dataset']} | {others} |")
+        rows.append(f"| `{spec.id}` | {spec.kwargs['dataset']} | {others} | {needed(spec)} |")
     return "\n".join(rows)
+
+
+def needed(spec: EnvSpec) -> str:
+    """The data without which an environment cannot be made."""
+    if "-Spans-" in spec.id:
+        return "`annotations`, `predictions`"
+    if "-Head-" in spec.id and spec.kwargs["dataset"] != "charades":
+        return "`source`, a cache with decoder states"
+    return ""
 
 
 def _specs() -> list[EnvSpec]:
@@ -155,10 +166,39 @@ def environment(name: str) -> str:
 
 
 def actions(name: str) -> str:
-    """What each action of a discrete environment does."""
-    names = _made(name).unwrapped.action_mode.names()
-    rows = [f"| {number} | {meaning} |" for number, meaning in enumerate(names)]
-    return "\n".join(["| action | what it does |", "|---|---|", *rows])
+    """What each action of a discrete environment does: moves by the shifts of both sides, then others."""
+    mode = _made(name).unwrapped.action_mode
+    kinds, choices = mode.choices[:, 0].tolist(), mode.choices.tolist()
+    shifts = [f"{offset:+g}" if offset else "0" for offset in mode.offsets[0].tolist()]
+    numbers = {
+        (first, second): number
+        for number, (kind, first, second) in enumerate(choices)
+        if kind == KINDS["move"]
+    }
+    grid = [
+        [str(numbers.get((first, second), "")) for second in range(len(shifts))]
+        for first in range(len(shifts))
+    ]
+    return "\n".join(
+        [
+            f"| start \\ end, clips | {' | '.join(shifts)} |",
+            "|---" * (1 + len(shifts)) + "|",
+            *(f"| **{shift}** | {' | '.join(row)} |" for shift, row in zip(shifts, grid, strict=True)),
+            "",
+            "| action | what it does |",
+            "|---|---|",
+            *(f"| {_range(kinds, KINDS[kind])} | {what} |" for kind, what in _OTHER_ACTIONS.items()),
+        ]
+    )
+
+
+_OTHER_ACTIONS = {"switch": "switch to the first, second, … proposal", "stop": "stop"}
+
+
+def _range(kinds: list[int], kind: int) -> str:
+    """The first and the last number of a kind of actions."""
+    first, last = kinds.index(kind), len(kinds) - 1 - kinds[::-1].index(kind)
+    return str(first) if first == last else f"{first} to {last}"
 
 
 def _made(name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 FOLDER = Path(__file__).parent / "images"
@@ -47,7 +48,17 @@ def best_actions(name: str, sample: int) -> list[Any]:
     return actions
 
 
-def picture(name: str, sample: int) -> list[Image.Image]:
+def dark(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A frame (H, W, 3) for dark pages: lightness turned around, and not its hues.
+
+    As `invert(0.9) hue-rotate(180deg)` of style sheets (W3C, Filter Effects).
+    """
+    turned = np.array([[-0.574, 1.43, 0.144], [0.426, 0.43, 0.144], [0.426, 1.43, -0.856]])
+    inverted = 0.9 - 0.8 * (frame / 255)
+    return np.rint((inverted @ turned.T).clip(0, 1) * 255).astype(np.uint8)
+
+
+def frames_of(name: str, sample: int) -> list[NDArray[np.uint8]]:
     """A frame of the start, and one after each step."""
     env = gymnasium.make(f"vmr_env:{name}", split="val", render_mode="rgb_array")
     env.reset(seed=0, options={"sample": sample})
@@ -55,15 +66,23 @@ def picture(name: str, sample: int) -> list[Image.Image]:
     for action in best_actions(name, sample):
         env.step(action)
         frames.append(env.render())
-    return [
+    return frames
+
+
+def save(path: Path, frames: list[NDArray[np.uint8]]) -> None:
+    """Write a moving picture."""
+    first, *others = (
         Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE, colors=32) for frame in frames
-    ]
+    )
+    durations = [MILLISECONDS[0]] * len(others) + [MILLISECONDS[1]]
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+    print(path.name, len(frames), "frames")
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     for name in NAMES:
-        first, *others = picture(name, SAMPLE)
-        durations = [MILLISECONDS[0]] * len(others) + [MILLISECONDS[1]]
-        first.save(FOLDER / f"{name}.gif", save_all=True, append_images=others, duration=durations, loop=0)
-        print(name, 1 + len(others), "frames")
+        frames = frames_of(name, SAMPLE)
+        save(FOLDER / f"{name}.gif", frames)
+        if name == NAMES[0]:  # that of the README, which has no style sheet
+            save(FOLDER / f"{name}-dark.gif", [dark(frame) for frame in frames])

@@ -13,7 +13,11 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
+import gymnasium
 import pytest
+from gymnasium.envs.registration import registry
+
+from vmr_env.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -77,14 +81,16 @@ def test_examples_in_docstrings_are_so() -> None:
     assert ran >= 5
 
 
-LINK = re.compile(r"(?<!!)\[[^]]*\]\(([^)\s]+)\)|!\[[^]]*\]\(([^)\s]+)\)")
+LINK = re.compile(
+    r"(?<!!)\[[^]]*\]\(([^)\s]+)\)|!\[[^]]*\]\(([^)\s]+)\)|<(?:img|source) [^>]*src(?:set)?=\"([^\"]+)\""
+)
 ALL_PAGES = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", ROOT / "benchmarks" / "RESULTS.md"]
 
 
 def links(text: str) -> list[str]:
     """Where a page's links and pictures lead, code left out."""
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
-    return [link or picture for link, picture in LINK.findall(prose)]
+    return ["".join(found) for found in LINK.findall(prose)]
 
 
 def anchors(text: str) -> set[str]:
@@ -123,8 +129,10 @@ def test_links_that_lead_nowhere_are_seen() -> None:
         "# One two\n[a](#one-two) [b](#three) [c](tprl.md#the-stages) [d](tprl.md#gone) [e](gone.md)\n"
         "![f](images/timeline.png) ![g](images/gone.png) [h](https://a.org/x) [i](http://a.org) [j](https://a)\n"
         "`[k](gone.md)`\n```\n[l](gone.md)\n```\n"
+        '<source srcset="images/no.gif"><img alt="m" src="images/timeline.png">\n'
     )
     wrong = ["#three", "tprl.md#gone", "gone.md", "images/gone.png", "http://a.org", "https://a"]
+    wrong.append("images/no.gif")
     assert broken(DOCS / "index.md", text) == wrong
 
 
@@ -210,6 +218,17 @@ def test_what_pages_say_of_the_code_is_so(page: Path) -> None:
         pytest.skip("argparse sets help in another way there")
     text = page.read_text(encoding="utf-8")
     assert _module("macros").renew(text) == text
+
+
+@pytest.mark.filterwarnings("ignore:no cache given")
+@pytest.mark.parametrize("name", [name for name in registry if name.startswith("VMR-")])
+def test_an_id_needs_the_data_that_the_list_says(name: str) -> None:
+    needed = re.findall("`(.+?)`", _module("macros").needed(registry[name]))
+    if needed:
+        with pytest.raises(DataError, match=rf"^{needed[0]}: is missing"):
+            gymnasium.make(f"vmr_env:{name}")
+    else:
+        gymnasium.make(f"vmr_env:{name}").reset(seed=0)
 
 
 def test_every_public_module_has_its_place_in_the_reference(tmp_path: Path) -> None:

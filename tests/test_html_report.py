@@ -316,14 +316,18 @@ def test_variants_of_one_method_are_told_by_what_they_differ_in() -> None:
         name: record["agents"]["tp & rl"] | {"config": config}
         for name, config in (("tprl", tprl), ("steps", other), ("head", asdict(head_policy_config("ppo"))))
     }
-    text = render(PAGE | {"record": record | {"agents": record["agents"] | rows}})
-    table = text.partition(">Ablations</h3>")[2].partition("</table>")[0]
+    record = record | {"agents": record["agents"] | rows}
+    text = render(PAGE | {"record": record})
+    table = text.partition(">Variants of one method</h3>")[2].partition("</table>")[0]
     cells = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', table)
     assert cells == [
         ("tprl", "what the next ones are compared with"),
         ("steps", "reward step, epochs 0 + 6 + 42"),
     ]
-    assert "Ablations" not in TEXT
+    assert "Ablations" not in text
+    assert "Variants of one method" not in TEXT
+    ablated = record["run"] | {"command": "vmr-env tprl --weights w --ablate"}
+    assert ">Ablations</h3>" in render(PAGE | {"record": record | {"run": ablated}})
 
 
 def test_shares_of_what_agents_did() -> None:

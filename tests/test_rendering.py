@@ -141,6 +141,8 @@ def test_text_says_what_the_last_step_did() -> None:
     assert told((1.0, 5.0), (1.0, 5.0)) == "step 1 of 3: stays"
     assert told((1.0, 5.0), (1.0, 8.0)) == "step 1 of 3: end +3.0 s"
     assert told((1.0, 5.0), (30.0, 59.0)) == "step 1 of 3: to proposal 2"
+    assert told((1.0, 5.0), (0.98, 7.0)) == "step 1 of 3: end +2.0 s"
+    assert told((1.0, 5.0), (1.01, 5.02)) == "step 1 of 3: moves by less than 0.05 s"
 
 
 @pytest.mark.parametrize("width", [60, 80, 132])

@@ -196,14 +196,16 @@ def _heading(experiment: Experiment, queries: int, compared_with: str) -> str:
     manifest = experiment.folds[0].test.manifest
     folds = len(experiment.folds)
     seeds = f"{experiment.seeds} seed{'s' if experiment.seeds > 1 else ''}"
-    times = "Times rounded as in published submissions. " if experiment.settings.submission_times else ""
+    rounded = experiment.settings.submission_times
+    times = "Times rounded as in published submissions. " if rounded else ""
+    treated = "cut to the video and rounded" if rounded else "cut to the video"
     protocol = f"{folds} folds by video" if folds > 1 else "train and test data apart"
     return (
         f"Source of the data: {manifest['source']}. {manifest['dataset']}, {', '.join(manifest['models'])}, "
         f"{protocol}, {queries:,} test queries, {seeds}, "
         f"{experiment.settings.members} members an ensemble. {times}"
-        f"Δ are differences from {compared_with}, its windows cut to the video and rounded as all answers "
-        "are, with 95 % bootstrap intervals over videos and seeds."
+        f"Δ are differences from {compared_with}, its windows {treated} as those of all answers are, with "
+        "95 % bootstrap intervals over videos and seeds."
     )
 
 

@@ -181,6 +181,7 @@ def render(page: Page) -> str:
         matrix=_matrix(page),
         matrix_measure=MEASURE,
         variants=_variants(record),
+        ablated="--ablate" in record["run"]["command"].split(),
         plots=Markup(all_figures(page)),
         health=_health(page),
         health_figures=HEALTH_FIGURES,
@@ -302,7 +303,7 @@ def _measures(record: Mapping[str, Any]) -> list[str]:
 
 
 def _variants(record: Mapping[str, Any]) -> list[tuple[str, str, list[Mapping[str, float]]]]:
-    """Ablations: what agents of one kind differ in, and their differences from the detector."""
+    """What agents of one kind differ in, and their differences from the detector."""
     agents, measures = record["agents"], _measures(record)
     kinds: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for agent, row in agents.items():

@@ -13,7 +13,7 @@ from vmr_env.envs.curriculum import CURRICULA
 from vmr_env.envs.observations import STATE_BOUND
 from vmr_env.envs.rewards import potentials
 from vmr_env.envs.specification import Specified
-from vmr_env.errors import shorten
+from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.metrics.spans import from_cxw, to_cxw
 
 Info = dict[str, Any]
@@ -88,6 +88,9 @@ class VMRHeadEnv(Specified, gymnasium.Env[Observation, NDArray[np.float32]]):
             raise ValueError(f"render_mode is {render_mode!r}, expected None, 'rgb_array' or 'ansi'")
         self.render_mode = render_mode
         cache = opened(dataset, split, source)
+        if source is None and cache.states is None and cache.manifest["source"] == "simulated":
+            message = f"is missing; simulated data of {dataset!r} have no decoder states, expected a cache"
+            raise DataError(Problem("source", None, None, f"{message} that `vmr-env cache checkpoint` wrote"))
         states, references = cache.require_states()
         self.cache = cache
         self._states, self._references = states, references

@@ -92,8 +92,8 @@ class VMRSpanEnv(Specified, gymnasium.Env[Observation, np.int64]):
         self,
         dataset: str = "qvhighlights",
         *,
-        annotations: AnnotationRows,
-        predictions: PathLike | Sequence[PredictionRows],
+        annotations: AnnotationRows | None = None,
+        predictions: PathLike | Sequence[PredictionRows] | None = None,
         clips: ClipFeatures | Mapping[str, Any] | None = None,
         queries: Mapping[str, Any] | None = None,
         grid_clips: int = 75,
@@ -107,6 +107,10 @@ class VMRSpanEnv(Specified, gymnasium.Env[Observation, np.int64]):
         if (clips is None) != (queries is None):
             raise ValueError("clips and queries are given together or not at all; one of them is None")
         check_count("grid_clips", grid_clips)
+        if annotations is None or predictions is None:
+            missing = "annotations" if annotations is None else "predictions"
+            message = "is missing; there are no default data: pass annotations=FILE and predictions=[FILE, …]"
+            raise DataError(Problem(missing, None, None, message))
         rows = _annotations(annotations, past_end)
         if clips is None:
             features: ClipFeatures = NoEvidence(0)

@@ -147,9 +147,9 @@ class Scene:
         if after in self.proposals:
             return f"to proposal {self.proposals.index(after) + 1}"
         shifts = zip(("start", "end"), before, after, strict=True)
-        return ", ".join(
-            f"{name} {now - was:+.1f} s".replace("-", "−") for name, was, now in shifts if now != was
-        )
+        told = {name: f"{now - was:+.1f}".replace("-", "−") for name, was, now in shifts}
+        moved = [f"{name} {shift} s" for name, shift in told.items() if shift not in ("+0.0", "−0.0")]
+        return ", ".join(moved) or "moves by less than 0.05 s"
 
     def saliency_shares(self) -> NDArray[np.float64]:
         """The saliency curve from 0, its lowest value, to 1, its highest; a half where all are alike."""
