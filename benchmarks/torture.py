@@ -64,16 +64,15 @@ _QUICK_JOB = ("--agents", "expected_gain", "--members", "2", "--evaluations", "1
 class Options:
     """Attacks on everything that this package keeps on disk, and what came of them.
 
-        python benchmarks/torture.py             500 mutations, 100 kills, 100 full disks, 50 pairs of
-        processes python benchmarks/torture.py --quick     a tenth of each
+        python benchmarks/torture.py             500 mutations, 100 kills, 100 full disks, 50 pairs
+        python benchmarks/torture.py --quick     a tenth of each
 
     Each job below makes something in a folder, and can be begun again. Four attacks are made on each in turn:
 
         mutation     a random change of a random file: it is refused in one error, or it has no effect
         kill         SIGKILL at a random moment: the same command again ends with the same result
-        full disk    writes fail at a random size: one error and no temporary file, and with room the same
-        result pair         two processes at once: each ends well or with one error, and the result is the
-        same
+        full disk    writes fail at a random size: one error, no temporary file; with room the same result
+        pair         two processes at once: each ends well or with one error; the result is the same
 
     A traceback, a signal, a wait without end, a temporary file that stays, or another result is a failure.
     Exit code 1 tells of failures, which are printed with the seed that repeats them.

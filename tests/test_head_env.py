@@ -346,8 +346,11 @@ def test_what_is_asked_wrongly_is_told(act: Any, message: str, cache: DecoderSta
 @pytest.mark.filterwarnings("ignore:no cache given")
 def test_a_cache_without_decoder_states_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VMR_ENV_DATA", raising=False)
-    with pytest.raises(DataError, match="no decoder states and references, expected a cache written by"):
+    with pytest.raises(DataError, match="source: is missing; simulated data of 'tacos' have no"):
         gymnasium.make("VMR-TACoS-Head-v0")
+    source = simulated_source("tacos", "train")
+    with pytest.raises(DataError, match="no decoder states and references, expected a cache written by"):
+        gymnasium.make("VMR-TACoS-Head-v0", source=source)
 
 
 def test_other_environments_are_no_place_for_a_head(cache: DecoderStateCache) -> None:
