@@ -112,10 +112,14 @@ def _data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("algorithm", ["dqn", "sac"])
 def test_a_search_prints_settings_that_train(algorithm: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("optuna", reason="needs Optuna")
-    command = [algorithm, "--trials", "2", "--steps", "64", "--final-steps", "64", "--seeds", "1"]
+    command = [algorithm, "--trials", "2", "--steps", "64", "--final-steps", "64", "--seeds", "2"]
     assert sb3_search.main(command) == 0
     told = capsys.readouterr().out
     assert len(re.findall(r"^# trial \d: [+-]\d+\.\d\d, \d+ s of a processor$", told, re.MULTILINE)) == 2
+    gains = re.findall(r"^# after 64 steps, seed (\d): ([+-]\d+\.\d\d)$", told, re.MULTILINE)
+    assert [seed for seed, _ in gains] == ["0", "1"]
+    mean = float(re.findall(r"^# mean: ([+-]\d+\.\d\d) ± \d+\.\d\d$", told, re.MULTILINE)[0])
+    assert mean == pytest.approx(np.mean([float(gained) for _, gained in gains]), abs=0.011)
     found = dict(re.findall(r"^  (\w+): (.+)$", told, re.MULTILINE))
     assert set(sb3_search.SPACES[algorithm]) < set(found)
     assert (found["gamma"], found["policy"], found["n_timesteps"]) == ("1.0", "MlpPolicy", "64")

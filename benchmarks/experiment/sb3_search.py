@@ -220,14 +220,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study = search(given.algorithm, train, given.trials, given.steps, given.seed, given.study)
     best = FIXED.get(given.algorithm, {}) | study.best_params
     rows = np.arange(len(train))
-    gains = [
-        gain(trained(given.algorithm, best, train, rows, given.final_steps, seed), held_out)
-        for seed in range(given.seeds)
-    ]
-    print(f"# {given.algorithm}: best of {len(complete(study))} trials {study.best_value:+.2f}")
+    print(f"# {given.algorithm}: best of {len(complete(study))} trials {study.best_value:+.2f}", flush=True)
+    gains = []
+    for seed in range(given.seeds):
+        gains.append(gain(trained(given.algorithm, best, train, rows, given.final_steps, seed), held_out))
+        print(f"# after {given.final_steps} steps, seed {seed}: {gains[-1]:+.2f}", flush=True)
     if gains:
         mean = mean_over_seeds(gains)
-        print(f"# after {given.final_steps} steps {mean.value:+.2f} ± {mean.half:.2f}, {gains}")
+        print(f"# mean: {mean.value:+.2f} ± {mean.half:.2f}")
     for name, value in {
         "n_timesteps": given.final_steps,
         "policy": "MlpPolicy",
