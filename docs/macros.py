@@ -82,9 +82,7 @@ def help_of(name: str) -> str:
         parser.formatter_class = partial(parser.formatter_class, width=_WIDTH)
         text = parser.format_help().rstrip()
     else:
-        text = command.get_help(context).replace(
-            "\b\n", ""
-        )  # click's mark of paragraphs that stay as they are
+        text = command.get_help(context)
     return f"```text\n{text}\n```"
 
 

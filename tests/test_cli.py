@@ -70,6 +70,23 @@ def predictions(tmp_path: Path) -> Path:
     return write(tmp_path / "model.jsonl", queries(pred_relevant_windows=windows))
 
 
+def _commands(group: click.Group, *words: str) -> list[tuple[str, ...]]:
+    """Words of all commands below a group, and of itself."""
+    found = [words]
+    for name, command in group.commands.items():
+        below = isinstance(command, click.Group)
+        found += _commands(command, *words, name) if below else [(*words, name)]
+    return found
+
+
+@pytest.mark.parametrize("words", _commands(cli.main), ids=" ".join)
+def test_help_has_no_marks_of_the_text_that_it_is_made_from(words: tuple[str, ...]) -> None:
+    """Click's mark of paragraphs that stay as they are is a backspace, which it drops where it knows it."""
+    shown = CliRunner().invoke(cli.main, [*words, "--help"])
+    assert shown.exit_code == 0
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", shown.output)
+
+
 def test_evaluate_prints_a_table_or_the_official_json(truth: Path, predictions: Path, tmp_path: Path) -> None:
     shown = run("evaluate", predictions, truth)
     assert shown.exit_code == 0

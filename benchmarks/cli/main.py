@@ -56,10 +56,12 @@ def main() -> None:
     \b
     An episode before and after a trained agent, in seconds:
       vmr-env demo
+
     \b
     From nothing to a trained agent and an open report:
       vmr-env tprl --out runs/first
       open runs/first/report.html
+
     \b
     From your model's predictions:
       vmr-env validate predictions my_model.jsonl --annotations annotations.jsonl
