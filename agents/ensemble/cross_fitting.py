@@ -214,7 +214,7 @@ class CrossFit:
             ValueError: agents improved on the detector by learning, and have no state that tells what they
                 learnt.
         """
-        judged, told = ([getattr(member, name) for member in trained] for name in ("judged", "told"))
+        judged = [member.judged for member in trained]
         gains = np.concatenate([[_gains(one) for one in of_member] for of_member in judged], axis=1)
         videos, rounds = self.cache.source_videos(), trained[0].rounds
         order = np.concatenate([of_member[0].samples for of_member in judged])
@@ -225,7 +225,7 @@ class CrossFit:
             0 if chosen is None else rounds[chosen],
             sum(member.steps for member in trained),
             tuple(_uses(self.cache, of_members) for of_members in zip(*judged, strict=True)),
-            tuple(mean_health(of_members) for of_members in zip(*told, strict=True)),
+            tuple(map(mean_health, zip(*(member.told for member in trained), strict=True))),
         )
         if chosen is None:
             return CrossFittedEnsemble([], self.options), selection
