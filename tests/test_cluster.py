@@ -210,6 +210,7 @@ def test_a_lost_node_is_replaced_by_another(nodes: Any, caches: Path, tmp_path: 
 
 def test_four_nodes_give_the_numbers_of_one_process(nodes: Any, caches: Path, tmp_path: Path) -> None:
     more = [nodes.add_node(num_cpus=1) for _ in range(2)]
+    nodes.wait_for_nodes(timeout=120)  # and none that an earlier test has removed
     here = experiment(tmp_path / "here", caches, {"small": Small}, seeds=5)
     there = experiment(tmp_path / "there", caches, {"small": Small}, seeds=5)
     for run in here.runs():
@@ -296,6 +297,7 @@ def test_runs_are_given_the_processors_and_accelerators_that_are_asked_for(
     nodes: Any, caches: Path, tmp_path: Path
 ) -> None:
     extra = nodes.add_node(num_cpus=4, num_gpus=1)
+    nodes.wait_for_nodes(timeout=120)
     assert work_on_cluster.workers(HERE) == 6
     asked = cluster.Cluster("auto", cpus=2, gpus=0.5)
     assert work_on_cluster.workers(asked) == 2
