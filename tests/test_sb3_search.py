@@ -153,7 +153,7 @@ def test_shipped_settings_are_taken(algorithm: str) -> None:
         assert found == value, name
 
 
-@pytest.mark.parametrize("algorithm", ["a2c", "dqn"])
+@pytest.mark.parametrize("algorithm", ["a2c", "dqn", "maskable_ppo"])
 def test_the_page_says_of_shipped_settings_what_their_file_says(algorithm: str) -> None:
     lines = (ZOO / f"{algorithm}.yml").read_text(encoding="utf-8").splitlines()
     head = " ".join(line[2:] for line in lines if line[0] == "#")
