@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+
 from vmr_env.agents.base import Metrics
 from vmr_env.agents.devices import permutation
 from vmr_env.agents.health import UpdateHealth

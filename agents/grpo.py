@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+
 from vmr_env.agents.base import Metrics
 from vmr_env.agents.devices import device_of, on_device, permutation
 from vmr_env.agents.health import UpdateHealth, approximate_kl, clip_fraction
@@ -19,7 +20,6 @@ from vmr_env.agents.networks import PolicyValue
 from vmr_env.agents.policy_agent import PolicyAgent, PolicyConfig, descend
 from vmr_env.agents.policy_gradient import clipped_gain, entropy
 from vmr_env.agents.rollout import acting, drawn
-
 from vmr_env.envs.vector_env import VMRVectorEnv
 
 _LEAST_STD = 1e-4  # a group whose returns are alike teaches nothing

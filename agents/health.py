@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+
 from vmr_env.agents.base import Metrics
 
 HEALTH_FIGURES = {

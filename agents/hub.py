@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vmr_env.agents.ensemble.files import ensemble_run
-
 import vmr_env
+from vmr_env.agents.ensemble.files import ensemble_run
 from vmr_env.errors import DataError, MissingExtra, Problem
 from vmr_env.files.text import PathLike, write_text
 from vmr_env.files.writing import write_bytes

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
 from vmr_env.agents.base import Agent, Metrics, curriculum_state, resume_curriculum
 from vmr_env.agents.devices import device_of, on_device, seeded
 from vmr_env.agents.networks import NetworkKind, make_network
 from vmr_env.agents.rollout import Collector
-
 from vmr_env.arrays import Bools, Floats
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.seeding import derived

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
 from vmr_env.agents.base import Metrics
 from vmr_env.agents.devices import permutation
 from vmr_env.agents.health import UpdateHealth, approximate_kl, clip_fraction, explained_variance

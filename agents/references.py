@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from vmr_env.agents.base import Agent
 from vmr_env.agents.evaluation import Refined
-
 from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+
+import vmr_env
 from vmr_env.agents.dense.policy import POLICY_FILE, Evidence, load_policy
 from vmr_env.agents.dense.references import vote_answers
 from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.ensemble.files import ensemble_run, load_ensemble
 from vmr_env.agents.evaluation import refine as run_episodes
 from vmr_env.agents.evaluation import submission
-
-import vmr_env
 from vmr_env.arrays import Bools, Floats
 from vmr_env.caches.from_predictions import build_prediction_cache, without_moments
 from vmr_env.caches.reader import DecoderStateCache

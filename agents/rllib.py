@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from vmr_env.agents.base import Agent
 from vmr_env.agents.devices import device_of, on_device
-
 from vmr_env.arrays import Bools, Floats
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.errors import MissingExtra

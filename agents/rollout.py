@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
 from vmr_env.agents.devices import device_of, on_device
 from vmr_env.agents.networks import PolicyValue
-
 from vmr_env.arrays import Bools, Floats
 from vmr_env.envs.gymnasium_vector import AutoresetMode
 from vmr_env.envs.vector_env import VMRVectorEnv

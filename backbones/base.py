@@ -14,12 +14,12 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+
 from vmr_env.backbones.dataset import FeatureBatch
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, read_manifest, save_checkpoint
 from vmr_env.backbones.girl_detr.inference import WindowSettings, proposal_scores
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.girl_detr.weights import state_sha256
-
 from vmr_env.envs.lookup import Registry
 from vmr_env.errors import DataError, Problem
 

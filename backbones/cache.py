@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
+
 from vmr_env.backbones.arguments import cluster_of
 from vmr_env.backbones.base import Detector, DetectorOutput, GirlDetrDetector
 from vmr_env.backbones.cross_fitted import is_cross_fitted, open_cross_fitted
@@ -43,7 +44,6 @@ from vmr_env.backbones.girl_detr.head import FOREGROUND
 from vmr_env.backbones.girl_detr.spans import cxw_to_span
 from vmr_env.backbones.parsers import checkpoint_parser
 from vmr_env.backbones.recipes import Recipe
-
 from vmr_env.caches.batch import CacheBatch
 from vmr_env.caches.format import Ragged, cells_of, spans_of
 from vmr_env.caches.writer import CacheWriter

@@ -12,9 +12,9 @@ from typing import Any
 
 import ray
 import torch
+
 from vmr_env.backbones.desk import Desk
 from vmr_env.backbones.shipping import Packed, pack, unpack
-
 from vmr_env.errors import DataError, Problem
 from vmr_env.files.folders import Files
 

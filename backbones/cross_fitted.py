@@ -20,12 +20,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
 from vmr_env.backbones.base import ClipMemory, DetectorOutput, GirlDetrDetector
 from vmr_env.backbones.dataset import FeatureBatch
 from vmr_env.backbones.frozen import recipe_of
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint
 from vmr_env.backbones.recipes import Recipe
-
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.profiles import get_profile
 from vmr_env.data.splits import video_folds

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from vmr_env.arrays import Floats, Ints64
 from vmr_env.backbones.augment import Augmentation, Timeline
 from vmr_env.backbones.features.official import l2_normalised
 from vmr_env.backbones.features.similarity import SimilarityChannels
 from vmr_env.backbones.features.store import Features, array_problem
 from vmr_env.backbones.girl_detr.targets import Targets
-
-from vmr_env.arrays import Floats, Ints64
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.durations import covers
 from vmr_env.errors import DataError, DataWarning, Problem

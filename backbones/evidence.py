@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from vmr_env.arrays import Array
 from vmr_env.backbones.base import Detector, GirlDetrDetector
 from vmr_env.backbones.cross_fitted import is_cross_fitted, open_cross_fitted
 from vmr_env.backbones.dataset import MomentDataset
@@ -17,8 +19,6 @@ from vmr_env.backbones.features.store import Features
 from vmr_env.backbones.frozen import recipe_of
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint
 from vmr_env.backbones.recipes import Recipe
-
-from vmr_env.arrays import Array
 from vmr_env.caches.evidence import Evidence, FindEvidence
 from vmr_env.caches.format import Ragged, cells_of, merged
 from vmr_env.data.annotations import Annotation

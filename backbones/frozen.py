@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from vmr_env.backbones.girl_detr.checkpoint import (
     load_checkpoint,
     load_official,
@@ -20,7 +21,6 @@ from vmr_env.backbones.girl_detr.checkpoint import (
 )
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.recipes import Recipe, get_recipe
-
 from vmr_env.data.durations import SECONDS, is_seconds
 from vmr_env.errors import DataError, Problem, shorten
 

@@ -11,7 +11,6 @@ from vmr_env.backbones.arguments import (
     share,
     whole_number,
 )
-
 from vmr_env.data.profiles import PROFILES
 
 

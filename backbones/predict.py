@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from tqdm import tqdm
+
 from vmr_env.backbones.dataset import MomentDataset
 from vmr_env.backbones.features.sources import (
     open_dataset,
@@ -20,7 +21,6 @@ from vmr_env.backbones.frozen import open_model
 from vmr_env.backbones.girl_detr.inference import WindowSettings, saliency_curves, windows
 from vmr_env.backbones.girl_detr.model import GirlDetr, GirlDetrOutput
 from vmr_env.backbones.parsers import predict_parser
-
 from vmr_env.data.predictions import Prediction, write_predictions
 from vmr_env.errors import DataError
 from vmr_env.files.writing import check_place

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
 from vmr_env.backbones.dataset import FeatureBatch
 from vmr_env.backbones.girl_detr.head import Detections
 from vmr_env.backbones.girl_detr.model import GirlDetr, GirlDetrOutput
-
 from vmr_env.errors import MissingExtra
 
 

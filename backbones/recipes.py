@@ -15,7 +15,6 @@ from vmr_env.backbones.dataset import DatasetSettings
 from vmr_env.backbones.features.similarity import SimilarityChannels
 from vmr_env.backbones.girl_detr.config import GirlDetrConfig
 from vmr_env.backbones.girl_detr.inference import WindowSettings
-
 from vmr_env.data.profiles import PROFILES, DatasetProfile
 from vmr_env.errors import DataError, Problem
 from vmr_env.settings import ABOVE_0, BELOW_1, COUNT_OR_0, Range, Settings

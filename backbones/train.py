@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
 from vmr_env.backbones.cross_fitted import cut_into_parts, member_folder, write_parts
 from vmr_env.backbones.dataset import FeatureBatch, MomentDataset
 from vmr_env.backbones.features.sources import (
@@ -45,7 +46,6 @@ from vmr_env.backbones.parsers import train_parser
 from vmr_env.backbones.predict import predict
 from vmr_env.backbones.processes import OneProcess, Processes, open_processes
 from vmr_env.backbones.recipes import Recipe, get_recipe
-
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.profiles import DatasetProfile, get_profile
 from vmr_env.data.splits import split_by_video

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from vmr_env.backbones.dataset import MomentDataset
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, save_checkpoint
@@ -29,7 +30,6 @@ from vmr_env.backbones.simulated.features import write_simulated
 from vmr_env.backbones.train import Trainer, split_for_selection
 from vmr_env.benchmarks.experiment.main import main as main_job
 from vmr_env.benchmarks.experiment.progress import EVERY, minutes
-
 from vmr_env.caches.clip_sums import clip_sums_of
 from vmr_env.caches.reader import DecoderStateCache, Ragged, write_cache
 from vmr_env.data.annotations import read_annotations

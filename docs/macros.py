@@ -19,8 +19,8 @@ from typing import Any
 import click
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, registry
-from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config
 
+from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config
 from vmr_env.envs.actions import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,12 +8,12 @@ import sys
 import warnings
 
 import numpy as np
+
 from vmr_env.agents.base import Agent
 from vmr_env.agents.evaluation import refine
 from vmr_env.agents.expected_gain import ExpectedGain
 from vmr_env.agents.ppo import PPO
 from vmr_env.agents.references import GreedyOracle, RandomAgent, StopAtOnce
-
 from vmr_env.envs.sources import open_source
 from vmr_env.envs.vector_env import VMRVectorEnv
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+
 from vmr_env.agents.evaluation import refine, submission
 from vmr_env.agents.expected_gain import ExpectedGain
-
 from vmr_env.caches.from_predictions import build_prediction_cache
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile

@@ -12,7 +12,6 @@ from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint, save_checkpo
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.recipes import Recipe, get_recipe
 from vmr_env.backbones.simulated.features import write_simulated
-
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.profiles import get_profile
 

@@ -8,7 +8,6 @@ from typing import Any
 from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.benchmarks.experiment.experiment import Run
 from vmr_env.benchmarks.experiment.processes import run_all
-
 from vmr_env.programs import plain_exit
 
 

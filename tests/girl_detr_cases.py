@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
+
 from vmr_env.backbones.girl_detr.checkpoint import official_model
 from vmr_env.backbones.girl_detr.config import GirlDetrConfig
 from vmr_env.backbones.girl_detr.model import GirlDetr, GirlDetrOutput

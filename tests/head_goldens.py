@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
 from vmr_env.agents.tprl.losses import Moments
 from vmr_env.backbones.girl_detr.head import DetectionHead
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
+
 from vmr_env.agents.ensemble.cross_fitting import Selection
 from vmr_env.benchmarks.report.html import Given, Page, gather
-
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
 

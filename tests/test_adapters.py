@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
 from vmr_env.backbones.base import DetectorOutput
 from vmr_env.backbones.cache import build_cache
 from vmr_env.backbones.dataset import DatasetSettings, FeatureBatch, MomentDataset
@@ -17,7 +18,6 @@ from vmr_env.backbones.recipes import get_recipe
 from vmr_env.backbones.simulated import embedded
 from vmr_env.backbones.simulated.embedded import Sizes, build_embedded
 from vmr_env.backbones.simulated.features import write_simulated
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.profiles import get_profile

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from refinement import environment, short_cache, user_cache_in
+
 from vmr_env.agents.base import Agent
 from vmr_env.agents.checkpoint import load_run, save_run
 from vmr_env.agents.evaluation import refine
@@ -18,7 +19,6 @@ from vmr_env.agents.policy_gradient import entropy
 from vmr_env.agents.ppo import PPO, PPOConfig
 from vmr_env.agents.reinforce import Reinforce, ReinforceConfig
 from vmr_env.agents.sb3.vec_env import SB3A2C, SB3PPO
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.vector_env import VMRVectorEnv
 

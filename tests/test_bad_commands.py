@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from caches import make_cache
 from click.testing import CliRunner
-from vmr_env.benchmarks.cli import main as cli
 
+from vmr_env.benchmarks.cli import main as cli
 from vmr_env.files import text
 
 COMMANDS: dict[str, list[str]] = {

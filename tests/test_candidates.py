@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from caches import random_batch
 from refinement import environment, user_cache_in, written
-from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
 
+from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.actions import MOVES, Moves, get_action_mode
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+
 from vmr_env.benchmarks.cli import main as cli
 
 GT: dict[str, Any] = {"qid": 1, "vid": "v1", "query": "a", "duration": 35, "relevant_windows": [[2, 5]]}

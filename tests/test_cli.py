@@ -13,16 +13,16 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+from caches import make_cache
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner, Result
+
 import vmr_env.backbones.features.text
 import vmr_env.backbones.predict
 import vmr_env.backbones.train
 import vmr_env.benchmarks.experiment.main
-from caches import make_cache
-from click.shell_completion import ShellComplete
-from click.testing import CliRunner, Result
 from vmr_env.backbones.features.store import FeatureStoreWriter
 from vmr_env.benchmarks.cli import main as cli
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.sources import simulated_source
 from vmr_env.metrics.spans import best_tiou

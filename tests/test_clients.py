@@ -183,7 +183,6 @@ def test_gymnasium_of_any_version_lets_our_agents_learn_and_the_main_job_start(
     """Ray pins an older Gymnasium than the current one."""
     importlib.import_module("vmr_env.benchmarks.experiment.main")
     from vmr_env.agents.expected_gain import ExpectedGain
-
     from vmr_env.envs.curriculum import StepSchedule
     from vmr_env.envs.vector_env import VMRVectorEnv
     from vmr_env.envs.vector_wrappers import VectorCurriculumWrapper
@@ -260,7 +259,6 @@ def test_sb3_contrib_maskable_ppo_takes_possible_actions_only(options: dict[str,
 def test_sb3_contrib_maskable_ppo_learns_from_the_native_environment(options: dict[str, Any]) -> None:
     contrib = pytest.importorskip("sb3_contrib")
     from vmr_env.agents.sb3.vec_env import NativeVecEnv
-
     from vmr_env.envs.vector_env import VMRVectorEnv
 
     env = NativeVecEnv(VMRVectorEnv(4, stage=1, autoreset_mode="SameStep", **options))

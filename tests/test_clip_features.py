@@ -9,8 +9,8 @@ from caches import random_batch
 from hypothesis import given
 from hypothesis import strategies as st
 from refinement import environment, user_cache_in, written
-from vmr_env.agents.networks import ActionClips, RefinementNetwork
 
+from vmr_env.agents.networks import ActionClips, RefinementNetwork
 from vmr_env.caches.boundary_features import CELLS
 from vmr_env.caches.clip_sums import EDGE_CLIPS, ClipSums, clip_sums_of
 from vmr_env.caches.reader import DecoderStateCache

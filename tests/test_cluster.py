@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from backbone import make_backbone
+
 from vmr_env.agents.base import Agent
 from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.agents.expected_gain import ExpectedGain
@@ -30,7 +31,6 @@ from vmr_env.backbones.simulated.features import write_simulated
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run, train_test
 from vmr_env.benchmarks.experiment.main import main
 from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Fold, MethodResult, Settings
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.profiles import get_profile

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
 from vmr_env.benchmarks.experiment.results import BOOTSTRAP_SEED, differences
 from vmr_env.benchmarks.report.combine import combine, combined_differences, main
-
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction, write_predictions
 from vmr_env.data.profiles import PROFILES

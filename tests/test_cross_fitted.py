@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from vmr_env.backbones import cache, train
 from vmr_env.backbones.cross_fitted import open_cross_fitted, read_parts
 from vmr_env.backbones.dataset import MomentDataset
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.simulated.features import write_simulated
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.profiles import get_profile

@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-import vmr_env.agents.ensemble.cross_fitting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
+
+import vmr_env.agents.ensemble.cross_fitting
+from tests.caches import ARGUMENTS, random_batch
 from vmr_env.agents.base import Agent, Metrics
 from vmr_env.agents.ensemble.cross_fitting import (
     Configured,
@@ -29,10 +31,8 @@ from vmr_env.agents.ppo import PPO
 from vmr_env.agents.references import StopAtOnce
 from vmr_env.agents.reinforce import Reinforce
 from vmr_env.agents.sb3.vec_env import SB3PPO
-from vmr_env.benchmarks.experiment.experiment import cross_validation, train_test
-
-from tests.caches import ARGUMENTS, random_batch
 from vmr_env.arrays import Bools, Floats
+from vmr_env.benchmarks.experiment.experiment import cross_validation, train_test
 from vmr_env.caches.reader import DecoderStateCache, Ragged, write_cache
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.curriculum import StepSchedule

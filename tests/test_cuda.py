@@ -18,13 +18,13 @@ from test_devices import AGENTS, HEADS, STEPWISE, head_learnt, learnt, leaves, s
 from test_stepwise import write_clips
 from test_tprl import write_states
 from test_train import TINY, trainer
+
 from vmr_env.agents.dense.trainer import believe, train
 from vmr_env.backbones.base import GirlDetrDetector
 from vmr_env.backbones.cache import build_cache
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint
 from vmr_env.backbones.girl_detr.layers import Dropout
 from vmr_env.backbones.simulated.features import write_simulated
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from head_goldens import load_head
+
 from vmr_env.agents.tprl.config import default_config
 from vmr_env.agents.tprl.head_policy import HeadPolicyTrainer, head_policy_config
 from vmr_env.benchmarks.experiment.head_methods import configured
-
 from vmr_env.envs.curriculum import (
     OFF,
     SCHEDULES,

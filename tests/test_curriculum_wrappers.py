@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
+
+from tests.caches import ARGUMENTS, random_batch
 from vmr_env.agents.checkpoint import load_run, save_run
 from vmr_env.agents.grpo import GRPO, GRPOConfig
 from vmr_env.agents.ppo import PPO as PPOAgent
 from vmr_env.agents.ppo import PPOConfig
 from vmr_env.agents.sb3.curriculum import CurriculumCallback
 from vmr_env.agents.sb3.vec_env import SB3PPO, NativeVecEnv
-
-from tests.caches import ARGUMENTS, random_batch
 from vmr_env.caches.reader import DecoderStateCache, write_cache
 from vmr_env.envs.curriculum import Curriculum, Plateau, Progression, Stage, StepSchedule
 from vmr_env.envs.env import VMREnv

@@ -13,13 +13,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vmr_env.backbones.augment import Augmentation, Timeline
 from vmr_env.backbones.dataset import DatasetSettings, MomentDataset
 from vmr_env.backbones.features import official as features
 from vmr_env.backbones.features.official import OfficialFeatures
 from vmr_env.backbones.features.similarity import SimilarityChannels, extents
 from vmr_env.backbones.features.store import FeatureStore
-
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.errors import DataError, DataWarning, Problem
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from caches import ARGUMENTS, random_batch
 from refinement import environment, user_cache_in
+
 from vmr_env.agents.expected_gain import ExpectedGain
 from vmr_env.agents.grpo import GRPO
 from vmr_env.agents.networks import RefinementNetwork
 from vmr_env.agents.ppo import PPO
-
 from vmr_env.caches.reader import DecoderStateCache, write_cache
 
 VECTORS = ("decoder_state", "text", "proposal_states")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from vmr_env.agents.dense import DensePolicy, Evidence, load_policy, refine_rows, save_policy
 from vmr_env.agents.dense.decoding import answers, best_utility, with_relevance
 from vmr_env.agents.dense.network import DenseNetwork
@@ -23,7 +24,6 @@ from vmr_env.agents.dense.trainer import (
     vote_distribution,
 )
 from vmr_env.benchmarks.experiment.dense import report
-
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction, write_predictions
 from vmr_env.data.profiles import get_profile

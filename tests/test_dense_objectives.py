@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+
 from vmr_env.agents.dense.objectives import (
     CLIP,
     OBJECTIVES,

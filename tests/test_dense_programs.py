@@ -13,6 +13,7 @@ import torch
 from caches import ARGUMENTS, make_cache
 from click.testing import CliRunner
 from test_dense import problem
+
 from vmr_env.agents.dense import DensePolicy, Evidence
 from vmr_env.agents.dense.cached import cached_predictions, cached_states
 from vmr_env.agents.dense.network import DenseNetwork
@@ -22,7 +23,6 @@ from vmr_env.agents.dense.trainer import DenseConfig
 from vmr_env.backbones.features.store import FeatureStoreWriter
 from vmr_env.benchmarks.cli.main import main as cli
 from vmr_env.benchmarks.experiment import dense, dense_sb3, parsers
-
 from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
 from vmr_env.data.predictions import by_score, read_predictions, write_predictions
 from vmr_env.data.profiles import get_profile

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_dense import DIM, GRID, Rows, problem, slow_tiou
+
 from vmr_env.agents.dense.references import (
     CURVES,
     OF_A_MODEL,
@@ -18,7 +19,6 @@ from vmr_env.agents.dense.references import (
 )
 from vmr_env.agents.dense.spans import best_overlap
 from vmr_env.agents.dense.timeline import Timelines
-
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.timelines import CHANNELS, NoEvidence

@@ -19,6 +19,7 @@ from test_stepwise import small_config as stepwise_config
 from test_stepwise import write_clips
 from test_tprl import new_head, small_config, write_states
 from torch import Tensor
+
 from vmr_env.agents.dense import DensePolicy, load_policy, save_policy
 from vmr_env.agents.dense.objectives import Gradient
 from vmr_env.agents.dense.trainer import believe, train
@@ -42,7 +43,6 @@ from vmr_env.benchmarks.experiment.experiment import train_test
 from vmr_env.benchmarks.experiment.main import main
 from vmr_env.benchmarks.experiment.methods import HeadMethod, Settings
 from vmr_env.benchmarks.experiment.unfrozen import Features, UnfrozenMethod
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.curriculum import through_stages
 from vmr_env.errors import DataError

@@ -5,11 +5,11 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint
 from vmr_env.backbones.girl_detr.weights import state_sha256
 from vmr_env.backbones.recipes import get_recipe
 from vmr_env.backbones.simulated.embedded import RECIPE, Sizes, build_embedded
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.sources import simulated_source
 from vmr_env.metrics.spans import tiou

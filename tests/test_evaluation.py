@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from caches import random_batch
 from refinement import environment, user_cache_in, written
+
 from vmr_env.agents import evaluation
 from vmr_env.agents.evaluation import KINDS, USES, Refined, refine, shares_of_uses, submission, trace
 from vmr_env.agents.references import StopAtOnce
-
 from vmr_env.caches.from_predictions import build_prediction_cache
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation, read_annotations

@@ -15,11 +15,11 @@ import torch
 from caches import ARGUMENTS, random_batch
 from click.testing import CliRunner
 from refinement import environment, user_cache_in
+
 from vmr_env.agents.networks import RefinementNetwork
 from vmr_env.backbones.evidence import on_grid
 from vmr_env.backbones.features.store import FeatureStoreWriter
 from vmr_env.benchmarks.cli.main import main
-
 from vmr_env.caches.evidence import LOG_SCALE
 from vmr_env.caches.format import MOST_CELLS, Ragged, cells_of, merged, spans_of
 from vmr_env.caches.reader import DecoderStateCache, write_cache

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_dense import CONFIG, GRID, one_thread, problem
+
 from vmr_env.agents.dense import DensePolicy, Evidence
 from vmr_env.agents.dense.decoding import best_utility
 from vmr_env.agents.dense.spans import best_overlap

@@ -10,11 +10,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
+
 from vmr_env.backbones.dataset import DatasetSettings, MomentDataset
 from vmr_env.backbones.features.official import OfficialFeatures
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 from vmr_env.benchmarks.cli import main as cli
-
 from vmr_env.data.annotations import Annotation
 from vmr_env.errors import DataError
 

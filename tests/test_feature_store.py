@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter, import_features
 
+from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter, import_features
 from vmr_env.errors import DataError
 
 CHARACTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs"])

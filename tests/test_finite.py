@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from refinement import environment, short_cache, user_cache_in
+
 from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
 from vmr_env.agents.grpo import GRPO, GRPOConfig
 from vmr_env.agents.policy_agent import PolicyAgent
 from vmr_env.agents.policy_gradient import standardised
 from vmr_env.agents.ppo import PPO, PPOConfig
 from vmr_env.agents.reinforce import Reinforce, ReinforceConfig
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.vector_env import VMRVectorEnv
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from outside import install_outside, run_outside
 from torch import nn
+
 from vmr_env.agents.tprl.config import default_config
 from vmr_env.agents.tprl.trainer import TprlTrainer
 from vmr_env.backbones.base import BACKBONES, open_detector, register_backbone
-
 from vmr_env.errors import DataError
 
 # Its layers have other names than ours, and scores and spans share one.

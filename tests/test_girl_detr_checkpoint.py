@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from girl_detr_cases import arrays, assert_equal, config_of, inputs_of, model_of, run, state_of
+
 from vmr_env.backbones.girl_detr.checkpoint import (
     load_checkpoint,
     load_official,
@@ -20,7 +21,6 @@ from vmr_env.backbones.girl_detr.checkpoint import (
 from vmr_env.backbones.girl_detr.config import REPAIRS, GirlDetrConfig
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.girl_detr.weights import freeze, state_sha256, tensor_sha256
-
 from vmr_env.errors import DataError
 
 SMALL = GirlDetrConfig(

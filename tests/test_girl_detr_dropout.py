@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+
 from vmr_env.backbones.girl_detr.cmi import CrossBranch
 from vmr_env.backbones.girl_detr.config import Behaviour, GirlDetrConfig
 from vmr_env.backbones.girl_detr.layers import FeedForward, attend

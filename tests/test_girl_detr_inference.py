@@ -11,6 +11,7 @@ import torch
 from girl_detr_cases import arrays, config_of, run, state_of
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vmr_env.backbones.girl_detr.checkpoint import official_model
 from vmr_env.backbones.girl_detr.head import Detections
 from vmr_env.backbones.girl_detr.inference import (

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
 from vmr_env.backbones.girl_detr.cmi import CrossBranch
 from vmr_env.backbones.girl_detr.config import GirlDetrConfig
 from vmr_env.backbones.girl_detr.decoder import AnchorCrossAttention

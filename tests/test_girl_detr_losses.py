@@ -13,6 +13,7 @@ from girl_detr_cases import config_of, inputs_of, model_of, run, targets_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
 from vmr_env.backbones.girl_detr.config import REPAIRS, GirlDetrConfig
 from vmr_env.backbones.girl_detr.head import Detections
 from vmr_env.backbones.girl_detr.losses import SupervisedCriterion

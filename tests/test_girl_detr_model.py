@@ -23,6 +23,7 @@ from girl_detr_cases import (
     state_of,
 )
 from torch import Tensor, nn
+
 from vmr_env.backbones.girl_detr.checkpoint import official_model
 from vmr_env.backbones.girl_detr.config import GirlDetrConfig
 from vmr_env.backbones.girl_detr.encoder import Memory

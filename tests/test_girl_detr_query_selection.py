@@ -11,13 +11,13 @@ import torch
 from girl_detr_cases import inputs_of, run, sample
 from test_girl_detr_repairs import SIZES, difference, lengthened, shaken
 from torch import Tensor
+
 from vmr_env.backbones.girl_detr.config import GirlDetrConfig
 from vmr_env.backbones.girl_detr.decoder import Decoder
 from vmr_env.backbones.girl_detr.losses import SupervisedCriterion
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.girl_detr.query_selection import QuerySelection, clip_span_iou, selection_loss
 from vmr_env.backbones.girl_detr.targets import Targets
-
 from vmr_env.errors import DataError
 from vmr_env.metrics import spans as span_functions
 

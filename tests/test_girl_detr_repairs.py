@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-import vmr_env.backbones.girl_detr
 from girl_detr_cases import inputs_of, run, sample
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, pad
+
+import vmr_env.backbones.girl_detr
 from vmr_env.backbones.girl_detr.branches import MomentSaliency
 from vmr_env.backbones.girl_detr.config import REPAIRS, Behaviour, GirlDetrConfig
 from vmr_env.backbones.girl_detr.head import Detections

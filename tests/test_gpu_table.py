@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from vmr_env.benchmarks.speed.gpu import main
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
 from vmr_env.agents.evaluation import refine
 from vmr_env.agents.grpo import GRPO, Experience, GRPOConfig
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.vector_env import VMRVectorEnv

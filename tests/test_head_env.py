@@ -16,13 +16,13 @@ from gymnasium.wrappers import TimeAwareObservation
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from test_tprl import new_head, same, write_states
+
 from vmr_env.agents.sb3.head_config import SB3HeadConfig
 from vmr_env.agents.sb3.head_policy import HeadActorCriticPolicy, HeadDistribution
 from vmr_env.agents.sb3.head_trainer import SB3HeadTrainer
 from vmr_env.agents.tprl.data import StateBatches
 from vmr_env.agents.tprl.head_policy import HeadPolicy, HeadPolicyTrainer, head_policy_config
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.curriculum import STAGES
 from vmr_env.envs.head_env import VMRHeadEnv

@@ -10,6 +10,7 @@ import pytest
 import torch
 from backbone import Backbone, make_backbone, open_features
 from safetensors.torch import load_file, save_file
+
 from vmr_env.agents.evaluation import USES
 from vmr_env.agents.tensors import write_tensors
 from vmr_env.agents.tprl.head_training import uses
@@ -21,7 +22,6 @@ from vmr_env.benchmarks.experiment.experiment import train_test
 from vmr_env.benchmarks.experiment.head_methods import ablations, configured, head_config, parse_options
 from vmr_env.benchmarks.experiment.main import main
 from vmr_env.benchmarks.experiment.methods import HeadMethod, Settings
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.predictions import read_predictions

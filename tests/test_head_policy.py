@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_tprl import new_head, same, write_states
+
 from vmr_env.agents.tprl import head_policy, head_training
 from vmr_env.agents.tprl.data import StateBatch, StateBatches
 from vmr_env.agents.tprl.head_policy import (
@@ -23,7 +24,6 @@ from vmr_env.agents.tprl.head_policy import (
 from vmr_env.agents.tprl.head_training import cross_fit_head
 from vmr_env.agents.tprl.losses import Moments
 from vmr_env.agents.tprl.validation import Validator, propose
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.curriculum import STAGES, Stage
 from vmr_env.metrics.spans import tiou

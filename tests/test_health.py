@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+
+from tests.caches import ARGUMENTS, random_batch
 from vmr_env.agents.expected_gain import ExpectedGain
 from vmr_env.agents.grpo import GRPO, without_spread
 from vmr_env.agents.health import (
@@ -15,8 +17,6 @@ from vmr_env.agents.health import (
 from vmr_env.agents.policy_agent import descend
 from vmr_env.agents.ppo import PPO
 from vmr_env.agents.reinforce import Reinforce
-
-from tests.caches import ARGUMENTS, random_batch
 from vmr_env.caches.reader import write_cache
 from vmr_env.envs.vector_env import VMRVectorEnv
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from pages import BETTER, DETECTOR, HOSTILE, QUERIES, TRUTH, WORSE, page
+
 from vmr_env.agents.health import HEALTH_FIGURES
 from vmr_env.agents.tprl.config import default_config, with_stages
 from vmr_env.agents.tprl.head_policy import head_policy_config
@@ -19,7 +20,6 @@ from vmr_env.benchmarks.cli import main as cli
 from vmr_env.benchmarks.report import plots
 from vmr_env.benchmarks.report.figures import CHANGES, _changes, stage_lengths, staged_curve
 from vmr_env.benchmarks.report.html import FROM_POOL, PAGE_FILE, POOL_NOTE, render, write_report
-
 from vmr_env.envs.curriculum import get_schedule
 from vmr_env.errors import DataError
 from vmr_env.metrics.spans import tiou

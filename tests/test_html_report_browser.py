@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pages import QUERIES, page
+
 from vmr_env.benchmarks.report.html import render
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install '.[dev]'")

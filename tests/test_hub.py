@@ -9,11 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from tests.caches import ARGUMENTS, random_batch
 from vmr_env.agents.ensemble.cross_fitting import CrossFittedEnsemble
 from vmr_env.agents.ensemble.files import load_ensemble, save_ensemble
 from vmr_env.agents.hub import CARD, CONFIG, MODEL, load_from_hub, push_to_hub, write_model_folder
-
-from tests.caches import ARGUMENTS, random_batch
 from vmr_env.caches.reader import DecoderStateCache, write_cache
 from vmr_env.errors import DataError
 

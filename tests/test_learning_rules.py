@@ -23,6 +23,7 @@ from trees import (
     optimum,
     value,
 )
+
 from vmr_env.agents import policy_agent, ppo, reinforce
 from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
 from vmr_env.agents.grpo import GRPO, GRPOConfig

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.benchmarks.experiment.experiment import Run
 from vmr_env.benchmarks.experiment.logs import CsvLog, open_logs

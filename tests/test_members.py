@@ -13,13 +13,13 @@ import pytest
 import torch
 from backbone import Backbone, make_backbone
 from safetensors import safe_open
+
 from vmr_env.agents.ensemble import cross_fitting
 from vmr_env.agents.expected_gain import ExpectedGain
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run, shared_out, train_test
 from vmr_env.benchmarks.experiment.head_methods import configured, head_config
 from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, HeadMethod, Method, Settings
 from vmr_env.benchmarks.experiment.processes import run_all
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.errors import DataError
 from vmr_env.seeding import derived

@@ -7,9 +7,9 @@ from typing import Any
 import gymnasium
 import pytest
 from click.testing import CliRunner
-from vmr_env.benchmarks.cli.main import main
 
 import vmr_env  # noqa: F401  # registers the environments
+from vmr_env.benchmarks.cli.main import main
 from vmr_env.envs.head_env import VMRHeadEnv
 from vmr_env.envs.sources import simulated_source
 from vmr_env.envs.vector_env import VMRVectorEnv

@@ -9,8 +9,8 @@ import torch
 from caches import random_batch
 from refinement import environment, user_cache_in, written
 from slow_timelines import slow_timeline_of
-from vmr_env.agents.networks import ActionFeatures, FlatNetwork, RefinementNetwork, Standardise
 
+from vmr_env.agents.networks import ActionFeatures, FlatNetwork, RefinementNetwork, Standardise
 from vmr_env.caches.boundary_features import CELLS, INSIDE_FEATURES, INTEGRALS, SPAN_FEATURES
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.actions import MOVES

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vmr_env.backbones.features.official import OfficialFeatures, read_array
 
+from vmr_env.backbones.features.official import OfficialFeatures, read_array
 from vmr_env.errors import DataError
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from girl_detr_cases import arrays, state_of
-from vmr_env.backbones import cache, predict
 
+from vmr_env.backbones import cache, predict
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.errors import DataError
 

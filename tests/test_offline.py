@@ -6,9 +6,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from vmr_env.agents.offline import export_episodes, uniform
 
 from tests.caches import ARGUMENTS, random_batch
+from vmr_env.agents.offline import export_episodes, uniform
 from vmr_env.caches.reader import write_cache
 from vmr_env.envs.sources import simulated_source
 

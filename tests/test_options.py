@@ -4,9 +4,9 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import pytest
+
 from vmr_env.benchmarks.experiment.names import BACKBONE_AGENTS, DEFAULT_AGENTS
 from vmr_env.benchmarks.experiment.options import Options, check, resolved
-
 from vmr_env.options import argument, option, out_of_range, parse, parse_in_range
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from undropped import Undropped
+
 from vmr_env.backbones import train
 from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint
 from vmr_env.backbones.simulated.features import write_simulated
-
 from vmr_env.data.profiles import get_profile
 
 pytest.importorskip("lightning_fabric", reason="needs Lightning Fabric")

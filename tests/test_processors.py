@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from vmr_env.benchmarks.experiment import main
 from vmr_env.benchmarks.experiment.processors import available_processors
 

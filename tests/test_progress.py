@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pages import record
+
 from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.benchmarks.experiment.experiment import Run
 from vmr_env.benchmarks.experiment.progress import Watcher

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from gymnasium.envs.registration import registry as environments
+
 from vmr_env.agents.evaluation import refine, submission
 from vmr_env.benchmarks.cli import main as cli
 from vmr_env.benchmarks.experiment.main import main
-
 from vmr_env.caches.from_predictions import build_prediction_cache
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data import profiles

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from caches import random_batch
 from refinement import environment, short_cache, user_cache_in, written
+
 from vmr_env.agents.checkpoint import load_run, save_run
 from vmr_env.agents.evaluation import refine, submission
 from vmr_env.agents.references import GreedyOracle, RandomAgent, StopAtOnce, constant_window
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation
 from vmr_env.envs.env import VMREnv

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+
+import vmr_env
 from vmr_env.agents import refinement
 from vmr_env.agents.dense import DensePolicy, Evidence, refine_rows, save_policy
 from vmr_env.agents.dense.network import DenseNetwork
@@ -23,8 +25,6 @@ from vmr_env.agents.tensors import read_tensors, write_tensors
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 from vmr_env.benchmarks.cli.main import main
 from vmr_env.benchmarks.experiment import dense
-
-import vmr_env
 from vmr_env.caches.from_predictions import build_prediction_cache
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.predictions import Prediction, read_predictions, write_predictions

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+
 from vmr_env.benchmarks.experiment.results import (
     BOOTSTRAP_SEED,
     Difference,
@@ -14,7 +15,6 @@ from vmr_env.benchmarks.experiment.results import (
     query_scores,
     table,
 )
-
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.profiles import PROFILES

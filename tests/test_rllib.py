@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from vmr_env.agents.ensemble.cross_fitting import quality
 from vmr_env.agents.evaluation import refine
 from vmr_env.benchmarks.experiment.main import main
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.vector_env import VMRVectorEnv

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refinement import environment, short_cache, user_cache_in
 from torch import Tensor
+
 from vmr_env.agents.expected_gain import ExpectedGain
 from vmr_env.agents.grpo import GRPO, GRPOConfig
 from vmr_env.agents.networks import RefinementNetwork
@@ -17,7 +18,6 @@ from vmr_env.agents.policy_gradient import gae
 from vmr_env.agents.ppo import PPO
 from vmr_env.agents.reinforce import Reinforce
 from vmr_env.agents.rollout import Collector, Rollout, mean_episode_return
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.vector_env import VMRVectorEnv
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from vmr_env.agents.ensemble.cross_fitting import Selection
 from vmr_env.agents.evaluation import Refined
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run
 from vmr_env.benchmarks.experiment.methods import MethodResult, Settings
 from vmr_env.benchmarks.experiment.options import Options
 from vmr_env.benchmarks.experiment.run_folder import settle
-
 from vmr_env.errors import DataError
 from vmr_env.files.objects import write_state
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import vmr_env.benchmarks.experiment.options
+from tests.caches import ARGUMENTS, random_batch
 from vmr_env.agents.ensemble.files import load_ensemble
 from vmr_env.agents.evaluation import refine, submission
 from vmr_env.agents.expected_gain import ExpectedGain
 from vmr_env.benchmarks.experiment.experiment import Experiment
 from vmr_env.benchmarks.experiment.main import main
-
-from tests.caches import ARGUMENTS, random_batch
 from vmr_env.caches.reader import DecoderStateCache, write_cache
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import read_predictions, write_predictions

@@ -13,8 +13,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
-from vmr_env.agents.sb3.vec_env import SB3A2C, SB3PPO, NativeVecEnv, native
 
+from vmr_env.agents.sb3.vec_env import SB3A2C, SB3PPO, NativeVecEnv, native
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.env import VMREnv
 from vmr_env.envs.vector_env import VMRVectorEnv

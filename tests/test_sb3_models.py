@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from refinement import MISSING_CLIPS, environment, short_cache, user_cache_in
 from stable_baselines3 import PPO
+
 from vmr_env.agents.sb3.vec_env import NativeVecEnv
 from vmr_env.benchmarks.experiment.sb3_models import gain, main, mean_over_seeds
-
 from vmr_env.caches.reader import DecoderStateCache
 
 

@@ -11,11 +11,11 @@ from caches import random_batch
 from gymnasium import spaces
 from refinement import environment, short_cache, user_cache_in, written
 from stable_baselines3 import A2C, PPO
+
 from vmr_env.agents.networks import RefinementNetwork
 from vmr_env.agents.sb3.policy import ENOUGH, RefinementPolicy
 from vmr_env.agents.sb3.vec_env import NativeVecEnv
 from vmr_env.benchmarks.experiment.sb3_models import gain
-
 from vmr_env.caches.reader import DecoderStateCache
 
 N = 8

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-from vmr_env.benchmarks.experiment import sb3_search, stages
 
+from vmr_env.benchmarks.experiment import sb3_search, stages
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.sources import open_source
 from vmr_env.files.yaml import read_yaml

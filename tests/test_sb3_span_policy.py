@@ -11,6 +11,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from test_dense import GRID, problem
+
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.dense.trainer import vote_distribution

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vmr_env.benchmarks.experiment.search import main, read_search
 
+from vmr_env.benchmarks.experiment.search import main, read_search
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile
 from vmr_env.errors import DataError

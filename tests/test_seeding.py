@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from refinement import short_cache, user_cache_in
+
 from vmr_env.agents.base import Agent
 from vmr_env.agents.ensemble.cross_fitting import cross_fit
 from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
@@ -15,7 +16,6 @@ from vmr_env.agents.ppo import PPO, PPOConfig
 from vmr_env.agents.references import StopAtOnce
 from vmr_env.agents.reinforce import Reinforce, ReinforceConfig
 from vmr_env.agents.sb3.vec_env import SB3A2C, SB3PPO
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.vector_env import VMRVectorEnv
 from vmr_env.seeding import derived, slot_seeds

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_tprl import new_head, small_config, write_states
+
 from vmr_env.agents.dense.trainer import DenseConfig
 from vmr_env.agents.expected_gain import ExpectedGainConfig
 from vmr_env.agents.grpo import GRPOConfig
@@ -24,7 +25,6 @@ from vmr_env.benchmarks.experiment import main as job
 from vmr_env.benchmarks.experiment import options
 from vmr_env.benchmarks.experiment.options import Options
 from vmr_env.benchmarks.experiment.run_folder import settle
-
 from vmr_env.envs.curriculum import through_stages
 
 _WRONG = [

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from vmr_env.backbones.features.annotations import (
     Action,
     DetectorNoise,
@@ -14,7 +15,6 @@ from vmr_env.backbones.features.annotations import (
 )
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.simulated.features import OBJECTS, VERBS, Simulator, World, write_simulated
-
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.profiles import PROFILES, get_profile
 from vmr_env.errors import DataError, DataWarning

@@ -13,6 +13,7 @@ from girl_detr_cases import model_of
 from head_goldens import load_moments
 from safetensors.torch import load_file
 from torch import Tensor
+
 from vmr_env.agents.stepwise.data import DetectedBatches
 from vmr_env.agents.stepwise.objectives import gae, inside_tiou, match_proposals, oracle_loss, step_rewards
 from vmr_env.agents.stepwise.policy import (
@@ -29,7 +30,6 @@ from vmr_env.agents.tprl.losses import Moments
 from vmr_env.backbones.base import GirlDetrDetector
 from vmr_env.backbones.cache import build_cache
 from vmr_env.backbones.dataset import DatasetSettings, MomentDataset
-
 from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
 from vmr_env.data.annotations import Annotation
 from vmr_env.errors import DataError

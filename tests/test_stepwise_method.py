@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from backbone import Backbone, make_backbone
 from safetensors.torch import load_file
+
 from vmr_env.agents.stepwise.trainer import new_policy, walk
 from vmr_env.benchmarks.experiment.main import main
 from vmr_env.benchmarks.experiment.names import STEPWISE_AGENTS
 from vmr_env.benchmarks.experiment.stepwise_method import stepwise_config
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.predictions import read_predictions
 

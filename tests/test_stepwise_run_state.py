@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from vmr_env.agents.checkpoint import load_run, save_run
 
+from vmr_env.agents.checkpoint import load_run, save_run
 from vmr_env.errors import DataError
 from vmr_env.files.objects import write_sealed
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from vmr_env.benchmarks.experiment.main import main as tprl
 from vmr_env.benchmarks.experiment.sweep import main, read_sweep
-
 from vmr_env.data.profiles import get_profile
 from vmr_env.errors import DataError
 from vmr_env.files.yaml import read_yaml

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from vmr_env.backbones.features import captions, text
 from vmr_env.backbones.features.captions import build_caption_store, import_caption_features, read_captions
 from vmr_env.backbones.features.text import Level, SentenceCache, build_text_store, read_sentences
-
 from vmr_env.errors import DataError
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vmr_env.agents.ensemble.cross_fitting import quality
 
+from vmr_env.agents.ensemble.cross_fitting import quality
 from vmr_env.caches.from_predictions import build_prediction_cache
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.profiles import get_profile

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from refinement import short_cache, user_cache_in
+
 from vmr_env.benchmarks.speed import throughput
 
 

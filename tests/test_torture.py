@@ -8,7 +8,6 @@ import pytest
 pytest.importorskip("torch")
 
 from vmr_env.benchmarks.torture import Attacker, Job, attack_all, main, mutate
-
 from vmr_env.files.objects import read_sealed, write_sealed
 
 CONTENT = bytes(range(256)) * 2000

@@ -10,13 +10,13 @@ import pytest
 import torch
 from head_goldens import load_head, load_moments, load_states
 from torch import Tensor
+
 from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config
 from vmr_env.agents.tprl.data import StateBatch, StateBatches
 from vmr_env.agents.tprl.losses import Moments
 from vmr_env.agents.tprl.trainer import TprlTrainer
 from vmr_env.agents.tprl.validation import Validator, official_score, propose, submission_times
 from vmr_env.backbones.girl_detr.head import DetectionHead
-
 from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.curriculum import Coefficients, through_stages

@@ -12,6 +12,7 @@ from head_goldens import load_head, load_moments, load_states
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+
 from vmr_env.agents.tprl import losses
 from vmr_env.agents.tprl.losses import Moments
 from vmr_env.backbones.girl_detr.head import DetectionHead, Detections

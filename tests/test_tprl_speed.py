@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from vmr_env.agents.tprl.config import paper_config
 from vmr_env.agents.tprl.data import StateBatches
 from vmr_env.benchmarks.speed import tprl as tprl_speed

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from vmr_env.backbones import cache, predict, train
 from vmr_env.backbones.dataset import MomentDataset
 from vmr_env.backbones.features.store import FeatureStore
@@ -23,7 +24,6 @@ from vmr_env.backbones.train import (
     split_for_selection,
     update_average,
 )
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.predictions import read_predictions

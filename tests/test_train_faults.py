@@ -8,7 +8,6 @@ import pytest
 pytest.importorskip("torch")
 
 from vmr_env.backbones.train import cut_history
-
 from vmr_env.errors import DataError
 
 

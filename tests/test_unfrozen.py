@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from backbone import Backbone, make_backbone
+
 from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config, with_stages
 from vmr_env.agents.tprl.data import StateBatch, StateBatches
 from vmr_env.agents.tprl.trainer import TprlTrainer
@@ -16,7 +17,6 @@ from vmr_env.benchmarks.experiment.experiment import train_test
 from vmr_env.benchmarks.experiment.head_methods import ablations
 from vmr_env.benchmarks.experiment.methods import MethodResult, Settings, ranked
 from vmr_env.benchmarks.experiment.unfrozen import Features, Unfrozen, UnfrozenMethod, _parameters, _Samples
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.errors import DataError
 

@@ -18,7 +18,6 @@ transformers = pytest.importorskip("transformers")
 from vmr_env.backbones.features.store import FeatureStore  # noqa: E402
 from vmr_env.backbones.features.video import ClipModel, build_video_store, read_clips  # noqa: E402
 from vmr_env.benchmarks.cli import main as cli  # noqa: E402
-
 from vmr_env.errors import DataError  # noqa: E402
 
 BITS, SQUARE = 8, 16

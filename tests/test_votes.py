@@ -7,8 +7,8 @@ import pytest
 import torch
 from caches import random_batch
 from refinement import environment, user_cache_in, written
-from vmr_env.agents.networks import RefinementNetwork
 
+from vmr_env.agents.networks import RefinementNetwork
 from vmr_env.caches.reader import DecoderStateCache
 
 N = 12

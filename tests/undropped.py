@@ -3,7 +3,6 @@
 from vmr_env.backbones import train
 from vmr_env.backbones.girl_detr.config import GirlDetrConfig
 from vmr_env.backbones.girl_detr.model import GirlDetr
-
 from vmr_env.programs import run_program
 
 

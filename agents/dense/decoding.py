@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
 from vmr_env.agents.dense.spans import span_tiou, utility_table
 from vmr_env.agents.dense.timeline import Timelines
-
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.timelines import z_scores
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
 from vmr_env.agents.dense.spans import NUMBERS, all_spans
 from vmr_env.agents.dense.timeline import TimelineBatch
-
 from vmr_env.data.timelines import CHANNELS
 
 HEADS = 4

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
 from vmr_env.agents.dense.spans import gain
 from vmr_env.agents.policy_gradient import clipped_gain
 

@@ -14,11 +14,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
 from vmr_env.agents.dense.decoding import answers
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.dense.trainer import believe
-
 from vmr_env.arrays import Floats
 from vmr_env.data.predictions import Prediction, read_predictions
 from vmr_env.data.queries import read_queries

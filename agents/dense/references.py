@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
 from vmr_env.agents.dense.decoding import pooled_saliency, suppress
 from vmr_env.agents.dense.spans import NUMBERS, best_overlap, gain, span_numbers, span_tiou
 from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.spans import tiou
-
 from vmr_env.arrays import Floats
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.timelines import CHANNELS, PAINTED

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from vmr_env.agents.spans import tiou
 
+from vmr_env.agents.spans import tiou
 from vmr_env.metrics.spans import ROUNDING
 
 NUMBERS = (

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from vmr_env.agents.dense.spans import Windows, all_spans, span_mask, span_numbers
 
+from vmr_env.agents.dense.spans import Windows, all_spans, span_mask, span_numbers
 from vmr_env.arrays import Floats
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.timelines import CHANNELS, PaintedTimelines

@@ -7,13 +7,13 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.objectives import OBJECTIVES, Gradient
 from vmr_env.agents.dense.spans import best_overlap, vote
 from vmr_env.agents.dense.timeline import Draw, Timelines
 from vmr_env.agents.devices import device_of, global_generator, seeded
 from vmr_env.agents.policy_agent import descend
-
 from vmr_env.seeding import derived
 from vmr_env.settings import BELOW_1, COUNT_OR_0, Range, Settings
 

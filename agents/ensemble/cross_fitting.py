@@ -13,10 +13,10 @@ from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
+
 from vmr_env.agents.base import Agent, Metrics
 from vmr_env.agents.evaluation import Refined, refine, shares_of_uses
 from vmr_env.agents.health import mean_health
-
 from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.envs.curriculum import Rule

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
 from vmr_env.agents.base import Agent, agent_class
 from vmr_env.agents.ensemble.cross_fitting import CrossFittedEnsemble, training_environment
 from vmr_env.agents.tensors import read_tensors, write_tensors
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike

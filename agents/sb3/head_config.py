@@ -8,7 +8,6 @@ from vmr_env.agents.tprl.data import VideoLength
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.head_policy import LENGTHS, check_lengths
 from vmr_env.agents.tprl.validation import SelectionScore
-
 from vmr_env.settings import Range
 
 

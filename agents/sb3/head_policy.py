@@ -18,6 +18,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
+
 from vmr_env.agents.tprl.head import learning
 from vmr_env.agents.tprl.head_policy import LEAST_SCALE, Drawn, HeadPolicy, Said, take
 

@@ -8,6 +8,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
+
 from vmr_env.agents.sb3.head_config import SB3HeadConfig
 from vmr_env.agents.sb3.head_policy import HeadActorCriticPolicy
 from vmr_env.agents.sb3.vec_env import check_finite, own_random_numbers
@@ -15,7 +16,6 @@ from vmr_env.agents.tprl.data import StateBatches
 from vmr_env.agents.tprl.head import Head
 from vmr_env.agents.tprl.head_policy import HeadPolicy, stage_at
 from vmr_env.agents.tprl.head_training import HeadTrainer
-
 from vmr_env.envs.curriculum import CURRICULA, Stage
 from vmr_env.envs.head_env import VMRHeadEnv
 from vmr_env.seeding import derived

@@ -19,8 +19,8 @@ from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor
 from torch.optim import AdamW
-from vmr_env.agents.networks import PolicyValue, RefinementNetwork
 
+from vmr_env.agents.networks import PolicyValue, RefinementNetwork
 from vmr_env.envs.actions import MOVES
 
 ENOUGH = 1024

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from torch.optim import AdamW
+
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.spans import Windows, all_spans, span_numbers
 from vmr_env.agents.dense.timeline import TimelineBatch

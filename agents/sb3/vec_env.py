@@ -20,8 +20,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
-from vmr_env.agents.base import Agent, Metrics, curriculum_state, resume_curriculum
 
+from vmr_env.agents.base import Agent, Metrics, curriculum_state, resume_curriculum
 from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.envs.gymnasium_vector import AutoresetMode
 from vmr_env.envs.vector_env import VMRVectorEnv

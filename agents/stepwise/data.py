@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from vmr_env.agents.devices import on_device
 from vmr_env.agents.stepwise.policy import DetectedSamples
 from vmr_env.agents.tprl.data import padded_moments
 from vmr_env.agents.tprl.losses import Moments
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.errors import DataError, Problem
 from vmr_env.metrics.spans import to_cxw

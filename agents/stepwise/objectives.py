@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
+
 from vmr_env.agents import policy_gradient
 from vmr_env.agents.devices import on_device
 from vmr_env.agents.spans import tiou

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
+
 from vmr_env.agents.checkpoint import load_run, save_run
 from vmr_env.agents.devices import device_of
 from vmr_env.agents.policy_agent import descend
@@ -47,7 +48,6 @@ from vmr_env.agents.stepwise.policy import (
 )
 from vmr_env.agents.tprl.losses import Moments
 from vmr_env.agents.tprl.validation import Validator
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.seeding import derived
 from vmr_env.settings import COUNT_OR_0, Range, Settings

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.losses import Distance, Estimator, PolicyInput, RewardMode, Weighting
-
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.curriculum import CURRICULA, Schedule, get_schedule, through_stages
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
 from vmr_env.agents.devices import ResidentRows, on_device
 from vmr_env.agents.tprl.losses import Moments
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.metrics.spans import to_cxw
 

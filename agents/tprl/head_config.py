@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from vmr_env.agents.tprl.data import VideoLength
 from vmr_env.agents.tprl.validation import SelectionScore
-
 from vmr_env.settings import Settings
 
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+
 from vmr_env.agents.devices import on_device
 from vmr_env.agents.policy_gradient import clipped_gain, standardised
 from vmr_env.agents.tprl.data import StateBatch
@@ -25,7 +26,6 @@ from vmr_env.agents.tprl.head import Head
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.head_training import HeadTrainer
 from vmr_env.agents.tprl.losses import Moments, log_odds
-
 from vmr_env.envs.curriculum import CURRICULA, Stage
 from vmr_env.envs.rewards import potentials as potentials_of
 from vmr_env.settings import Range

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
+
 from vmr_env.agents.checkpoint import load_run, save_run
 from vmr_env.agents.evaluation import USES, shares_of_uses
 from vmr_env.agents.tprl.data import StateBatch, StateBatches
 from vmr_env.agents.tprl.head import Head, check_head, learning
 from vmr_env.agents.tprl.head_config import HeadConfig
 from vmr_env.agents.tprl.validation import Validator, propose
-
 from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.seeding import derived
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
 from vmr_env.agents.tprl.config import TprlConfig
 from vmr_env.agents.tprl.data import StateBatch
 from vmr_env.agents.tprl.head import Head, learning
@@ -31,7 +32,6 @@ from vmr_env.agents.tprl.losses import (
     span_loss,
     top1_loss,
 )
-
 from vmr_env.envs.curriculum import Coefficients, coefficients
 
 

@@ -5,9 +5,9 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from vmr_env.agents.tprl.data import StateBatches
 from vmr_env.agents.tprl.head import Head
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction

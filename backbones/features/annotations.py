@@ -35,10 +35,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from vmr_env.backbones.features.sources import read_samples
-from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 
 from vmr_env.arrays import Floats
+from vmr_env.backbones.features.sources import read_samples
+from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.profiles import get_profile
 from vmr_env.errors import DataError, DataWarning, Problem, shorten

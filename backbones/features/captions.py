@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from vmr_env.backbones.arguments import add_cluster_arguments, cluster_of, device
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 from vmr_env.backbones.features.text import Encoder, SentenceCache, SentenceEncoder, describe
-
 from vmr_env.data.rows import Row, read_rows
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
+
 from vmr_env.backbones.features.files import HDF5_SUFFIXES, SUFFIXES, hdf5_keys, read_array, read_hdf5
 from vmr_env.backbones.features.store import array_problem, import_features, width_problem
-
 from vmr_env.data.annotations import read_annotations
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.text import PathLike

@@ -9,7 +9,6 @@ from vmr_env.backbones.dataset import EmptyClips, MomentDataset
 from vmr_env.backbones.features.official import TEXT_ARRAY, OfficialFeatures
 from vmr_env.backbones.features.store import Features, FeatureStore
 from vmr_env.backbones.recipes import Recipe
-
 from vmr_env.data.annotations import Annotation, PastEnd, read_annotations
 from vmr_env.errors import DataError, Problem
 

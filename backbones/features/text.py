@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
+
 from vmr_env.backbones.arguments import add_cluster_arguments, cluster_of, device, whole_number
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
-
 from vmr_env.data.rows import read_rows
 from vmr_env.errors import DataError, MissingExtra, Problem, shorten
 from vmr_env.files.text import PathLike

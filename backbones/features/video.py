@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
+
 from vmr_env.backbones.features.store import FeatureStore, FeatureStoreWriter
 from vmr_env.backbones.features.text import read_sentences
 from vmr_env.backbones.parsers import video_parser
-
 from vmr_env.caches.writer import sha256_of
 from vmr_env.data.annotations import NOISE_SECONDS
 from vmr_env.data.profiles import PROFILES

@@ -18,11 +18,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+
 from vmr_env.backbones.girl_detr.config import GirlDetrConfig
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.girl_detr.official import config_from_options, official_name
 from vmr_env.backbones.girl_detr.weights import state_sha256
-
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.objects import read_object
 from vmr_env.files.writing import write_bytes, writing_errors

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
 from vmr_env.backbones.girl_detr.layers import MLP, inverse_sigmoid
 
 FOREGROUND = 0  # index of the foreground class in the logits; 1 is background

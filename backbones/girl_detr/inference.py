@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+
 from vmr_env.backbones.girl_detr.model import GirlDetrOutput
 from vmr_env.backbones.girl_detr.spans import cxw_to_span
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
 from vmr_env.backbones.girl_detr.kernels import dropout, prelu
 
 SHORTEST = 1e-8  # length of a vector that a cosine divides by

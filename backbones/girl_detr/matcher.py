@@ -7,6 +7,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
 from vmr_env.backbones.girl_detr.config import GirlDetrConfig
 from vmr_env.backbones.girl_detr.head import Detections
 from vmr_env.backbones.girl_detr.spans import cxw_to_span, overlaps

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
 from vmr_env.backbones.girl_detr.branches import ContrastiveProjections, MomentSaliency, Saliency
 from vmr_env.backbones.girl_detr.cmi import CrossMasks, CrossModalInteraction
 from vmr_env.backbones.girl_detr.config import GirlDetrConfig

@@ -5,7 +5,6 @@ from dataclasses import fields
 from typing import Any
 
 from vmr_env.backbones.girl_detr.config import GirlDetrConfig
-
 from vmr_env.errors import DataError, Problem, shorten
 
 _PROJECTION = {"norm": "LayerNorm", "linear": "net.1.conv1d"}

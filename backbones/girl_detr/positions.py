@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+
 from vmr_env.backbones.girl_detr.layers import Dropout
 
 TEMPERATURE = 10000.0

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from vmr_env.backbones.girl_detr.layers import Dropout
 
 

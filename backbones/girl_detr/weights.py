@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
 from vmr_env.backbones.girl_detr.model import GirlDetr
 
 

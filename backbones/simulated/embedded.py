@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
 from vmr_env.backbones.arguments import whole_number
 from vmr_env.backbones.base import GirlDetrDetector
 from vmr_env.backbones.cache import build_cache
@@ -25,7 +26,6 @@ from vmr_env.backbones.girl_detr.checkpoint import load_checkpoint
 from vmr_env.backbones.recipes import Recipe, get_recipe
 from vmr_env.backbones.simulated.features import write_simulated
 from vmr_env.backbones.train import Trainer
-
 from vmr_env.data.annotations import read_annotations
 from vmr_env.programs import run_program
 

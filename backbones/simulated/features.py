@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vmr_env.backbones.features.store import FeatureStoreWriter
 
 from vmr_env.arrays import Floats
+from vmr_env.backbones.features.store import FeatureStoreWriter
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.profiles import DatasetProfile
 from vmr_env.files.text import PathLike, write_text

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
 from vmr_env.benchmarks.cli.common import FILE, FOLDER, NEW, past_end_option, problems_exit_with_1
 from vmr_env.benchmarks.cli.programs import program
-
 from vmr_env.data.annotations import PAST_END, PastEnd
 from vmr_env.data.predictions import SCORES, Scores
 from vmr_env.data.profiles import PROFILES, DatasetProfile

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import click
-from vmr_env.benchmarks.cli.common import FILE, NEW, past_end_option, problems_exit_with_1
 
+from vmr_env.benchmarks.cli.common import FILE, NEW, past_end_option, problems_exit_with_1
 from vmr_env.data.annotations import PAST_END, Annotation, PastEnd, read_annotations
 from vmr_env.data.converters import (
     ANNOTATION_FORMATS,

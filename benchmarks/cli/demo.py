@@ -12,11 +12,11 @@ for a new one.
 from typing import TYPE_CHECKING
 
 import click
+
 from vmr_env.benchmarks.cli.common import problems_exit_with_1
 
 if TYPE_CHECKING:
     from vmr_env.agents.ensemble.cross_fitting import CrossFittedEnsemble
-
     from vmr_env.caches.reader import DecoderStateCache
 
 AGENT_FILE = "expected_gain-seed0-fold0.safetensors"
@@ -35,8 +35,8 @@ def demo(qid: str | None) -> None:
       vmr-env demo --qid 12
     """
     import torch
-    from vmr_env.agents.ensemble.files import load_ensemble
 
+    from vmr_env.agents.ensemble.files import load_ensemble
     from vmr_env.caches.reader import DecoderStateCache
     from vmr_env.envs.sources import simulated_source
 
@@ -59,8 +59,8 @@ def show(ensemble: "CrossFittedEnsemble", cache: "DecoderStateCache", qid: str |
         DataError: there is no such query.
     """
     import numpy as np
-    from vmr_env.agents.evaluation import refine
 
+    from vmr_env.agents.evaluation import refine
     from vmr_env.envs.env import VMREnv
     from vmr_env.metrics.spans import reaches
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 import click
-from vmr_env.benchmarks.cli.common import FILE, NEW, past_end_option, problems_exit_with_1
 
+from vmr_env.benchmarks.cli.common import FILE, NEW, past_end_option, problems_exit_with_1
 from vmr_env.data.annotations import PAST_END, PastEnd
 
 

@@ -4,6 +4,8 @@ Exit codes: 0 all is well, 1 the data have problems, 2 the command was wrong, 13
 """
 
 import click
+
+import vmr_env
 from vmr_env.benchmarks.cli.cache import cache
 from vmr_env.benchmarks.cli.convert import convert
 from vmr_env.benchmarks.cli.demo import demo
@@ -14,8 +16,6 @@ from vmr_env.benchmarks.cli.programs import bench, dense, encode, graft, predict
 from vmr_env.benchmarks.cli.refine import refine
 from vmr_env.benchmarks.cli.report import report
 from vmr_env.benchmarks.cli.validate import validate
-
-import vmr_env
 from vmr_env.programs import wrong_word
 
 COMMANDS = (

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
-from vmr_env.benchmarks.cli.common import FILE, past_end_option, problems_exit_with_1
 
+from vmr_env.benchmarks.cli.common import FILE, past_end_option, problems_exit_with_1
 from vmr_env.data.annotations import PAST_END, PastEnd
 from vmr_env.data.answer_sets import paired_sets
 from vmr_env.data.highlights import paired_highlights

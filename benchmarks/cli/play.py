@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from vmr_env.benchmarks.cli.common import FOLDER, problems_exit_with_1
 
 if TYPE_CHECKING:
     from vmr_env.agents.ensemble.cross_fitting import CrossFittedEnsemble
-
     from vmr_env.caches.reader import DecoderStateCache
 
 KEYS = {
@@ -57,8 +57,8 @@ def play(
       vmr-env play VMR-QVHighlights-v0 --seed 1
     """
     import gymnasium
-    from vmr_env.benchmarks.cli.episode import play_episodes
 
+    from vmr_env.benchmarks.cli.episode import play_episodes
     from vmr_env.envs.env import VMREnv
 
     try:
@@ -89,6 +89,7 @@ def _opponent(cache: "DecoderStateCache", agent: Path | None) -> "CrossFittedEns
     if agent is None and not shipped.is_file():
         return None
     import torch
+
     from vmr_env.agents.ensemble.files import load_ensemble
 
     torch.set_num_threads(1)

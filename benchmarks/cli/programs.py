@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
-from vmr_env.benchmarks.cli.common import problems_exit_with_1
 
+from vmr_env.benchmarks.cli.common import problems_exit_with_1
 from vmr_env.options import parser_of
 
 _FORWARDED = {"ignore_unknown_options": True, "help_option_names": []}

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import click
+
 from vmr_env.benchmarks.cli.common import FILE, FOLDER, NEW, device_option, problems_exit_with_1
 
 
@@ -66,7 +67,6 @@ def refine(
     if clips:
         from vmr_env.backbones.features.store import FeatureStore
         from vmr_env.benchmarks.experiment.dense import Stores, encode_queries
-
         from vmr_env.data.queries import read_queries
 
         stores = Stores([FeatureStore(path) for path in clips])

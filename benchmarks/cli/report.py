@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+
 from vmr_env.benchmarks.cli.common import FOLDER, NEW, problems_exit_with_1
 
 

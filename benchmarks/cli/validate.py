@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from vmr_env.benchmarks.cli.common import FILE, FOLDER, past_end_option, problems_exit_with_1
 
+from vmr_env.benchmarks.cli.common import FILE, FOLDER, past_end_option, problems_exit_with_1
 from vmr_env.data.annotations import PAST_END, PastEnd
 from vmr_env.data.profiles import PROFILES
 from vmr_env.errors import DataError, Problem

@@ -18,7 +18,6 @@ from vmr_env.benchmarks.experiment.methods import EnvironmentMethod, Fold, Metho
 from vmr_env.benchmarks.experiment.names import AGENTS, BACKBONE_METHODS, STEPWISE_AGENTS
 from vmr_env.benchmarks.experiment.options import BESIDE, Options
 from vmr_env.benchmarks.experiment.unfrozen import Features
-
 from vmr_env.errors import DataError, Problem
 
 

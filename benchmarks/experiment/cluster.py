@@ -18,11 +18,11 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
+
 from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.backbones.cluster import Cluster, connected, open_desk, received, workers
 from vmr_env.backbones.shipping import Packed, pack
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run, Work, reason, shared_out
-
 from vmr_env.files.folders import files_of
 from vmr_env.files.writing import write_bytes
 

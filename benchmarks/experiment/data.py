@@ -10,7 +10,6 @@ from vmr_env.benchmarks.experiment.experiment import cross_validation, train_tes
 from vmr_env.benchmarks.experiment.methods import Fold, Settings
 from vmr_env.benchmarks.experiment.options import BESIDE, Options, rule_of
 from vmr_env.benchmarks.experiment.pools import with_references
-
 from vmr_env.caches.from_predictions import build_prediction_cache, model_name
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile

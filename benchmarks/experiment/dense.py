@@ -23,6 +23,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+
 from vmr_env.agents.dense.cached import cached_predictions, cached_states
 from vmr_env.agents.dense.decoding import answers
 from vmr_env.agents.dense.network import DenseNetwork
@@ -31,13 +32,12 @@ from vmr_env.agents.dense.references import SpanRanker, evidence_alone, vote_ans
 from vmr_env.agents.dense.timeline import Timelines
 from vmr_env.agents.dense.trainer import Beliefs, DenseConfig, believe, train, vote_distribution
 from vmr_env.agents.ensemble.cross_fitting import quality
+from vmr_env.arrays import Floats
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.features.text import SentenceCache, SentenceEncoder, read_sentences
 from vmr_env.benchmarks.experiment.parsers import CONFIGURED, dense_parser
 from vmr_env.benchmarks.experiment.results import differences, figures, query_scores, table
 from vmr_env.benchmarks.report.comparison import rounded
-
-from vmr_env.arrays import Floats
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import Prediction, by_score, read_predictions, write_predictions

@@ -15,6 +15,7 @@ import gymnasium
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+
 from vmr_env.agents.dense.decoding import answers
 from vmr_env.agents.dense.network import DenseNetwork
 from vmr_env.agents.dense.spans import gain
@@ -31,7 +32,6 @@ from vmr_env.benchmarks.experiment.dense import (
     read_timelines,
     report,
 )
-
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.profiles import PROFILES, get_profile

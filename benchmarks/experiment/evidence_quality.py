@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
 from vmr_env.agents.dense.policy import DensePolicy, Evidence, load_policy
+from vmr_env.arrays import Floats
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.benchmarks.experiment.dense import Stores, encode_queries
 from vmr_env.benchmarks.experiment.results import Difference, differences, query_scores, table
-
-from vmr_env.arrays import Floats
 from vmr_env.data.annotations import Annotation, read_annotations
 from vmr_env.data.predictions import Prediction, read_predictions
 from vmr_env.data.profiles import PROFILES, get_profile

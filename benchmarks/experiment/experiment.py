@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+
+import vmr_env
 from vmr_env.agents.ensemble.cross_fitting import Selection
 from vmr_env.agents.evaluation import Refined, Trajectories
 from vmr_env.benchmarks.experiment.methods import Answers, Fold, Method, MethodResult, Ranked, Settings, Watch
-
-import vmr_env
 from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.errors import DataError, Problem
 from vmr_env.files.objects import read_state, write_state

@@ -14,7 +14,6 @@ from vmr_env.benchmarks.experiment.methods import HeadMethod, Method
 from vmr_env.benchmarks.experiment.names import STEPWISE_AGENTS
 from vmr_env.benchmarks.experiment.stepwise_method import StepwiseMethod, stepwise_config
 from vmr_env.benchmarks.experiment.unfrozen import UNFROZEN, Features, UnfrozenMethod
-
 from vmr_env.envs.curriculum import SCHEDULES, through_stages
 from vmr_env.errors import DataError, Problem
 

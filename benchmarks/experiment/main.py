@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+
 from vmr_env.benchmarks.experiment.chosen_methods import chosen_methods, methods_of
 from vmr_env.benchmarks.experiment.data import open_data, settings_of, train_backbone
 from vmr_env.benchmarks.experiment.experiment import Experiment, Run, Work
@@ -19,7 +20,6 @@ from vmr_env.benchmarks.experiment.processors import available_processors
 from vmr_env.benchmarks.experiment.progress import Watcher
 from vmr_env.benchmarks.experiment.run_folder import SETTINGS_FILE, make_folder, settle
 from vmr_env.benchmarks.report.files import report
-
 from vmr_env.errors import DataError, Problem
 from vmr_env.files.writing import only_writer
 from vmr_env.options import parse

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
 from vmr_env.agents.ensemble.cross_fitting import (
     Configured,
     CrossFit,
@@ -44,7 +45,6 @@ from vmr_env.agents.tprl.validation import propose
 from vmr_env.backbones.base import TrainableDetector, open_detector
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.girl_detr.weights import tensor_sha256
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.predictions import Prediction
 from vmr_env.envs.actions import FREE

@@ -14,7 +14,6 @@ from vmr_env.benchmarks.experiment.names import (
     HEAD_AGENTS,
     STEPWISE_AGENTS,
 )
-
 from vmr_env.data.annotations import PAST_END, PastEnd
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.actions import FREE

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from vmr_env.backbones.arguments import device
-
 from vmr_env.data.profiles import PROFILES
 
 GRADIENTS = ("exact", "reinforce", "ppo", "none")

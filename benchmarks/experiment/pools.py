@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from vmr_env.agents.ensemble.cross_fitting import quality
 from vmr_env.benchmarks.experiment.methods import Fold
-
 from vmr_env.caches.reader import CacheBatch, DecoderStateCache, Ragged, write_cache
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.metrics.spans import best_tiou

@@ -17,9 +17,9 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.benchmarks.experiment.experiment import Run, Work, reason, shared_out
-
 from vmr_env.errors import DataError, Problem
 from vmr_env.programs import end_with_parent
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
 from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.benchmarks.experiment.experiment import Run, Work
 from vmr_env.benchmarks.experiment.logs import Log, open_logs

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from vmr_env.benchmarks.experiment.methods import Fold
-from vmr_env.benchmarks.experiment.options import Options
 
 import vmr_env
+from vmr_env.benchmarks.experiment.methods import Fold
+from vmr_env.benchmarks.experiment.options import Options
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.objects import read_state, write_state
 

@@ -18,8 +18,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from scipy import stats
 from stable_baselines3.common.base_class import BaseAlgorithm
-from vmr_env.agents.evaluation import refine
 
+from vmr_env.agents.evaluation import refine
 from vmr_env.arrays import Array, Bools, Floats
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import PROFILES

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from vmr_env.agents.sb3.vec_env import NativeVecEnv
 from vmr_env.benchmarks.experiment.sb3_models import ALGORITHMS, gain, load_algorithm, mean_over_seeds
-
 from vmr_env.caches.reader import DecoderStateCache, split_by_video
 from vmr_env.envs.sources import open_source
 from vmr_env.envs.vector_env import VMRVectorEnv

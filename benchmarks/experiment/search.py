@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from vmr_env.benchmarks.experiment.chosen_methods import methods_of
 from vmr_env.benchmarks.experiment.experiment import Experiment
 from vmr_env.benchmarks.experiment.main import check_all, do_runs, ended, prepared
@@ -21,7 +22,6 @@ from vmr_env.benchmarks.experiment.results import figures, measures, table
 from vmr_env.benchmarks.experiment.run_folder import SETTINGS_FILE, make_folder, same_or_new
 from vmr_env.benchmarks.experiment.sweep import Sweep, row_options
 from vmr_env.benchmarks.report.comparison import submitted, truth_of
-
 from vmr_env.errors import DataError, MissingExtra, Problem, shorten
 from vmr_env.files.text import write_text
 from vmr_env.files.writing import only_writer

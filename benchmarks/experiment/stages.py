@@ -15,13 +15,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from stable_baselines3 import PPO as SB3PPO
+
 from vmr_env.agents.evaluation import refine
 from vmr_env.agents.ppo import PPO
 from vmr_env.agents.sb3.curriculum import CurriculumCallback
 from vmr_env.agents.sb3.vec_env import NativeVecEnv
-from vmr_env.benchmarks.experiment.sb3_models import mean_over_seeds
-
 from vmr_env.arrays import Array, Bools, Floats
+from vmr_env.benchmarks.experiment.sb3_models import mean_over_seeds
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.envs.curriculum import CURRICULA, STAGES, Curriculum, StepSchedule
 from vmr_env.envs.sources import open_source

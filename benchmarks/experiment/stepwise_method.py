@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from vmr_env.agents.ensemble.cross_fitting import Progress, Selection
 from vmr_env.agents.evaluation import KINDS, Trajectories
 from vmr_env.agents.stepwise.data import DetectedBatches
@@ -21,7 +22,6 @@ from vmr_env.agents.tensors import write_tensors
 from vmr_env.agents.tprl.validation import Validator
 from vmr_env.benchmarks.experiment.methods import Fold, Method, MethodResult, Settings, Watch, ranking
 from vmr_env.benchmarks.experiment.names import STEPWISE_AGENTS
-
 from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.data.profiles import get_profile
 

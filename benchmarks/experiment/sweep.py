@@ -21,7 +21,6 @@ from vmr_env.benchmarks.experiment.options import (
 )
 from vmr_env.benchmarks.experiment.run_folder import SETTINGS_FILE, make_folder
 from vmr_env.benchmarks.report.sweeps import ReportedRow, report_sweep
-
 from vmr_env.errors import DataError, Problem, shorten
 from vmr_env.files.writing import only_writer
 from vmr_env.files.yaml import read_yaml

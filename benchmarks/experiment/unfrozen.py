@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+
 from vmr_env.agents.devices import device_of, seeded
 from vmr_env.agents.ensemble.cross_fitting import Progress
 from vmr_env.agents.tprl.config import TprlConfig
@@ -17,6 +18,7 @@ from vmr_env.agents.tprl.data import StateBatch, padded_moments
 from vmr_env.agents.tprl.head_training import HeadResult, Rows, uses
 from vmr_env.agents.tprl.trainer import TprlTrainer
 from vmr_env.agents.tprl.validation import Validator
+from vmr_env.arrays import Floats
 from vmr_env.backbones.dataset import MomentDataset
 from vmr_env.backbones.features.store import FeatureStore
 from vmr_env.backbones.frozen import recipe_of
@@ -33,8 +35,6 @@ from vmr_env.benchmarks.experiment.methods import (
     ranking,
     selection_of,
 )
-
-from vmr_env.arrays import Floats
 from vmr_env.caches.reader import DecoderStateCache, video_folds
 from vmr_env.data.annotations import read_annotations
 from vmr_env.errors import DataError, Problem

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from vmr_env.benchmarks.experiment.results import (
     DRAWS,
     Difference,
@@ -32,7 +33,6 @@ from vmr_env.benchmarks.experiment.results import (
     table,
 )
 from vmr_env.benchmarks.report import plots
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import read_predictions

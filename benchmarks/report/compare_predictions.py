@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from vmr_env.benchmarks.experiment.results import DRAWS, Resampling, measures, query_scores
 
 from vmr_env.arrays import Doubles
+from vmr_env.benchmarks.experiment.results import DRAWS, Resampling, measures, query_scores
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.predictions import read_predictions
 from vmr_env.data.profiles import PROFILES

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from vmr_env.agents.evaluation import Refined, refine
 from vmr_env.agents.references import GreedyOracle, RandomAgent, StopAtOnce, constant_window
 from vmr_env.agents.tprl.validation import submission_times
 from vmr_env.benchmarks.experiment.experiment import Experiment
 from vmr_env.benchmarks.experiment.methods import Answers, Fold, predictions
 from vmr_env.benchmarks.experiment.results import Difference, differences, figures, measures, query_scores
-
 from vmr_env.caches.from_predictions import model_name
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction, read_predictions

@@ -5,11 +5,11 @@ from html import escape
 from typing import Any
 
 import numpy as np
+
 from vmr_env.agents.evaluation import USES
+from vmr_env.arrays import Doubles
 from vmr_env.benchmarks.experiment.results import mean_curve
 from vmr_env.benchmarks.report import plots
-
-from vmr_env.arrays import Doubles
 
 Training = tuple[Sequence[int], Sequence[float]]
 """Rounds, and the gains after them."""

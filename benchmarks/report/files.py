@@ -36,6 +36,8 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
+
+import vmr_env
 from vmr_env.agents.ensemble.cross_fitting import Selection
 from vmr_env.agents.tprl.validation import submission_times
 from vmr_env.benchmarks.experiment.experiment import Experiment, RunResult, merge
@@ -45,8 +47,6 @@ from vmr_env.benchmarks.report.comparison import STOP, Comparison
 from vmr_env.benchmarks.report.html import PAGE_FILE, POOL_NOTE, Given, gather, write_report
 from vmr_env.benchmarks.report.trajectories import Trajectory, trajectories
 from vmr_env.benchmarks.report.verdicts import lines
-
-import vmr_env
 from vmr_env.caches.writer import sha256_of
 from vmr_env.data.predictions import Prediction, write_predictions
 from vmr_env.data.profiles import get_profile

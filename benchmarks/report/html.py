@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+
 from vmr_env.agents.ensemble.cross_fitting import Selection
 from vmr_env.agents.health import HEALTH_FIGURES, mean_health
 from vmr_env.benchmarks.experiment.results import compared
@@ -22,7 +23,6 @@ from vmr_env.benchmarks.report.comparison import FROM_POOL
 from vmr_env.benchmarks.report.figures import all_figures, stage_lengths
 from vmr_env.benchmarks.report.trajectories import Trajectory
 from vmr_env.benchmarks.report.verdicts import MEASURE, lines
-
 from vmr_env.data.annotations import Annotation
 from vmr_env.data.predictions import Prediction
 from vmr_env.data.profiles import get_profile

@@ -11,9 +11,9 @@ from html import escape
 from importlib.resources import files
 
 import numpy as np
-from vmr_env.benchmarks.experiment.results import Curve
 
 from vmr_env.arrays import Doubles
+from vmr_env.benchmarks.experiment.results import Curve
 
 Classes = Mapping[str, str]
 """Class of each name's series."""

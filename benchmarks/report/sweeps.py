@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+
 from vmr_env.benchmarks.experiment.experiment import Experiment
 from vmr_env.benchmarks.experiment.results import Difference, measures, table
 from vmr_env.benchmarks.report import plots
@@ -26,7 +27,6 @@ from vmr_env.benchmarks.report.combine import combine, read_record
 from vmr_env.benchmarks.report.comparison import truth_of
 from vmr_env.benchmarks.report.html import REPORT_FILE
 from vmr_env.benchmarks.report.verdicts import MEASURE
-
 from vmr_env.data.profiles import get_profile
 from vmr_env.files.text import write_text
 

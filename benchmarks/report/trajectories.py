@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 import numpy as np
-from vmr_env.agents.evaluation import KINDS, Trajectories
 
+from vmr_env.agents.evaluation import KINDS, Trajectories
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.metrics.spans import best_tiou
 

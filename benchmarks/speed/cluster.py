@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+
 from vmr_env.agents.ensemble.cross_fitting import Selection
 from vmr_env.agents.evaluation import Refined
 from vmr_env.agents.expected_gain import ExpectedGain
@@ -30,7 +31,6 @@ from vmr_env.benchmarks.experiment.methods import (
     Watch,
 )
 from vmr_env.benchmarks.speed.options import ClusterSpeed
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile
 from vmr_env.files.folders import files_of

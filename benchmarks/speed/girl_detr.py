@@ -10,12 +10,12 @@ from statistics import median
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
 from vmr_env.backbones.girl_detr.config import GirlDetrConfig
 from vmr_env.backbones.girl_detr.losses import SupervisedCriterion
 from vmr_env.backbones.girl_detr.model import GirlDetr
 from vmr_env.backbones.girl_detr.targets import Targets
 from vmr_env.benchmarks.speed.options import GirlDetrSpeed
-
 from vmr_env.options import parse_in_range
 from vmr_env.programs import run_program
 

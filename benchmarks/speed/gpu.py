@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from vmr_env.agents.ppo import PPO
 from vmr_env.agents.tprl.config import default_config
 from vmr_env.backbones.base import GirlDetrDetector
@@ -22,7 +23,6 @@ from vmr_env.backbones.simulated.features import write_simulated
 from vmr_env.benchmarks.speed.girl_detr import CLIPS, training_step
 from vmr_env.benchmarks.speed.options import GpuSpeed
 from vmr_env.benchmarks.speed.tprl import BATCH, FEW, stage_three, training, write_states
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.annotations import read_annotations
 from vmr_env.data.profiles import get_profile

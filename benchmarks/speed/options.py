@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 from vmr_env.backbones.girl_detr.config import REPAIRS
-
 from vmr_env.options import option
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from gymnasium.vector import SyncVectorEnv
 from scipy import stats
+
 from vmr_env.agents.base import Agent
 from vmr_env.agents.ppo import PPO, PPOConfig
 from vmr_env.agents.sb3.vec_env import SB3PPO
 from vmr_env.benchmarks.speed.options import Throughput
-
 from vmr_env.caches.reader import DecoderStateCache
 from vmr_env.data.profiles import get_profile
 from vmr_env.envs.actions import get_action_mode

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config, with_stages
 from vmr_env.agents.tprl.data import StateBatches
 from vmr_env.agents.tprl.trainer import TprlTrainer
 from vmr_env.backbones.girl_detr.head import DetectionHead
 from vmr_env.benchmarks.speed.options import TprlSpeed
-
 from vmr_env.caches.reader import CacheBatch, CacheWriter, DecoderStateCache, Ragged
 from vmr_env.files.text import write_text
 from vmr_env.options import parse_in_range
