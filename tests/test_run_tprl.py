@@ -309,7 +309,7 @@ BAD: dict[str, tuple[Arguments, str]] = {
         _pair("train", "test", "--curriculum", "9,3"),
         "--curriculum: is '9,3', expected plateau, or 2 rising numbers of steps",
     ),
-    "unknown agent": (_pair("train", "test", "--agents", "pppo"), "'pppo' cannot be imported"),
+    "unknown agent": (_pair("train", "test", "--agents", "pppo"), "--agents: 'pppo' cannot be imported"),
     "no such module": (_pair("train", "test", "--agent", "no_such.module:A"), "No module named 'no_such'"),
     "no such class": (_pair("train", "test", "--agent", "own_agent:Nope"), "has no attribute 'Nope'"),
     "no class": (_pair("train", "test", "--agent", "json:dumps"), "'json:dumps' is no agent"),

@@ -33,7 +33,7 @@ def load_agent(name: str) -> MakeAgent:
         return agent_class(AGENTS.get(name, name))
     except ValueError as error:
         message = f"{error}; expected one of {', '.join((*AGENTS, *BACKBONE_METHODS))}, or module:Class"
-        raise DataError(Problem("--agent", None, None, message)) from error
+        raise DataError(Problem("--agents", None, None, message)) from error
 
 
 def methods_of(options: Options, folds: Sequence[Fold]) -> dict[str, Method]:
