@@ -31,7 +31,7 @@ def experiment(folder: Path, samples: int = 4) -> Experiment:
         Refined(rows, spans, rows * 0, rows / 10, rows / 5),
         Selection((1,), (0.5,), 1, 8, ((0.5, 0.5),), ({"losses/entropy": 0.5},)),
     )
-    method: Any = SimpleNamespace(run=lambda *_: outcome)
+    method: Any = SimpleNamespace(members=lambda *_: 0, answer=lambda *_: outcome)
     fold: Any = SimpleNamespace(test_samples=rows)
     return Experiment(folder, [fold], {"a": method}, 1, SETTINGS)
 
