@@ -12,6 +12,7 @@ import pytest
 import torch
 from backbone import Backbone, make_backbone
 from click.testing import CliRunner
+from one_run import run_alone
 from refinement import environment, short_cache, user_cache_in
 from second_device import DEVICE, elsewhere, with_device
 from test_dense import CONFIG, problem
@@ -311,7 +312,7 @@ def unfrozen_learnt(made: Backbone, folder: Path, where: str) -> list[Any]:
     features = Features(made.features / "train", made.features / "test")
     method = UnfrozenMethod(small_config(schedule=SHORT), made.weights, features, "everything")
     settings = Settings(members=2, evaluations=1, proposals=1, rounds=None, device=where)
-    result = method.run(folds[0], 0, settings, folder, {}, lambda progress: None)
+    result = run_alone(method, folds[0], settings, folder)
     return [*leaves(list(result.answers)), len(result.selection.rounds)]
 
 

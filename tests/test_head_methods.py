@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from backbone import Backbone, make_backbone, open_features
+from one_run import run_alone
 from safetensors.torch import load_file, save_file
 
 from vmr_env.agents.evaluation import USES
@@ -243,7 +244,7 @@ def test_what_is_kept_is_named_by_the_whole_unit(backbone: Backbone, tmp_path: P
     fold = train_test(*(DecoderStateCache.open(backbone.caches / split) for split in ("train", "test")))[0]
     config = configured(head_config("tprl", "charades"), {"epochs": [0, 0, 1]})
     keep = tmp_path / "baseline. mean-seed0-fold0"
-    HeadMethod(config, backbone.weights).run(fold, 0, Settings(2, 1, 1, None), keep, {}, lambda now: None)
+    run_alone(HeadMethod(config, backbone.weights), fold, Settings(2, 1, 1, None), keep)
     assert [path.name for path in tmp_path.iterdir()] == ["baseline. mean-seed0-fold0.safetensors"]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from backbone import Backbone, make_backbone
+from one_run import run_alone
 
 from vmr_env.agents.tprl.config import TprlConfig, default_config, paper_config, with_stages
 from vmr_env.agents.tprl.data import StateBatch, StateBatches
@@ -41,7 +42,7 @@ def test_what_is_unfrozen_changes_and_nothing_else(
 ) -> None:
     folds = train_test(*(DecoderStateCache.open(backbone.caches / split) for split in ("train", "test")))
     method = UnfrozenMethod(CONFIG, backbone.weights, features, unfrozen)
-    outcome = method.run(folds[0], 0, Settings(2, 1, 1, None), tmp_path / "unit", {}, lambda now: None)
+    outcome = run_alone(method, folds[0], Settings(2, 1, 1, None), tmp_path / "unit")
     before, after = outcome.frozen["before"], outcome.frozen["after"]
     differing = {name for name in before if before[name] != after[name]}
     assert differing
@@ -125,7 +126,7 @@ def test_the_frozen_part_stays_and_its_dropout_is_on_as_published(
 
     def run() -> MethodResult:
         method = UnfrozenMethod(config, backbone.weights, features, "nothing", dropout=dropout)
-        return method.run(folds[0], 0, Settings(2, 1, 1, None), tmp_path / "unit", {}, lambda now: None)
+        return run_alone(method, folds[0], Settings(2, 1, 1, None), tmp_path / "unit")
 
     outcome = run()
     assert torch.equal(torch.random.get_rng_state(), random)

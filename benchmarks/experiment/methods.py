@@ -178,14 +178,6 @@ class Method(ABC):
             about: What to note there.
         """
 
-    def run(
-        self, fold: Fold, seed: int, settings: Settings, keep: Path, about: Mapping[str, Any], watch: Watch
-    ) -> MethodResult:
-        """Train one member after the other, and answer."""
-        members = range(self.members(fold, settings))
-        learnt = [self.train(fold, seed, settings, member, watch) for member in members]
-        return self.answer(learnt, fold, seed, settings, keep, about)
-
 
 @dataclass(frozen=True)
 class EnvironmentMethod(Method):

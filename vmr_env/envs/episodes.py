@@ -180,7 +180,7 @@ class Episodes:
         n, parts = len(self.state), len(self._candidates)
         observations = np.empty((n, self.task.observer.width), np.float32) if out is None else out
         outcome = Outcome(observations, np.zeros(n), np.zeros(n, bool))
-        if self._memories and kernel.BEGIN in orders.tobytes():
+        if self._memories:
             begun = np.flatnonzero(orders == kernel.BEGIN)
             for memory in self._memories:
                 memory.hold(begun, self.samples[begun])
