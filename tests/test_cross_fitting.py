@@ -20,9 +20,9 @@ from tests.caches import ARGUMENTS, random_batch
 from vmr_env.agents.base import Agent, Metrics
 from vmr_env.agents.ensemble.cross_fitting import (
     Configured,
+    CrossFit,
     CrossFittedEnsemble,
     Progress,
-    cross_fit,
 )
 from vmr_env.agents.ensemble.files import load_ensemble, save_ensemble
 from vmr_env.agents.evaluation import refine
@@ -141,7 +141,8 @@ class Drifting(Agent):
 
 def _fit(make: type[Agent], cache: DecoderStateCache, **options: Any) -> Any:
     arguments: dict[str, Any] = {"members": 3, "evaluations": 4, "seed": 0, "options": OPTIONS, **options}
-    return cross_fit(make, cache, np.arange(len(cache)), **arguments)
+    watch = arguments.pop("watch", lambda progress: None)
+    return CrossFit(make, cache, np.arange(len(cache)), **arguments).fit(watch)
 
 
 @pytest.mark.parametrize("make", [Scripted, Live])
@@ -253,7 +254,7 @@ def test_members_are_judged_on_videos_that_they_have_not_seen(
     monkeypatch.setattr(vmr_env.agents.ensemble.cross_fitting, "training_environment", note_learnt)
     monkeypatch.setattr(vmr_env.agents.ensemble.cross_fitting, "refine", note_judged)
     training = np.arange(5, 45)
-    cross_fit(Rule, simulated, training, members=4, evaluations=1, seed=0, options=OPTIONS)
+    CrossFit(Rule, simulated, training, members=4, evaluations=1, seed=0, options=OPTIONS).fit()
     assert len(learnt) == len(judged) == 4
     assert all(not own & unseen for own, unseen in zip(learnt, judged, strict=True))
     assert sorted(rows) == training.tolist()  # each once
@@ -434,7 +435,7 @@ def test_folds_and_parts_keep_the_clips_of_a_source_video_together(
 
     monkeypatch.setattr(vmr_env.agents.ensemble.cross_fitting, "training_environment", environment)
     options = {"proposals": 1}
-    cross_fit(StopAtOnce, cache, np.arange(24), members=3, evaluations=1, seed=0, options=options)
+    CrossFit(StopAtOnce, cache, np.arange(24), members=3, evaluations=1, seed=0, options=options).fit()
     assert sum(map(len, learnt)) == 2 * len(set(sources))  # each video is kept from exactly one member
 
 
@@ -465,7 +466,7 @@ def test_members_learn_through_the_stages_of_a_curriculum(late: DecoderStateCach
             stages.append(self.env.unwrapped.stage)
             return metrics
 
-    ensemble, _ = cross_fit(
+    ensemble, _ = CrossFit(
         Watching,
         late,
         np.arange(len(late)),
@@ -475,6 +476,6 @@ def test_members_learn_through_the_stages_of_a_curriculum(late: DecoderStateCach
         options=OPTIONS,
         rounds=4,
         curriculum=StepSchedule((40, 100)),
-    )
+    ).fit()
     assert stages == [2, 2, 3, 3] * 2
     save_ensemble(tmp_path / "file.safetensors", CrossFittedEnsemble(ensemble.members, OPTIONS), late, {})

@@ -197,7 +197,7 @@ def test_an_agent_that_learns_and_tells_no_state_is_refused(made: Backbone) -> N
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(cross_fitting, "_choose", lambda gains, videos: 0)
         with pytest.raises(ValueError, match=r"Stateless learns, and its state_dict is empty"):
-            cross_fitting.cross_fit(
+            cross_fitting.CrossFit(
                 Stateless,
                 cache,
                 np.arange(len(cache)),
@@ -206,4 +206,4 @@ def test_an_agent_that_learns_and_tells_no_state_is_refused(made: Backbone) -> N
                 seed=0,
                 options={"proposals": 1},
                 rounds=1,
-            )
+            ).fit()

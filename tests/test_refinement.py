@@ -16,7 +16,7 @@ import vmr_env
 from vmr_env.agents import refinement
 from vmr_env.agents.dense import DensePolicy, Evidence, refine_rows, save_policy
 from vmr_env.agents.dense.network import DenseNetwork
-from vmr_env.agents.ensemble.cross_fitting import CrossFittedEnsemble, cross_fit, training_environment
+from vmr_env.agents.ensemble.cross_fitting import CrossFit, CrossFittedEnsemble, training_environment
 from vmr_env.agents.ensemble.files import load_ensemble, save_ensemble
 from vmr_env.agents.evaluation import refine as run_episodes
 from vmr_env.agents.evaluation import submission
@@ -71,9 +71,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             max_proposals=10,
         )
     )
-    ensemble, _ = cross_fit(
+    ensemble, _ = CrossFit(
         Small, cache, np.arange(ROWS), members=2, evaluations=1, seed=0, options=Small.env_options
-    )
+    ).fit()
     kept = ensemble.members or [Small(ensemble_env(cache), 0)]
     save_ensemble(
         folder / "agent.safetensors", CrossFittedEnsemble(kept, Small.env_options), cache, {"seed": 0}
@@ -196,7 +196,7 @@ def test_caches_without_ground_truth_are_refused_by_what_needs_it(made: Path, tm
     with pytest.raises(DataError, match="has no ground truth; expected some"):
         vmr_env.VMREnv("charades", source=cache)
     with pytest.raises(DataError, match="has no ground truth; expected some"):
-        cross_fit(
+        CrossFit(
             Small,
             DecoderStateCache.open(cache),
             np.arange(ROWS),
@@ -204,7 +204,7 @@ def test_caches_without_ground_truth_are_refused_by_what_needs_it(made: Path, tm
             evaluations=1,
             seed=0,
             options={},
-        )
+        ).fit()
     with pytest.raises(DataError, match="relevant_windows: is in none of the 23 rows"):
         vmr_env.evaluate(made / "predictions.jsonl", made / "queries.jsonl")
 

@@ -9,7 +9,7 @@ import pytest
 from refinement import short_cache, user_cache_in
 
 from vmr_env.agents.base import Agent
-from vmr_env.agents.ensemble.cross_fitting import cross_fit
+from vmr_env.agents.ensemble.cross_fitting import CrossFit
 from vmr_env.agents.expected_gain import ExpectedGain, ExpectedGainConfig
 from vmr_env.agents.grpo import GRPO, GRPOConfig
 from vmr_env.agents.ppo import PPO, PPOConfig
@@ -95,7 +95,7 @@ def test_members_of_ensembles_of_neighbouring_seeds_differ(cache: DecoderStateCa
         return StopAtOnce(env, seed)
 
     for seed, members in product(range(3), (2, 3)):
-        cross_fit(make, cache, np.arange(24), members=members, evaluations=1, seed=seed, options={})
+        CrossFit(make, cache, np.arange(24), members=members, evaluations=1, seed=seed, options={}).fit()
     # The first members of two ensembles of one seed may be alike; those of other seeds are not.
     assert len(set(seeds)) == 3 * 3
 

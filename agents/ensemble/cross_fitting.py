@@ -180,6 +180,12 @@ class CrossFit:
             raise ValueError(f"members is {self.members}, {message}")
         self.cache.require_ground_truth()
 
+    def fit(
+        self, watch: Callable[[Progress], None] = lambda progress: None
+    ) -> tuple[CrossFittedEnsemble, Selection]:
+        """Train one member after the other, and join them; `watch` is called after every round."""
+        return self.join([self.train(member, watch) for member in range(self.members)])
+
     def train(self, member: int, watch: Callable[[Progress], None] = lambda progress: None) -> TrainedMember:
         """Train one member, which depends on no other.
 
@@ -251,27 +257,6 @@ class CrossFit:
         agent = self.make(env, derived(self.seed, "member", member))
         agent.to(self.device)
         return agent
-
-
-def cross_fit(
-    make: MakeAgent,
-    cache: DecoderStateCache,
-    samples: Array,
-    *,
-    watch: Callable[[Progress], None] = lambda progress: None,
-    **settings: Any,
-) -> tuple[CrossFittedEnsemble, Selection]:
-    """Train an ensemble on samples of a cache, one member after the other.
-
-    Args:
-        make: makes an agent for an environment and a seed.
-        cache: where the samples are.
-        samples: (n,), training samples.
-        watch: called after every round.
-        settings: the others of `CrossFit`, whose errors are those here.
-    """
-    fit = CrossFit(make, cache, samples, **settings)
-    return fit.join([fit.train(member, watch) for member in range(fit.members)])
 
 
 def _gains(refined: Refined) -> Array:
